@@ -1,0 +1,132 @@
+"""What can go wrong: an error says what happened, what was seen and what to type next.
+
+`RescaleError` and its kinds are raised anywhere and caught once, in `rescale_cli.cli.main`. The kind
+decides the exit code; `code` is the stable name that `--json` prints.
+"""
+
+from __future__ import annotations
+
+
+class RescaleError(Exception):
+    """A deed that cannot be done, in words for the person who asked for it.
+
+    Args:
+        what: the failure in one line, without a full stop.
+        saw: the names, shapes, values that show it.
+        fix: what the user can type or change; always given.
+    """
+
+    exit_code = 1
+    code = "bug"
+
+    def __init__(self, what: str, *, saw: str = "", fix: str) -> None:
+        super().__init__(what)
+        self.what, self.saw, self.fix = what, saw, fix
+
+
+class UsageError(RescaleError):
+    """The command line asks for something that does not exist or does not go together."""
+
+    exit_code = 2
+    code = "usage"
+
+
+class BadInput(RescaleError):
+    """A file or a value that cannot be right, whatever is decided about it."""
+
+    exit_code = 3
+    code = "bad-input"
+
+
+class BadCheckpoint(BadInput):
+    """The checkpoint is damaged, of an unknown kind, or not a regular file."""
+
+    code = "bad-checkpoint"
+
+
+class UnsafePickle(BadInput):
+    """A pickle calls or names something that no checkpoint needs. Nothing of it was run."""
+
+    code = "unsafe-pickle"
+
+
+class NoClassifier(BadInput):
+    """There is no final linear layer that re-scaling could act on."""
+
+    code = "no-classifier"
+
+
+class BadHead(BadInput):
+    """The head is there, but cannot be re-scaled: NaN, shared bytes, 8-bit rows, overflow."""
+
+    code = "bad-head"
+
+
+class BadCounts(BadInput):
+    """The class counts are not one positive whole number for each row of the head."""
+
+    code = "bad-counts"
+
+
+class NotProven(BadInput):
+    """A patched file is not what its record says it is."""
+
+    code = "not-proven"
+
+
+class NeedsDecision(RescaleError):
+    """Several answers are possible, and only the user knows which one is meant."""
+
+    exit_code = 4
+    code = "needs-decision"
+
+
+class AmbiguousHead(NeedsDecision):
+    """More than one layer could be the head; `candidates` says which, and why."""
+
+    code = "ambiguous-head"
+
+    def __init__(
+        self, what: str, *, saw: str = "", fix: str, candidates: tuple[dict[str, object], ...] = ()
+    ) -> None:
+        super().__init__(what, saw=saw, fix=fix)
+        self.candidates = candidates
+
+
+class UnknownClassOrder(NeedsDecision):
+    """Counts carry names, and nothing says which row of the head each name is."""
+
+    code = "class-order"
+
+
+class AlreadyRescaled(NeedsDecision):
+    """The checkpoint carries the record of an earlier re-scaling."""
+
+    code = "already-rescaled"
+
+
+class OutputExists(NeedsDecision):
+    """Something already has the name of the output, or the output is the source."""
+
+    code = "output-exists"
+
+
+class EnvironmentProblem(RescaleError):
+    """The machine lacks something: disk space, CUDA, an extra, a permission."""
+
+    exit_code = 5
+    code = "environment"
+
+
+class GateFailed(RescaleError):
+    """A quality gate of the user's was not met."""
+
+    exit_code = 6
+    code = "gate-failed"
+
+
+class Interrupted(RescaleError):
+    """A signal asked the tool to stop; it cleaned up and did."""
+
+    exit_code = 130
+    code = "interrupted"

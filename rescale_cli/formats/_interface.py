@@ -1,0 +1,49 @@
+"""What a checkpoint format says of a file: a table of byte ranges, and no more.
+
+A format is one module of this folder with
+
+    NAME: str                                       shown by `inspect`
+    matches(path) -> bool                           told by content, never by suffix
+    list_tensors(path, accept=frozenset()) -> Contents
+
+`list_tensors` reads headers only; it refuses what is damaged or ambiguous and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rescale_cli.tensor_info import TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """The CRC-32 of the bytes [start, stop) of a file, stored little-endian at each offset in `at`."""
+
+    file: Path
+    start: int
+    stop: int
+    at: tuple[int, ...]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Everything that one checkpoint declares."""
+
+    format: str
+    """`safetensors`, `torch-zip`, `torchscript`, `torch-legacy`, `hugging-face-folder`, ..."""
+    tensors: tuple[TensorInfo, ...]
+    files: tuple[Path, ...]
+    """The files that hold tensors; the others of a folder are side files."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """safetensors' `__metadata__`, whole."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """The config.json beside the weights, where there is one."""
+    class_names: tuple[tuple[str, ...], ...] = ()
+    """Every list of class names found in the file, in row order; the head's length selects one."""
+    globals: tuple[str, ...] = ()
+    """What a pickle names beyond tensors and plain containers, sorted; none of it was imported."""
+    checksums: tuple[Checksum, ...] = ()
