@@ -1,0 +1,391 @@
+"""Counts from outside: the files of `--counts`, the data of `counts DATA`, names of `--classes`.
+
+What a file is, its content says, never its suffix alone. Nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, cast
+
+from rescale_cli.counts import RawCounts
+from rescale_cli.errors import BadCounts, BadInput, UsageError
+from rescale_cli.json_text import clip, parse_json
+from rescale_cli.label_sources import (
+    IMAGES,
+    MAX_BYTES,
+    SPLITS,
+    DataSpec,
+    coco_counts,
+    counts,
+    idx_labels,
+    list_counts,
+    npy_array,
+    tally_texts,
+    text_of,
+)
+from rescale_cli.regular_file import opened, read_whole, refuse_lfs_pointer
+
+MAX_COUNTS = 64 << 20
+LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "class_name", "class_id")
+COUNT_COLUMNS = ("count", "counts", "n", "num", "number", "samples", "num_samples", "images",
+                 "num_images", "frequency", "support")  # fmt: skip
+_FIX = (
+    'use a JSON list, {"name": count}, CSV lines `class,count`, a 1-D .npy, or data: --counts FILE'
+)
+
+
+def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
+    """What `--counts` names: a file of counts, data to count, or `-`.
+
+    Args:
+        spec: `-`, a path, or a source of `counts DATA` such as `list:train.txt`.
+        stdin: read for `-`, at most 64 MiB; sys.stdin's bytes if None.
+
+    Raises:
+        BadCounts: not counts in a known form, damaged, too large, or a key given twice.
+        BadInput: no such file, no regular file, or data that cannot be counted.
+        UsageError: an unknown source, option or split.
+    """
+    if spec != "-":
+        return count_data(spec)
+    data = (stdin or sys.stdin.buffer).read(MAX_COUNTS + 1)
+    if len(data) > MAX_COUNTS:
+        raise _bad("there is too much on stdin", f"more than {MAX_COUNTS:,} bytes")
+    if _is_json(data):
+        return json_counts(parse_json(data, "stdin", BadCounts), "stdin")
+    try:
+        return text_counts(io.StringIO(data.decode("utf-8-sig")), "stdin")
+    except UnicodeDecodeError as error:
+        raise _bad("stdin is neither JSON nor CSV in UTF-8", str(error)) from None
+
+
+def count_data(spec: str) -> RawCounts:
+    """Training samples of each class of `name:PATH?key=value@split`, or of a path by its content.
+
+    Raises:
+        BadInput: no such file, damaged, or not labels; BadCounts for a file of counts.
+        UsageError: an unknown source, option or split.
+    """
+    parsed = parse_spec(spec)
+    if not parsed.name:
+        if not os.path.isdir(parsed.path):  # noqa: PTH112 - Path.is_dir raises for some paths
+            _check_known("a file", [parsed.split] if parsed.split else [], (), "@")
+            return _by_content(parsed.path)
+        parsed = replace(parsed, name=_folder_source(parsed.path))
+        _check_spec(parsed)
+    return counts[parsed.name](parsed)
+
+
+def parse_spec(text: str) -> DataSpec:
+    """Read `name:PATH?key=value&key=value@split`, or PATH; what exists under that name is a path.
+
+    Raises:
+        UsageError: an unknown source, option or split.
+
+    Example:
+        >>> parse_spec("csv:train.csv?label=species").options
+        {'label': 'species'}
+        >>> parse_spec("cifar10:data@test").split
+        'test'
+    """
+    if os.path.lexists(text):
+        return DataSpec("", Path(text))
+    head = re.match(r"([a-z][a-z0-9-]*):", text)
+    name, rest = (head[1], text[head.end() :]) if head else ("", text)
+    split, options = None, {}
+    if not os.path.lexists(rest):
+        if found := re.search(r"@([a-z]+)$", rest):
+            split, rest = found[1], rest[: found.start()]
+        rest, _, query = rest.partition("?")
+        pairs = [pair.partition("=") for pair in query.split("&") if pair]
+        options = {key: value for key, _, value in pairs}
+    if not rest:
+        raise UsageError(
+            "the path is empty", saw=repr(clip(text, 80)), fix=f"{name or 'folder'}:PATH"
+        )
+    # Path.expanduser raises where there is no such user.
+    spec = DataSpec(name, Path(os.path.expanduser(rest)), options, split)  # noqa: PTH111
+    _check_spec(spec)
+    return spec
+
+
+def _check_spec(spec: DataSpec) -> None:
+    facts = counts.entry(spec.name).facts if spec.name else {"splits": SPLITS}
+    options, splits = (cast("tuple[str, ...]", facts.get(k, ())) for k in ("options", "splits"))
+    _check_known(spec.name or "a path", spec.options, options, "?")
+    _check_known(spec.name or "a path", [spec.split] if spec.split else [], splits, "@")
+
+
+def _check_known(who: str, words: Collection[str], known: tuple[str, ...], mark: str) -> None:
+    for word in words:
+        if word not in known:
+            what = f"{who} knows no {mark}{clip(word, 80)}"
+            fix = f"leave out {mark}{clip(word, 80)}"
+            fix += f", or use one of: {', '.join(mark + k for k in known)}" if known else ""
+            raise UsageError(what, saw=f"known: {', '.join(known) or 'none'}", fix=fix)
+
+
+def _folder_source(path: Path) -> str:
+    """The source that reads this folder; class folders if nothing in it says otherwise."""
+    marks = {
+        "train2018.json": "inaturalist2018",
+        "ImageNet_LT_train.txt": "imagenet-lt",
+        "Places_LT_train.txt": "places-lt",
+        "wnids.txt": "tiny-imagenet",
+        "FashionMNIST": "fashion-mnist",
+        "data_batch_1": "cifar10",
+        "data_batch_1.bin": "cifar10",
+        "fine_label_names.txt": "cifar100",
+        **{f"train-labels{m}idx1-ubyte{z}": "mnist" for m in "-." for z in ("", ".gz")},
+    }
+    return next((name for mark, name in marks.items() if os.path.lexists(path / mark)), "folder")
+
+
+def _by_content(path: Path) -> RawCounts:
+    """Counts, or labels to count, from one regular file."""
+    with opened(path, BadInput) as fd:
+        head = os.pread(fd, 4096, 0)
+    refuse_lfs_pointer(path, head, BadInput)
+    if head.startswith(b"PK\x03\x04"):
+        return counts["npz"](DataSpec("npz", path))
+    if head.startswith((b"\x1f\x8b", b"\x00\x00\x08\x01")):
+        return idx_labels(path)
+    if head.startswith(b"\x93NUMPY"):
+        return _npy_counts(path)
+    if _is_json(head):
+        coco = b'"images"' in head or b'"annotations"' in head
+        data = read_whole(path, MAX_BYTES if coco else MAX_COUNTS, BadCounts)
+        value = parse_json(data, path.name, BadCounts)
+        if isinstance(value, dict) and isinstance(value.get("annotations"), list):
+            return coco_counts(value, path)
+        return json_counts(value, path.name)
+    with text_of(path) as lines:
+        return text_counts(lines, path.name)
+
+
+def _is_json(data: bytes) -> bool:
+    return data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def _npy_counts(path: Path) -> RawCounts:
+    try:
+        array = npy_array(read_whole(path, MAX_COUNTS, BadCounts))
+    except ValueError as error:
+        raise _bad(f"{path.name} cannot be read as .npy", str(error)) from None
+    if array.ndim != 1:
+        raise _bad(f"{path.name} is not one number a class", f"shape {array.shape}")
+    return RawCounts(tuple(array.tolist()), None, "list", path.name)
+
+
+def json_counts(value: Any, source: str) -> RawCounts:
+    """Counts from parsed JSON: a list, {"name": n}, {"0": n}, {"counts": ..., "classes": [...]}.
+
+    Our own file may say `"order": "label"`: the names are known, but the place is the label. What
+    `--json` printed is read, too.
+
+    Raises:
+        BadCounts: none of these.
+
+    Example:
+        >>> json_counts({"dog": 3, "cat": 5}, "a.json").names
+        ('dog', 'cat')
+    """
+    match value:
+        case {"schema": str(), "result": {"counts": list() | dict()} as result}:
+            return json_counts(result, source)
+        case {"counts": list(values), **rest}:
+            return _listed(values, rest, source)
+        case {"counts": dict(table)} | dict(table):
+            return RawCounts.keyed(table.items(), source)
+        case list(values):
+            return RawCounts(tuple(values), None, "list", source)
+    raise _bad(f"{source} holds no counts", f"a JSON {type(value).__name__}")
+
+
+def _listed(values: list[Any], rest: dict[Any, Any], source: str) -> RawCounts:
+    """{"counts": [...]} with or without "classes"."""
+    if rest.get("classes") is None:
+        return RawCounts(tuple(values), None, "list", source)
+    names = [str(n) if type(n) is int else n for n in _names_in(rest)]
+    if len(names) != len(values) or not all(isinstance(name, str) for name in names):
+        saw = f"{len(values)} counts, {len(names)} classes"
+        raise _bad(f"{source} does not give each count one name", saw)
+    raw = RawCounts.keyed(zip(names, values, strict=True), source, ordered=True)
+    if rest.get("order") == "label":
+        return replace(raw, kind="index")
+    return raw
+
+
+def text_counts(lines: TextIO, source: str) -> RawCounts:
+    """Counts or labels from text: a list file, one label a line, or CSV.
+
+    Raises:
+        BadCounts: no such form.
+        BadInput: a line that is not what the others are.
+    """
+    first = next((line for line in lines if line.strip()), "")
+    every = chain([first], lines)
+    path, _, label = first.strip().rpartition(" ")
+    if label.isdecimal() and ("/" in path or path.lower().endswith(IMAGES)):
+        return list_counts(every, source)
+    if label.isdecimal() and path and not any(mark in path for mark in ",;\t"):
+        what = f"{source} could be paths with labels, or names with counts"
+        raise _bad(
+            what, f"the first line {clip(first.strip(), 80)!r}", "separate by a comma: name,count"
+        )
+    return csv_counts(every, source)
+
+
+def csv_counts(lines: Iterator[str], source: str, label: str | None = None) -> RawCounts:
+    """Counts from CSV (also ; or tab): `class,count`, or one row a sample with a label column.
+
+    Args:
+        lines: the text, with or without a header.
+        source: for the errors.
+        label: the header of the label column, where the user names it.
+
+    Raises:
+        BadCounts: no column is known to be label or count, or a class has two counts.
+        BadInput: a row without a label.
+    """
+    first = next((line for line in lines if line.strip()), "")
+    comma = next((mark for mark in ",;\t" if mark in first), ",")
+    reader = csv.reader(chain([first], lines), delimiter=comma, skipinitialspace=True, strict=True)
+    rows = (row for row in reader if any(cell.strip() for cell in row))
+    try:
+        if not (top := next(rows, [])):
+            raise _bad(f"{source} is empty", "no line with text")
+        second = next(rows, [])
+        name, count, header = _columns(top, second, label, source)
+        body = chain([] if header else [top], [second] if second else [], rows)
+        if count is None:
+            return tally_texts((_cell(row, name, source).strip() for row in body), source)
+        pairs = [(_cell(row, name, source), _number(_cell(row, count, source))) for row in body]
+    except csv.Error as error:
+        raise _bad(f"{source} is not valid CSV", str(error)) from None
+    if name == count:
+        return RawCounts(tuple(value for _, value in pairs), None, "list", source)
+    return RawCounts.keyed(pairs, source)
+
+
+def _columns(
+    top: list[str], second: list[str], label: str | None, source: str
+) -> tuple[int, int | None, bool]:
+    """The columns of class and count (None: one row a sample), and whether `top` is a header.
+
+    One column of counts is returned as both.
+    """
+    words = [cell.strip().lower() for cell in top]
+    header = not any(isinstance(_number(word), int | float) for word in words)
+    named = [i for i, word in enumerate(words) if header and word in LABEL_COLUMNS]
+    counted = [i for i, word in enumerate(words) if header and word in COUNT_COLUMNS]
+    sample = second if header and second else top
+    image = sample[0].lower().endswith(IMAGES) if sample else False
+    numeric = len(sample) == 2 and isinstance(_number(sample[1]), int | float)
+    if label is not None:
+        if label in top:
+            return top.index(label), None, True
+    elif counted and len(words) <= 2 + bool(named):
+        other = [i for i in (*named, *range(len(words))) if i not in counted]
+        return (other or counted)[0], counted[0], True
+    elif named and not (named == [0] and numeric):
+        return named[-1], None, True
+    elif len(words) == 2 and numeric and not image:
+        return 0, 1, header
+    elif len(words) == 2 and image:
+        return 1, None, not top[0].lower().endswith(IMAGES)
+    elif len(words) == 1:
+        return 0, None, False
+    saw = f"the columns {', '.join(clip(cell, 40) for cell in top[:10])}"
+    raise _bad(f"{source} has no column known to be the label", saw, "csv:FILE?label=COLUMN")
+
+
+def _cell(row: list[str], column: int, source: str) -> str:
+    if column >= len(row):
+        raise _bad(f"{source} has a row that is too short", clip(",".join(row), 80))
+    return row[column]
+
+
+def _number(text: str) -> object:
+    """A whole number, a float, or the text itself, which `ClassCounts.of` refuses."""
+    text = text.strip()
+    if re.fullmatch(r"[+-]?[0-9]{1,300}", text):
+        return int(text)
+    decimal = r"[+-]?([0-9]+\.?[0-9]*(e[+-]?[0-9]+)?|\.[0-9]+|nan|inf)"
+    return float(text) if re.fullmatch(decimal, text, re.IGNORECASE) else text
+
+
+@counts.register("csv", options=("image", "label"))
+def csv_file(spec: DataSpec) -> RawCounts:
+    """A table of samples with a label column, or of classes with a count column."""
+    with text_of(spec.path) as lines:
+        return csv_counts(lines, spec.path.name, spec.options.get("label"))
+
+
+def read_class_names(path: Path | str) -> tuple[str, ...]:
+    """The names of the head's rows, from `--classes FILE`.
+
+    Args:
+        path: text, one a line; a JSON list; {"0": "cat"}; {"cat": 0}; {"counts", "classes"}.
+
+    Raises:
+        BadInput: none of these, a row without a name, or a name given twice.
+    """
+    path = Path(path)
+    data = read_whole(path, MAX_COUNTS, BadInput)
+    fix = "give one name a row, in the order of the head's rows, one a line: --classes FILE"
+    if _is_json(data):
+        listed = _names_in(parse_json(data, path.name, BadInput))
+        names = [str(name) if type(name) is int else name for name in listed]
+    else:
+        with text_of(path) as lines:
+            names = [line.strip() for line in lines.read().rstrip().split("\n")]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        saw = "an empty line" if names and "" in names else "no list of names"
+        raise BadInput(f"{path.name} does not name the classes", saw=saw, fix=fix)
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        saw = ", ".join(clip(name, 80) for name in twice[:5])
+        raise BadInput(f"{path.name} gives a name to two rows", saw=saw, fix=fix)
+    return tuple(names)
+
+
+def _names_in(value: Any) -> list[Any]:
+    """The names in head order, from parsed JSON; [] if there are none."""
+    match value:
+        case {"classes": list(names)} | list(names):
+            return names
+        case {"classes": dict(table)} | dict(table):
+            size = len(table)
+            if all(type(row) is int for row in table.values()):
+                table = {str(row): name for name, row in table.items()}
+            rows = [table.get(str(i)) for i in range(size)]
+            return rows if None not in rows else []
+    return []
+
+
+def write_counts(raw: RawCounts) -> dict[str, object] | list[object]:
+    """What `counts -o counts.json` saves; `json_counts` reads the same counts from it.
+
+    Example:
+        >>> write_counts(RawCounts.keyed([("dog", 3), ("cat", 5)], "folder train/"))
+        {'counts': [3, 5], 'classes': ['dog', 'cat']}
+    """
+    if raw.names is None:
+        return list(raw.values)
+    table: dict[str, object] = {"counts": list(raw.values), "classes": list(raw.names)}
+    return table | ({"order": "label"} if raw.kind == "index" else {})
+
+
+def _bad(what: str, saw: str, fix: str = _FIX) -> BadCounts:
+    return BadCounts(what, saw=clip(saw, 200), fix=fix)

@@ -1,0 +1,187 @@
+"""A folder of weights: Hugging Face, timm, a training run; one file, or shards with an index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rescale_cli.errors import BadCheckpoint, NeedsDecision
+from rescale_cli.formats._interface import Contents
+from rescale_cli.json_text import clip, parse_json
+from rescale_cli.regular_file import read_whole
+
+NAME = "folder of weights"
+
+#: What holds the weights of a folder, the first that is there; transformers has the same order.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+MAX_INDEX = 256 << 20
+MAX_CONFIG = 64 << 20
+_FILE_FORMATS = ("safetensors_file", "torch_zip", "torch_legacy")
+
+
+def matches(path: Path) -> bool:
+    """Whether it is a folder, or the index of one."""
+    if path.is_dir():
+        return True
+    if not path.is_file() or path.suffix != ".json":
+        return False
+    return b'"weight_map"' in read_whole(path, MAX_INDEX)
+
+
+def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
+    """The tensors of all shards in one table, and the config beside them."""
+    folder = path if path.is_dir() else path.parent
+    weights = path if path.is_file() else weights_of(folder)
+    if weights.name.endswith(".json"):
+        parts = _shards(folder, weights, accept)
+    else:
+        _stay_inside(folder, weights)
+        parts = [_list_file(weights, accept)]
+    config = read_config(folder)
+    return Contents(
+        format=parts[0].format + ("-sharded" if weights.name.endswith(".json") else "-folder"),
+        tensors=tuple(info for part in parts for info in part.tensors),
+        files=tuple(file for part in parts for file in part.files),
+        metadata={key: value for part in parts for key, value in part.metadata.items()},
+        config=config,
+        class_names=names_in_config(config) + tuple(n for part in parts for n in part.class_names),
+        globals=tuple(sorted({name for part in parts for name in part.globals})),
+        checksums=tuple(check for part in parts for check in part.checksums),
+    )
+
+
+def weights_of(folder: Path) -> Path:
+    """The file that holds a folder's weights, or the index of its shards.
+
+    Raises:
+        BadCheckpoint: no weights in the folder.
+        NeedsDecision: several files, and no convention says which.
+    """
+    for name in WEIGHTS:
+        if (folder / name).exists():
+            return folder / name
+    for suffixes in ((".safetensors",), (".bin", ".pt", ".pth", ".ckpt", ".tar")):
+        files = sorted(f for f in folder.iterdir() if f.suffix in suffixes and f.is_file())
+        if len(files) == 1:
+            return files[0]
+        if files:
+            names = ", ".join(file.name for file in files)
+            raise NeedsDecision(
+                f"{folder} holds {len(files)} files of weights",
+                saw=clip(names),
+                fix=f"name one: {files[0]}",
+            )
+    raise BadCheckpoint(
+        f"{folder} holds no weights",
+        saw=clip(", ".join(sorted(f.name for f in folder.iterdir())) or "an empty folder"),
+        fix="name a checkpoint file, or a folder with model.safetensors or pytorch_model.bin",
+    )
+
+
+def _shards(folder: Path, index: Path, accept: frozenset[str]) -> list[Contents]:
+    """Every shard that the index names, each held against the index."""
+    table = parse_json(read_whole(index, MAX_INDEX), index.name)
+    weight_map = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _bad_index(index, "it has no weight_map", clip(repr(table)))
+    parts, owner = [], dict[str, str]()
+    for name in sorted({str(file) for file in weight_map.values()}):
+        shard = _shard_path(folder, index, name)
+        part = _list_file(shard, accept)
+        for info in part.tensors:
+            if owner.setdefault(info.name, name) != name:
+                saw = f"{clip(info.name)} in {owner[info.name]} and in {name}"
+                raise _bad_index(index, "a tensor is in two shards", saw)
+        parts.append(part)
+    for tensor, file in weight_map.items():
+        if owner.get(tensor) != file:
+            saw = f"{clip(tensor)} is not in {clip(str(file))}"
+            raise _bad_index(index, "it names a tensor that its shard does not hold", saw)
+    return parts
+
+
+def _shard_path(folder: Path, index: Path, name: str) -> Path:
+    plain = Path(name).name == name and "\\" not in name and ":" not in name and "\0" not in name
+    if not plain or name in ("", ".", ".."):
+        raise _bad_index(index, "a shard's name is no plain file name", clip(repr(name)))
+    shard = folder / name
+    if not shard.exists():
+        raise BadCheckpoint(
+            f"a shard is missing: {name}", saw=f"named in {index.name}", fix="fetch the whole folder"
+        )
+    _stay_inside(folder, shard)
+    return shard
+
+
+def _stay_inside(folder: Path, file: Path) -> None:
+    """Refuse a link out of the folder, but for the Hugging Face cache, which is made of links."""
+    home = folder.resolve()
+    if home.parent.name == "snapshots":
+        home = home.parent.parent
+    if not file.resolve().is_relative_to(home):
+        raise BadCheckpoint(
+            f"{file.name} is a link that leaves its folder",
+            saw=f"it leads to {file.resolve()}",
+            fix="put the file itself into the folder",
+        )
+
+
+def _list_file(file: Path, accept: frozenset[str]) -> Contents:
+    module = file_format(file)
+    if module is None:
+        raise BadCheckpoint(
+            f"{file.name} is no checkpoint file",
+            saw="neither safetensors nor a torch file",
+            fix="fetch or export the file again",
+        )
+    contents: Contents = module.list_tensors(file, accept)
+    return contents
+
+
+def file_format(path: Path) -> ModuleType | None:
+    """The format of one file, by its content; None if no format claims it."""
+    modules = (import_module(f"rescale_cli.formats.{name}") for name in _FILE_FORMATS)
+    return next((module for module in modules if module.matches(path)), None)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json; an empty table if there is none."""
+    path = folder / "config.json"
+    if not path.exists():
+        return {}
+    _stay_inside(folder, path)
+    config = parse_json(read_whole(path, MAX_CONFIG), "config.json")
+    if not isinstance(config, dict):
+        raise BadCheckpoint(
+            "config.json is no JSON object", saw=clip(repr(config)), fix="restore the file"
+        )
+    return config
+
+
+def names_in_config(config: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """The class names of a config.json, in row order: id2label (sorted as numbers) or label_names."""
+    found = []
+    ids = config.get("id2label")
+    if isinstance(ids, dict) and all(str(key).isdecimal() for key in ids):
+        order = sorted(ids, key=int)
+        if [int(key) for key in order] == list(range(len(order))):
+            found.append(tuple(str(ids[key]) for key in order))
+    for key in ("label_names", "classes", "class_names"):
+        names = config.get(key)
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+            found.append(tuple(names))
+    return tuple(found)
+
+
+def _bad_index(index: Path, what: str, saw: str) -> BadCheckpoint:
+    return BadCheckpoint(f"{index.name}: {what}", saw=saw, fix="fetch the whole folder again")

@@ -1,0 +1,46 @@
+"""JSON from outside, read strictly: no duplicate keys, no traceback on nonsense."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rescale_cli.errors import BadCheckpoint, BadInput
+
+
+def parse_json(data: bytes, what: str, kind: type[BadInput] = BadCheckpoint) -> Any:
+    """The value of a UTF-8 JSON text.
+
+    Args:
+        data: the text.
+        what: what it is, for the error: `config.json`.
+        kind: the error to raise.
+
+    Raises:
+        BadInput: (as `kind`) not UTF-8, not JSON, nested without end, or a key given twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = dict(pairs)
+        if len(keys) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise kind(
+                f"{what} gives one key twice", saw=clip(repr(twice)), fix="remove one of the two"
+            )
+        return keys
+
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        raise kind(
+            f"{what} is not valid UTF-8", saw=f"byte {error.start}", fix="restore the file"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        saw = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise kind(f"{what} is not valid JSON", saw=clip(saw), fix="restore the file") from None
+
+
+def clip(text: str, limit: int = 120) -> str:
+    """At most `limit` characters of a text from outside, with an ellipsis where it was cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,144 @@
+"""From the inert value of a pickle to the tensors in it, by dotted path.
+
+Checkpoints nest as their authors liked: dictionaries in dictionaries, whole modules, trainers.
+Every container is walked once, in the order of the file, and every tensor on the way is listed:
+`state_dict.module.fc.weight`, or `model.fc.weight` for a whole module under the key `model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from rescale_cli.errors import BadCheckpoint
+from rescale_cli.inert_values import Built, OddKey
+from rescale_cli.tensor_views import MAX_WRAPS, WRAPPERS, View, is_tensor, view_of
+
+_MAX_DEPTH = 200
+_MAX_NAME = 1000
+_MAX_TENSORS = 1_000_000
+_INSIDES = ("_parameters", "_buffers", "_modules")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Path:
+    """A place in nested containers, as a link to the place above, so that depth costs nothing."""
+
+    above: Path | None
+    key: object
+    depth: int
+
+    def name(self) -> str:
+        """The keys from the top, joined by dots."""
+        keys: list[str] = []
+        here: Path | None = self
+        while here is not None and here.depth:
+            keys.append(_as_text(here.key))
+            here = here.above
+        return ".".join(reversed(keys))
+
+
+def walk(value: object) -> Iterator[tuple[Path, Any]]:
+    """Every container and every tensor with its path: containers once, nothing by recursion."""
+    seen: set[int] = set()
+    todo: list[tuple[Path, Any]] = [(Path(None, "", 0), value)]
+    while todo:
+        path, found = todo.pop()
+        found = _unwrapped(found)
+        if type(found) is Built and is_tensor(found.func.full):
+            yield path, found
+        elif type(found) in (dict, list, tuple, Built) and id(found) not in seen:
+            if path.depth > _MAX_DEPTH:
+                continue  # a linked list of objects, not a checkpoint's nesting
+            seen.add(id(found))
+            yield path, found
+            below = [(Path(path, key, path.depth + 1), child) for key, child in _children(found)]
+            todo.extend(reversed(below))
+
+
+def list_views(value: object, path: FilePath) -> list[tuple[str, View]]:
+    """Every tensor of a pickle by its name; sparse, nested and lazily negated ones are left out.
+
+    Raises:
+        BadCheckpoint: a tensor whose parts make no tensor, or more of them than any network has.
+    """
+    views: dict[str, View] = {}
+    again: dict[str, int] = {}
+    for place, found in walk(value):
+        if type(found) is not Built or not is_tensor(found.func.full):
+            continue
+        name = place.name() or "tensor"
+        try:
+            view = view_of(found)
+        except (IndexError, TypeError, ValueError) as error:
+            raise bad_tensor(path, name, str(error)) from None
+        if view is None:
+            continue
+        if len(views) >= _MAX_TENSORS or len(name) > _MAX_NAME:
+            raise bad_tensor(path, name, f"tensor number {len(views):,}, {len(name)} characters")
+        while name in views:  # two paths that are spelled alike: {"a.b": ..., "a": {"b": ...}}
+            base = name.partition("#")[0]
+            again[base] = again.get(base, 1) + 1
+            name = f"{base}#{again[base]}"
+        views[name] = view
+    return list(views.items())
+
+
+def bad_tensor(path: FilePath, name: str, saw: str) -> BadCheckpoint:
+    """The error for a tensor that cannot be where the file says it is."""
+    return BadCheckpoint(
+        f"{path.name} holds a tensor that makes no sense: {ascii(name[:200])[1:-1]}",
+        saw=saw,
+        fix="fetch the file again, or save it again with torch.save",
+    )
+
+
+def _unwrapped(found: Any) -> Any:
+    for _ in range(MAX_WRAPS):
+        if type(found) is Built and found.func.full in WRAPPERS and found.args:
+            found = found.args[0]
+    return found
+
+
+def _children(found: Any) -> Iterator[tuple[object, Any]]:
+    """What a container holds, each with its key; a module's own containers are seen through."""
+    if type(found) is dict:
+        yield from found.items()
+    elif type(found) in (list, tuple):
+        yield from enumerate(found)
+    else:
+        yield from enumerate(found.args)
+        yield from (found.kwargs or {}).items() if type(found.kwargs) is dict else ()
+        yield from enumerate(found.listed)
+        yield from found.keyed
+        for key, value in attributes(found):
+            if key in _INSIDES and type(value) is dict:
+                yield from value.items()
+            else:
+                yield key, value
+
+
+def attributes(found: Built) -> Iterator[tuple[object, Any]]:
+    """The attributes that an object's state would set, whichever way it is written."""
+    state = found.state
+    if type(state) is tuple and len(state) == 2 and type(state[1]) is dict:  # with __slots__
+        for part in state:
+            yield from part.items() if type(part) is dict else ()
+    elif type(state) is dict:
+        yield from state.items()
+    elif type(state) in (list, tuple):
+        yield from enumerate(state)
+    elif state is not None:
+        yield "state", state
+
+
+def _as_text(key: object) -> str:
+    if isinstance(key, OddKey):
+        parts = key.value if type(key.value) is tuple and len(key.value) < 10 else ()
+        return ",".join(str(part) for part in parts if type(part) in (str, bool)) or "?"
+    if type(key) is bytes:
+        return key.decode("latin-1")
+    # A lone surrogate is legal in a pickle and nowhere else.
+    return str(key).encode("utf-8", "backslashreplace").decode()

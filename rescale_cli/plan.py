@@ -1,0 +1,198 @@
+"""What an adjustment will do to a checkpoint, decided in full before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rescale_cli.checkpoint import Checkpoint
+from rescale_cli.counts import ClassCounts, RawCounts, in_head_order, match
+from rescale_cli.errors import AlreadyRescaled, AmbiguousHead
+from rescale_cli.find_head import FoundHeads, HeadKeys, find_heads
+from rescale_cli.floats import Float64
+from rescale_cli.head import Head, RowUpdate
+from rescale_cli.methods import Adjustment
+from rescale_cli.read_head import class_axis, read_head, refuse_shared
+from rescale_cli.record import Record, find_records
+from rescale_cli.rewrite import RowScaling
+from rescale_cli.summary import warnings_of
+from rescale_cli.tensor_info import TensorInfo
+
+Warnings = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CountsChoice:
+    """How the counts become those of the head's rows."""
+
+    raw: RawCounts
+    classes: tuple[str, ...] | None = None
+    """Class names in head order, where the user gives them."""
+    zero: Literal["error", "one", "skip"] = "error"
+    exclude: tuple[str, ...] = ()
+    target_prior: RawCounts | None = None
+
+    def resolve(self, num_classes: int, own: tuple[str, ...] | None, head: str) -> ClassCounts:
+        """The counts of a head with these class names of its own."""
+        counts = match(self.raw, num_classes, own, self.classes, self.zero, head)
+        if self.exclude:
+            counts = counts.exclude(self.exclude)
+        if self.target_prior is not None:
+            shares, _ = in_head_order(self.target_prior, num_classes, own, self.classes, head)
+            counts = counts.against_target(shares)
+        return counts
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedHead:
+    """One head and what is to happen to it."""
+
+    keys: HeadKeys
+    before: Head
+    update: RowUpdate
+    edits: tuple[RowScaling, ...]
+    """Of its weight, and of its bias where that changes."""
+
+    @property
+    def norms_after(self) -> Float64:
+        """Row norms (C,) of the re-scaled head."""
+        return self.before.norms * np.abs(self.update.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that `apply` will do, and what the user should know about it."""
+
+    checkpoint: Checkpoint
+    heads: tuple[PlannedHead, ...]
+    counts: ClassCounts
+    adjustment: Adjustment
+    warnings: Warnings = ()
+    records: tuple[Record, ...] = ()
+    """Of earlier re-scalings."""
+
+    def edits_of(self, file: Path) -> list[RowScaling]:
+        """The changes in one file; a tensor with two names changes once."""
+        found: dict[tuple[object, ...], RowScaling] = {}
+        for head in self.heads:
+            for edit in head.edits:
+                if edit.info.file == file:
+                    found.setdefault((edit.info.start, edit.info.shape, edit.info.strides), edit)
+        return list(found.values())
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that change, that of the first head first."""
+        return list(dict.fromkeys(edit.info.file for head in self.heads for edit in head.edits))
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    choice: CountsChoice,
+    adjustment: Adjustment,
+    *,
+    heads: Sequence[str] = (),
+    num_classes: int | None = None,
+    compose: bool = False,
+) -> Plan:
+    """Find the head, hold the counts against it, and work out every factor.
+
+    Args:
+        checkpoint: opened.
+        choice: the counts.
+        adjustment: the method and its strength.
+        heads: names of the heads, where the user gives them.
+        num_classes: C, where the user knows it; else the number of counts says it.
+        compose: whether a checkpoint that was re-scaled before may be re-scaled again.
+
+    Raises:
+        AmbiguousHead, NoClassifier, BadHead: no one head that can be re-scaled.
+        BadCounts, UnknownClassOrder: the counts are not those of its rows.
+        AlreadyRescaled: it was re-scaled before, and `compose` is not given.
+    """
+    found = find_heads(
+        checkpoint.contents.tensors,
+        config=checkpoint.contents.config,
+        num_classes=num_classes or _rows_said(choice),
+        names=heads,
+    )
+    first = one_size(found)
+    own = checkpoint.names_of(first.num_classes)
+    label = f"{first.weight} ({first.num_classes}, {first.feature_dim}) in {checkpoint.path.name}"
+    counts = choice.resolve(first.num_classes, own, label)
+    records, odd = find_records(checkpoint)
+    if records and not compose:
+        raise _already(checkpoint, records)
+    planned = [_plan_head(checkpoint, keys, counts, adjustment) for keys in found.heads]
+    refuse_shared(checkpoint, [edit.info for head in planned for edit in head.edits])
+    notes = [("head", text) for text in found.warnings] + [("record", text) for text in odd]
+    return Plan(
+        checkpoint,
+        tuple(planned),
+        counts,
+        adjustment,
+        (*notes, *warnings_of(planned[0].before, counts)),
+        tuple(records),
+    )
+
+
+def one_size(found: FoundHeads) -> HeadKeys:
+    """The first head, if all have as many classes; a user must say which are meant otherwise."""
+    sizes = {head.num_classes for head in found.heads}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{h.weight} ({h.num_classes} classes)" for h in found.heads)
+        raise AmbiguousHead(
+            "the heads have different numbers of classes",
+            saw=shown,
+            fix=f"name one: --head {found.heads[0].weight}",
+            candidates=tuple(
+                {"weight": h.weight, "shape": [h.num_classes, h.feature_dim], "why": h.why}
+                for h in found.heads
+            ),
+        )
+    return found.heads[0]
+
+
+def _rows_said(choice: CountsChoice) -> int | None:
+    """The number of rows that the counts speak of."""
+    if choice.classes is not None:
+        return len(choice.classes)
+    return len(choice.raw.values) if len(choice.raw.values) > 1 else None
+
+
+def _plan_head(
+    checkpoint: Checkpoint, keys: HeadKeys, counts: ClassCounts, adjustment: Adjustment
+) -> PlannedHead:
+    before = read_head(checkpoint, keys)
+    update = adjustment.update(before, counts)
+    labels = counts.names or ()
+    none = np.zeros(keys.num_classes)
+    weight = checkpoint.tensor(keys.weight)
+    edits = [RowScaling(weight, class_axis(keys), update.scale, none, labels)]
+    if keys.bias is not None:
+        bias = checkpoint.tensor(keys.bias)
+        kept = bool((update.bias_scale == 1).all() and (update.shift == 0).all())
+        if not kept:
+            axis = _bias_axis(bias)
+            edits.append(RowScaling(bias, axis, update.bias_scale, update.shift, labels))
+    return PlannedHead(keys, before, update, tuple(edits))
+
+
+def _bias_axis(bias: TensorInfo) -> int:
+    """The axis of the classes: a bias may be stored as (C,), (1, C) or (C, 1, 1)."""
+    return max(range(len(bias.shape)), key=lambda axis: bias.shape[axis])
+
+
+def _already(checkpoint: Checkpoint, records: Sequence[Record]) -> AlreadyRescaled:
+    fields = records[0].fields
+    return AlreadyRescaled(
+        f"{checkpoint.path.name} was re-scaled before; once more would over-correct it",
+        saw=f"{fields.get('method')}, gamma {fields.get('gamma')}, by version {fields.get('version')}",
+        fix="start from the original (rescale-cli revert), or insist: --compose",
+    )
+
+

@@ -1,0 +1,117 @@
+"""Opening what may be opened: regular files, read-only, at offsets."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rescale_cli.errors import BadCheckpoint, BadInput, EnvironmentProblem
+
+LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
+
+
+def open_regular(path: Path, kind: type[BadInput] = BadCheckpoint) -> int:
+    """Open a regular file read-only and return its descriptor.
+
+    A FIFO would block for ever, a device could answer anything; neither is opened for reading.
+
+    Raises:
+        BadInput: (as `kind`) there is no such file, or it is no regular file.
+        EnvironmentProblem: the file may not be read.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO returns at once, and fstat then tells what it is.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise kind(f"there is no file {path}", fix="check the path") from None
+    except (PermissionError, OSError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise EnvironmentProblem(
+                f"{path} may not be read", saw=str(error), fix="check the file's permissions"
+            ) from None
+        raise kind(f"{path} cannot be opened", saw=str(error), fix="name a regular file") from None
+    try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            raise kind(
+                f"{path} is no regular file", saw=kind_of(mode), fix="name a file that holds data"
+            )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def kind_of(mode: int) -> str:
+    """The kind of a file, in words, by its mode."""
+    kinds = {
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a named pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a character device",
+        stat.S_ISBLK: "a block device",
+        stat.S_ISREG: "a regular file",
+    }
+    return next((word for test, word in kinds.items() if test(mode)), "a special file")
+
+
+@contextmanager
+def opened(path: Path, kind: type[BadInput] = BadCheckpoint) -> Iterator[int]:
+    """`open_regular` for a with statement."""
+    fd = open_regular(path, kind)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def read_at(fd: int, start: int, size: int) -> bytes:
+    """Exactly `size` bytes from offset `start`; fewer there is an error.
+
+    Raises:
+        BadCheckpoint: the file ends before.
+    """
+    parts = []
+    while size:
+        part = os.pread(fd, min(size, 1 << 30), start)
+        if not part:
+            raise BadCheckpoint(
+                "the file ends in the middle of its data",
+                saw=f"{size} bytes missing at offset {start}",
+                fix="fetch or copy the file again",
+            )
+        parts.append(part)
+        start, size = start + len(part), size - len(part)
+    return b"".join(parts)
+
+
+def read_whole(path: Path, limit: int, kind: type[BadInput] = BadCheckpoint) -> bytes:
+    """All bytes of a small regular file, at most `limit` of them.
+
+    Raises:
+        BadInput: (as `kind`) larger than the limit, or a git-lfs pointer.
+    """
+    with opened(path, kind) as fd:
+        size = os.fstat(fd).st_size
+        if size > limit:
+            raise kind(
+                f"{path.name} is larger than such a file can be",
+                saw=f"{size:,} bytes, at most {limit:,}",
+                fix="check that this is the right file",
+            )
+        data = read_at(fd, 0, size)
+    refuse_lfs_pointer(path, data[:64], kind)
+    return data
+
+
+def refuse_lfs_pointer(path: Path, head: bytes, kind: type[BadInput] = BadCheckpoint) -> None:
+    """Say so when a file is git-lfs' note about a file, not the file."""
+    if head.startswith(LFS_MAGIC):
+        raise kind(
+            f"{path.name} is a git-lfs pointer, not the file itself",
+            saw="a text that begins with 'version https://git-lfs'",
+            fix="git lfs pull",
+        )
