@@ -1,3 +1,37 @@
-"""Repair trained classifiers that ignore their rare classes, without retraining."""
+"""Repair trained classifiers that ignore their rare classes, without retraining.
+
+`apply` and `inspect` work on checkpoint files and import no torch; `rescale_` works on a live
+module. Everything is imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "apply": "api",
+    "inspect": "api",
+    "verify": "proof",
+    "revert": "restore",
+    "rescale_": "live_module",
+    "RescaleError": "errors",
+}
+
+__all__ = ["RescaleError", "__version__", "apply", "inspect", "rescale_", "revert", "verify"]
+
+if TYPE_CHECKING:
+    from rescale_cli.api import apply, inspect
+    from rescale_cli.errors import RescaleError
+    from rescale_cli.live_module import rescale_
+    from rescale_cli.restore import revert
+    from rescale_cli.proof import verify
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

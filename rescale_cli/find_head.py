@@ -120,9 +120,6 @@ def _score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None)
         evidence.append((2.5, f"no layer takes its {m.rows} rows as input"))
     else:
         evidence.append((-1, f"{m.rows} is also an inner width"))
-    fed = graph.feeds(m)
-    if fed:
-        evidence.append((-4, f"its rows go on into {fed}"))
     if m.bias:
         evidence.append((1, "a bias of that length"))
     said = opinion(m.path)
@@ -140,6 +137,9 @@ def _score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None)
     if k is not None and m.rows == k:
         evidence.append((2, f"{k} rows, as told"))
     evidence += _from_config(m, config)
+    # Looking around costs time, and thousands of experts are out of the question already.
+    if sum(p for p, _ in evidence) > 0 and (fed := graph.feeds(m)):
+        evidence.append((-4, f"its rows go on into {fed}"))
     points = sum(p for p, _ in evidence)
     reasons = tuple(w for p, w in evidence if w)
     return Scored(m, points, reasons, graph.is_end(m), said.excluded)

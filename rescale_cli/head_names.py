@@ -122,6 +122,7 @@ def _segment(segment: str) -> tuple[bool, float, tuple[tuple[float, bool, str], 
     return classes, final, against
 
 
+@lru_cache(maxsize=65536)
 def opinion(path: tuple[str, ...]) -> Opinion:
     """Weigh the words of a layer's path: the last segment most, and the first if it is a branch.
 

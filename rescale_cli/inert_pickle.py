@@ -20,8 +20,8 @@ from rescale_cli.inert_values import Built, hashable
 from rescale_cli.pickle_opcodes import OPCODES
 from rescale_cli.pickle_policy import Global, check_called, check_named, not_a_name
 
-#: More opcodes than this are refused: a network of 50,000 tensors takes 2,000,000.
-MAX_STEPS = 30_000_000
+#: More opcodes than this are refused: a network of 50,000 tensors takes 1,500,000.
+MAX_STEPS = 20_000_000
 _MAX_LINE = 4096
 _DICTS: tuple[str, ...] = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
 _DICTS += ("builtins.dict", "__builtin__.dict")
@@ -104,7 +104,7 @@ class Machine:
 
     def run(self) -> Any:
         """Take steps until STOP, and give the value that is left."""
-        data, end, table = self.data, self.end, OPCODES
+        data, end, table = self.data, self.end, [OPCODES.get(code) for code in range(256)]
         for _ in range(MAX_STEPS):
             self.op_at = at = self.at
             if at >= end:
@@ -116,7 +116,7 @@ class Machine:
                 if self.stack or self.below:
                     raise ValueError("something is left on its stack")
                 return value
-            step = table.get(code)
+            step = table[code]
             if step is None:
                 raise ValueError(f"unknown opcode 0x{code:02x}")
             step(self)

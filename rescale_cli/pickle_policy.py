@@ -188,7 +188,7 @@ def check_called(
 
     Args:
         called: what would be called; it has passed `check_named`.
-        args: the arguments, for the two functions that depend on them.
+        args: the arguments, for the three functions that depend on them.
         accept: full names that the user vouches for.
         new: whether it is `cls.__new__`, which only a class has.
 
@@ -214,6 +214,8 @@ def check_called(
     elif name == "getitem" and full in EXCEPTIONS:
         # The way a generic alias such as `typing.Dict[str, int]` is pickled.
         fine = isinstance(first, Global) and first.module in ("typing", "builtins", "collections")
+    elif name == "type" and full in EXCEPTIONS:
+        fine = len(args) == 1  # type(None), type(...); with three arguments it makes a class
     else:
         fine = _is_class(name) or (new and full not in EXCEPTIONS)
     if not fine:

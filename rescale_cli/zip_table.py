@@ -79,6 +79,18 @@ def read_zip_table(path: Path) -> ZipTable:
     return ZipTable(path, {entry.name: entry for entry in entries}, has_crcs)
 
 
+def list_names(path: Path) -> list[str]:
+    """The names in the directory alone, which is enough to tell one kind of archive from another.
+
+    Raises:
+        BadCheckpoint: there is no directory, or it is damaged.
+    """
+    with opened(path) as fd:
+        start, stop, count = find_directory(fd, path, os.fstat(fd).st_size)
+        listed = read_directory(read_at(fd, start, stop - start), start, count, path)
+    return [one.name for one in listed]
+
+
 def read_record(table: ZipTable, name: str, limit: int) -> bytes:
     """The bytes of one stored record, proven by its CRC.
 
@@ -123,37 +135,30 @@ def _read_local(fd: int, one: Listed, end: int, path: Path) -> ZipEntry:
         path: for errors.
     """
 
-    def differs(part: str) -> BadCheckpoint:
-        return bad_zip(path, f"{part} of {one.name!r} is not what the directory says")
-
-    head = read_at(fd, one.header, min(_LOCAL.size + len(one.raw_name), max(end - one.header, 0)))
-    if len(head) != _LOCAL.size + len(one.raw_name):
-        raise differs("the place")
+    wrong = bad_zip(path, f"the header of {one.name!r} is not what the directory says")
+    raw = one.raw_name
+    head = read_at(fd, one.header, min(_LOCAL.size + len(raw), max(end - one.header, 0)))
+    if len(head) != _LOCAL.size + len(raw) or head[_LOCAL.size :] != raw:
+        raise wrong
     magic, _, flags, method, _, _, crc, packed, size, name_len, extra_len = _LOCAL.unpack_from(head)
-    if (
-        magic != b"PK\x03\x04"
-        or name_len != len(one.raw_name)
-        or head[_LOCAL.size :] != one.raw_name
-    ):
-        raise differs("the local header")
     start = one.header + len(head) + extra_len
     stop = start + one.packed
-    if flags != one.flags or method != one.method or stop > end:
-        raise differs("the local header")
+    fixed = (b"PK\x03\x04", one.flags, one.method, len(raw))
+    if (magic, flags, method, name_len) != fixed or stop > end:
+        raise wrong
     if FULL in (packed, size):
         extra = read_at(fd, start - extra_len, extra_len)
         size, packed = widen(extra, (size, packed), path)
     later = (0,) if flags & _AFTERWARDS else ()
-    if crc not in (one.crc, *later) or size not in (one.size, *later):
-        raise differs("the local header")
-    if packed not in (one.packed, *later):
-        raise differs("the local header")
+    both = ((crc, one.crc), (size, one.size), (packed, one.packed))
+    if any(local not in (listed, *later) for local, listed in both):
+        raise wrong
     crc_at = [one.crc_at]
     if not later or crc:
         crc_at.append(one.header + 14)
     if later:
         after = read_at(fd, stop, min(24, end - stop))
-        crc_at.append(_check_descriptor(after, one, stop, differs("the record behind the data")))
+        crc_at.append(_check_descriptor(after, one, stop, wrong))
     return ZipEntry(one.name, method == 0, one.crc, start, stop, tuple(crc_at))
 
 

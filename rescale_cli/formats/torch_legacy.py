@@ -51,6 +51,8 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
     """
     with opened(path) as fd:
         size = os.fstat(fd).st_size
+        if not size:
+            raise _bad(path, "it is empty")
         with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
             pickles = _read_pickles(data, accept, path)
         views = list_views(pickles.value, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from rescale_cli.errors import BadCheckpoint
@@ -14,7 +15,7 @@ from rescale_cli.pickled_tensors import bad_tensor, list_views
 from rescale_cli.regular_file import opened, read_at
 from rescale_cli.tensor_info import ITEM_SIZES, TensorInfo
 from rescale_cli.tensor_views import View, storage_of
-from rescale_cli.zip_table import ZipTable, read_record, read_zip_table, stored_entry
+from rescale_cli.zip_table import ZipTable, list_names, read_record, read_zip_table, stored_entry
 
 NAME = "torch zip"
 
@@ -31,7 +32,7 @@ def matches(path: Path) -> bool:
     if not head.startswith(b"PK\x03\x04"):
         return False
     try:
-        return bool(_roots(read_zip_table(path)))
+        return bool(_roots(list_names(path)))
     except BadCheckpoint:
         # Claimed all the same, so that the error says what is wrong with it.
         name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
@@ -46,7 +47,7 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
         UnsafePickle: a pickle calls or names what no checkpoint needs, and `accept` lacks.
     """
     table = read_zip_table(path)
-    roots = _roots(table)
+    roots = _roots(table.entries)
     if len(roots) != 1:
         raise BadCheckpoint(
             f"{path.name} holds {len(roots)} pickles that could be the checkpoint",
@@ -74,9 +75,9 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
     )
 
 
-def _roots(table: ZipTable) -> list[str]:
-    names = [name.split("/") for name in table.entries]
-    return [parts[0] for parts in names if len(parts) == 2 and parts[1] == "data.pkl"]
+def _roots(names: Iterable[str]) -> list[str]:
+    parts = [name.split("/") for name in names if name.endswith("/data.pkl")]
+    return [folder for folder, *rest in parts if len(rest) == 1]
 
 
 def _byteorder(table: ZipTable, root: str) -> str:

@@ -21,7 +21,7 @@ from rescale_cli.record import Record, damaged, find_records, sidecar_of, undo_f
 from rescale_cli.regular_file import opened, read_whole
 from rescale_cli.staging import Staging, refuse_existing, system_errors, write_new
 from rescale_cli.undo import Restoring, restorings
-from rescale_cli.verify import header_edit, verify
+from rescale_cli.proof import header_edit, verify
 
 _MAX_UNDO = 8 << 30
 

@@ -1,0 +1,16 @@
+"""`python -m rescale_cli`, and what the installed command calls."""
+
+from __future__ import annotations
+
+import sys
+
+from rescale_cli.cli import main
+
+
+def run() -> None:
+    """Run the command line of this process."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

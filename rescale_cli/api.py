@@ -1,0 +1,196 @@
+"""The Python API: what the commands call, and what a program calls instead of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.checkpoint import Checkpoint, open_checkpoint
+from rescale_cli.count_sources import json_counts, read_class_names, read_counts
+from rescale_cli.counts import ClassCounts, RawCounts
+from rescale_cli.errors import BadHead, RescaleError
+from rescale_cli.find_head import FoundHeads, find_heads
+from rescale_cli.head import Head
+from rescale_cli.methods import Adjustment
+from rescale_cli.patch import Patched, Target, apply_plan, default_output
+from rescale_cli.plan import CountsChoice, Plan, make_plan, one_size
+from rescale_cli.read_head import read_head, refuse_shared
+from rescale_cli.record import Record, find_records
+from rescale_cli.summary import warnings_of
+
+#: A file or source of `--counts`, a list in head order, or name -> count.
+CountsLike = str | PathLike[str] | Sequence[float] | NDArray[Any] | Mapping[str, float] | RawCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What a checkpoint is, and what its head says beside the counts."""
+
+    checkpoint: Checkpoint
+    found: FoundHeads
+    head: Head
+    """The first head."""
+    class_names: tuple[str, ...] | None
+    counts: ClassCounts | None
+    records: tuple[Record, ...]
+    warnings: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What was to be done, and what was written; nothing after a dry run."""
+
+    plan: Plan
+    patched: Patched | None
+
+
+def as_raw_counts(counts: CountsLike) -> RawCounts:
+    """The counts as they were given, not yet in the order of a head."""
+    if isinstance(counts, RawCounts):
+        return counts
+    if isinstance(counts, str | PathLike):
+        return read_counts(str(counts))
+    if isinstance(counts, Mapping):
+        return json_counts({str(name): n for name, n in counts.items()}, "the counts given")
+    values = counts.tolist() if isinstance(counts, np.ndarray) else list(counts)
+    return RawCounts(tuple(values), None, "list", "the counts given")
+
+
+def _as_names(classes: str | PathLike[str] | Sequence[str] | None) -> tuple[str, ...] | None:
+    if classes is None:
+        return None
+    if isinstance(classes, str | PathLike):
+        return read_class_names(Path(classes))
+    return tuple(classes)
+
+
+def inspect(
+    path: str | PathLike[str],
+    counts: CountsLike | None = None,
+    *,
+    num_classes: int | None = None,
+    heads: Sequence[str] = (),
+    classes: str | PathLike[str] | Sequence[str] | None = None,
+    accept_global: Sequence[str] = (),
+) -> Inspected:
+    """Open a checkpoint, find its head and read its row norms. Nothing is run or written.
+
+    Args:
+        path: a checkpoint file or folder.
+        counts: training samples of each class; they help to find the head, and say whether the
+            norms follow them.
+        num_classes: C, where it is known.
+        heads: names of the heads, where they are known.
+        classes: names in head order, or a file of them.
+        accept_global: full names of pickle globals that are let pass, still without being run.
+
+    Raises:
+        BadCheckpoint, UnsafePickle: the file cannot be read, or should not be.
+        NoClassifier, AmbiguousHead, BadHead: no head, several, or one that cannot be re-scaled.
+        BadCounts, UnknownClassOrder: the counts are not those of its rows.
+    """
+    checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
+    names = _as_names(classes)
+    raw = None if counts is None else as_raw_counts(counts)
+    said = len(names) if names else len(raw.values) if raw and len(raw.values) > 1 else None
+    contents = checkpoint.contents
+    found = find_heads(
+        contents.tensors, config=contents.config, num_classes=num_classes or said, names=heads
+    )
+    first = one_size(found)
+    own = names or checkpoint.names_of(first.num_classes)
+    matched = None
+    if raw is not None:
+        matched = CountsChoice(raw, names, zero="one").resolve(first.num_classes, own, first.weight)
+    head = read_head(checkpoint, first)
+    records, odd = find_records(checkpoint)
+    notes = [("head", text) for text in found.warnings] + [("record", text) for text in odd]
+    weights = [checkpoint.tensor(keys.weight) for keys in found.heads]
+    biases = [checkpoint.tensor(keys.bias) for keys in found.heads if keys.bias is not None]
+    try:
+        refuse_shared(checkpoint, weights + biases)
+    except BadHead as error:
+        notes.append(("shared-bytes", error.what))
+    warnings = (*notes, *warnings_of(head, matched))
+    return Inspected(checkpoint, found, head, own, matched, tuple(records), warnings)
+
+
+def apply(
+    path: str | PathLike[str],
+    counts: CountsLike,
+    gamma: float,
+    *,
+    output: str | PathLike[str] | None = None,
+    method: str = "rescale",
+    normalize: bool = False,
+    bias: Literal["", "keep", "scale", "drop"] = "",
+    heads: Sequence[str] = (),
+    num_classes: int | None = None,
+    classes: str | PathLike[str] | Sequence[str] | None = None,
+    zero_count: Literal["error", "one", "skip"] = "error",
+    max_factor: float | None = None,
+    exclude_class: Sequence[str] = (),
+    target_prior: CountsLike | None = None,
+    temperature: float = 1.0,
+    compose: bool = False,
+    in_place: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    undo: bool = True,
+    accept_global: Sequence[str] = (),
+    command: str = "",
+) -> Applied:
+    """Write a checkpoint whose head is adjusted and in which nothing else changed.
+
+    Args:
+        path: a checkpoint file or folder; opened read-only.
+        counts: training samples of each class.
+        gamma: the strength of the method, 0 to 4; at 0 nothing changes.
+        output: where it goes; `default_output(path)` if left out.
+        method: rescale, tau-norm or logit-adjust.
+        normalize: rows to equal length first.
+        bias: keep, scale or drop; keep if left out, drop with `normalize`.
+        heads: names of the heads, where the tool cannot tell.
+        num_classes: C, where the counts do not say it.
+        classes: names in head order, or a file of them.
+        zero_count: what a class without samples is: an error, counted as one, or left alone.
+        max_factor: no row is scaled by more.
+        exclude_class: rows left alone, and never n_1.
+        target_prior: shares of the classes where the model is used.
+        temperature: T > 0; W and b are divided by it.
+        compose: re-scale a checkpoint that was re-scaled before.
+        in_place: replace the file, keeping the old one as `FILE.bak`.
+        force: replace an output that exists.
+        dry_run: write nothing.
+        undo: keep what `revert` needs.
+        accept_global: full names of pickle globals that are let pass, still without being run.
+        command: the command line, for the record.
+
+    Raises:
+        RescaleError: in one of its kinds; see `inspect`, `patch.apply_plan` and `plan.make_plan`.
+    """
+    adjustment = Adjustment(method, gamma, normalize, bias, max_factor, temperature)
+    choice = CountsChoice(
+        as_raw_counts(counts),
+        _as_names(classes),
+        zero_count,
+        tuple(exclude_class),
+        None if target_prior is None else as_raw_counts(target_prior),
+    )
+    checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
+    plan = make_plan(
+        checkpoint, choice, adjustment, heads=heads, num_classes=num_classes, compose=compose
+    )
+    if dry_run:
+        return Applied(plan, None)
+    place = Path(output) if output is not None else default_output(checkpoint.path)
+    return Applied(plan, apply_plan(plan, Target(place, force, in_place, undo, command)))
+
+
+__all__ = ["Applied", "CountsLike", "Inspected", "RescaleError", "apply", "inspect"]

@@ -1,0 +1,140 @@
+"""The command line: the app, signals, and the one place where errors end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+import rescale_cli
+from rescale_cli.errors import (
+    EnvironmentProblem,
+    Interrupted,
+    RescaleError,
+    UsageError,
+)
+from rescale_cli.screen import Screen
+
+COMMANDS = ("demo", "inspect", "counts", "apply", "verify", "revert", "schema")
+
+app = typer.Typer(
+    name="rescale-cli",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"rescale-cli {rescale_cli.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes, only results.")] = False,
+) -> None:
+    """Repair a trained classifier that ignores its rare classes, without retraining."""
+
+
+for _name in COMMANDS:
+    app.command(_name)(getattr(import_module(f"rescale_cli.commands.{_name}"), _name))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    Args:
+        arguments: without the program's name; those of the process if None.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_streams()
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    screen = Screen(_command_in(words), as_json="--json" in words)
+    try:
+        code = app(words, standalone_mode=False, prog_name="rescale-cli")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _leave_quietly()
+        return 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException as error:
+        problem = _as_problem(error)
+        if "-vv" in words or words.count("-v") > 1:
+            traceback.print_exception(error)
+        with contextlib.suppress(BrokenPipeError):
+            screen.error(problem)
+        return problem.exit_code
+    if code == Interrupted.exit_code:
+        screen.error(_as_problem(KeyboardInterrupt()))
+    return code if isinstance(code, int) else 0
+
+
+def _as_problem(error: BaseException) -> RescaleError:
+    """Any exception as one of ours: what a person did, what the machine lacks, or our bug."""
+    if isinstance(error, RescaleError):
+        return error
+    # Typer keeps its usage errors private; this is the shape that all of them have.
+    if hasattr(error, "format_message") and getattr(error, "exit_code", None) == 2:
+        context = getattr(error, "ctx", None)
+        path = getattr(context, "command_path", "rescale-cli")
+        return UsageError(error.format_message().rstrip("."), fix=f"see {path} --help")
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Interrupted(
+            "interrupted; nothing was left half done", fix="run the command again to do it"
+        )
+    if isinstance(error, MemoryError):
+        return EnvironmentProblem(
+            "the machine has too little memory", fix="free some memory, or use a larger machine"
+        )
+    if isinstance(error, OSError):
+        return EnvironmentProblem(
+            f"the system refused: {(error.strerror or type(error).__name__).lower()}",
+            saw=str(error),
+            fix="check the path, its permissions and the disk",
+        )
+    return RescaleError(
+        f"a bug of ours: {type(error).__name__}",
+        saw=str(error) or "no more is known",
+        fix="run it again with -vv in front of the command, and report what it prints",
+    )
+
+
+def _command_in(words: Sequence[str]) -> str:
+    return next((word for word in words if word in COMMANDS), "rescale-cli")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _prepare_streams() -> None:
+    """Names with bytes that the terminal cannot show must not stop a command."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _leave_quietly() -> None:
+    """The reader of our output has gone: let Python's own last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

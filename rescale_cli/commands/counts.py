@@ -1,0 +1,53 @@
+"""`counts`: how many samples each class has, without decoding an image."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescale_cli import options, report
+from rescale_cli.count_sources import count_data, write_counts
+from rescale_cli.counts import RawCounts
+from rescale_cli.screen import Screen
+from rescale_cli.staging import Staging, refuse_existing, system_errors, write_new
+
+
+def counts(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="A data folder, list, CSV, npz, IDX labels; see README."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write counts.json here.")
+    ] = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Count the samples of each class in a data set, without decoding an image."""
+    raw = count_data(data)
+    saved = write_counts(raw)
+    table = saved if isinstance(saved, dict) else {"counts": saved, "classes": None}
+    if output is not None:
+        _save(output, json_module.dumps(saved, indent=1) + "\n", force)
+    result = report.counts_result(raw, table, output)
+    Screen("counts", json).result(result, _warnings(raw), lambda: report.show_counts(raw, result))
+
+
+def _save(output: Path, text: str, force: bool) -> None:
+    with system_errors(f"writing {output}"):
+        refuse_existing(output, replace=force)
+        with Staging(output.parent, replace=force) as staging:
+            write_new(staging.aside(output), text.encode())
+            staging.commit()
+
+
+def _warnings(raw: RawCounts) -> list[tuple[str, str]]:
+    empty = [i for i, value in enumerate(raw.values) if value == 0]
+    if not empty:
+        return []
+    name = f" ({raw.names[empty[0]]})" if raw.names else ""
+    text = f"{len(empty)} classes have no sample, the first is {empty[0]}{name}; apply needs a"
+    return [("empty-class", f"{text} decision about them: --zero-count one or skip")]

@@ -1,0 +1,28 @@
+"""`inspect`: what a checkpoint is, which head it has, and why."""
+
+from __future__ import annotations
+
+from rescale_cli import api, options, report
+from rescale_cli.screen import Screen
+
+
+def inspect(
+    model: options.Model,
+    counts: options.OptionalCounts = None,
+    num_classes: options.NumClasses = None,
+    head: options.Heads = None,
+    classes: options.Classes = None,
+    accept_global: options.AcceptGlobal = None,
+    json: options.Json = False,
+) -> None:
+    """Say what a checkpoint is, which layer is its head and why, and how long its rows are."""
+    found = api.inspect(
+        model,
+        counts,
+        num_classes=num_classes,
+        heads=head or (),
+        classes=classes,
+        accept_global=accept_global or (),
+    )
+    result = report.inspect_result(found)
+    Screen("inspect", json).result(result, found.warnings, lambda: report.show_inspect(found))

@@ -1,0 +1,33 @@
+"""`revert`: the original back, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescale_cli import options, report, restore
+from rescale_cli.screen import Screen
+
+
+def revert(
+    patched: Annotated[
+        Path, typer.Argument(metavar="PATCHED", help="What apply wrote, its record beside it.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="Where the original goes.")
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="ORIGINAL", help="For a record written with --no-undo."),
+    ] = None,
+    force: options.Force = False,
+    accept_global: options.AcceptGlobal = None,
+    json: options.Json = False,
+) -> None:
+    """Take the last re-scaling back: the file as it was before, bit for bit."""
+    accept = frozenset(accept_global or ())
+    done = restore.revert(patched, output, against=against, replace=force, accept=accept)
+    result = report.revert_result(done)
+    Screen("revert", json).result(result, [], lambda: report.show_revert(result))

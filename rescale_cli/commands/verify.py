@@ -1,0 +1,27 @@
+"""`verify`: proof that only the head changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescale_cli import options, proof, report
+from rescale_cli.screen import Screen
+
+
+def verify(
+    patched: Annotated[
+        Path, typer.Argument(metavar="PATCHED", help="What apply wrote, its record beside it.")
+    ],
+    against: Annotated[
+        Path, typer.Option("--against", metavar="ORIGINAL", help="What it was made from.")
+    ],
+    accept_global: options.AcceptGlobal = None,
+    json: options.Json = False,
+) -> None:
+    """Prove that only the head changed, and that it changed as the record says."""
+    found = proof.verify(patched, against, frozenset(accept_global or ()))
+    result = report.verify_result(patched, against, found)
+    Screen("verify", json).result(result, [], lambda: report.show_verify(result))

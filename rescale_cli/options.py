@@ -1,0 +1,70 @@
+"""Option types that commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A checkpoint file or folder, of any format.")
+]
+Counts = Annotated[
+    str,
+    typer.Option(
+        "--counts",
+        metavar="FILE|-",
+        help="Training samples of each class: JSON, CSV, .npy, a data folder or list; - is stdin.",
+    ),
+]
+OptionalCounts = Annotated[
+    str | None,
+    typer.Option("--counts", metavar="FILE|-", help="Training samples of each class."),
+]
+NumClasses = Annotated[
+    int | None, typer.Option("--num-classes", metavar="C", min=2, help="The number of classes.")
+]
+Heads = Annotated[
+    list[str] | None,
+    typer.Option("--head", metavar="NAME", help="The head, where it cannot be told; repeatable."),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option("--classes", metavar="FILE", help="Class names in the order of the head's rows."),
+]
+AcceptGlobal = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-global",
+        metavar="NAME",
+        help="Let a pickle name or call this; nothing is run all the same. Repeatable.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+class BiasPolicy(StrEnum):
+    """What becomes of the bias."""
+
+    KEEP = "keep"
+    SCALE = "scale"
+    DROP = "drop"
+
+
+class ZeroPolicy(StrEnum):
+    """What a class without training samples is."""
+
+    ERROR = "error"
+    ONE = "one"
+    SKIP = "skip"
+
+
+class MethodName(StrEnum):
+    """The post-hoc methods; a test holds this against the registry."""
+
+    RESCALE = "rescale"
+    TAU_NORM = "tau-norm"
+    LOGIT_ADJUST = "logit-adjust"

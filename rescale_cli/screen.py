@@ -1,0 +1,111 @@
+"""What a person or a program reads: one JSON document, or text; talk on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rescale_cli.errors import AmbiguousHead, RescaleError
+
+Warning_ = tuple[str, str]
+
+#: Control characters, and the marks by which CI systems take a line for a command.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_COMMAND = re.compile(r"::|##(?=\[|vso)")
+
+
+def plain(text: object) -> str:
+    """A text from outside as one harmless line.
+
+    Example:
+        >>> plain("fc\\n::error::no")
+        'fc\\\\n\\\\x3a:error\\\\x3a:no'
+    """
+    found = _UNSAFE.sub(lambda m: m[0].encode("unicode_escape").decode(), str(text))
+    return _COMMAND.sub(lambda m: f"\\x{ord(m[0][0]):02x}{m[0][1:]}", found)
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """Where one command speaks."""
+
+    command: str
+    as_json: bool
+    quiet: bool = False
+
+    def result(
+        self, result: dict[str, Any], warnings: Sequence[Warning_], show: Callable[[], object]
+    ) -> None:
+        """Print what came out: as JSON, or by `show`, with the warnings on stderr."""
+        if not self.as_json:
+            self.warn(warnings)
+            show()
+            return
+        listed = [{"code": code, "message": message} for code, message in warnings]
+        self._document({"ok": True, "result": result, "warnings": listed})
+
+    def warn(self, warnings: Sequence[Warning_]) -> None:
+        """Say what the user should know."""
+        for _, message in warnings:
+            talk("warning", message, style="yellow")
+
+    def note(self, text: str) -> None:
+        """Say what was decided, unless asked to be quiet."""
+        if not (self.quiet or self.as_json):
+            talk("note", text, style="cyan")
+
+    def error(self, error: RescaleError) -> None:
+        """Say what went wrong, what was seen, and what to do."""
+        if self.as_json:
+            said: dict[str, Any] = {
+                "code": error.code, "what": error.what, "saw": error.saw, "fix": error.fix,
+            }  # fmt: skip
+            if isinstance(error, AmbiguousHead):
+                said["candidates"] = list(error.candidates)
+            self._document({"ok": False, "error": said})
+            return
+        talk("error", error.what, style="bold red")
+        if error.saw:
+            talk("  saw", error.saw)
+        talk("  fix", error.fix, style="green")
+
+    def _document(self, content: dict[str, Any]) -> None:
+        document = {"schema": f"rescale-cli/{self.command}@1", **content}
+        sys.stdout.write(json.dumps(_finite(document), indent=2) + "\n")
+        sys.stdout.flush()
+
+
+def talk(kind: str, text: str, style: str = "") -> None:
+    """One line on stderr, in colour where a person reads it."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble((f"{kind}:", style), " ", plain(text)))
+
+
+def say(*lines: object) -> None:
+    """Lines (or rich renderables) on stdout."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
+    for line in lines:
+        console.print(plain(line) if isinstance(line, str) else line, soft_wrap=isinstance(line, str))
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
