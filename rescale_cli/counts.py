@@ -334,8 +334,9 @@ def _other_names(
     raw: RawCounts, keys: tuple[str, ...], names: tuple[str, ...], head: str
 ) -> BadCounts:
     """The error for names that are not the head's: which, and what was probably meant."""
-    missing = [name for name in names if name not in set(keys)]
-    surplus = [key for key in keys if key not in set(names)]
+    counted, wanted_names = set(keys), set(names)
+    missing = [name for name in names if name not in counted]
+    surplus = [key for key in keys if key not in wanted_names]
     if len(keys) != len(names) and len(missing) == len(names):
         return _wrong_length(raw, len(names), head)
     what = f"there is no count for {_few(missing)}" if missing else ""

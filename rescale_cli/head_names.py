@@ -12,10 +12,12 @@ from functools import lru_cache
 
 #: Segments that wrap a whole model and say nothing of the layer.
 WRAPPERS = frozenset(
-    "state_dict model_state_dict model_state module _orig_mod _fsdp_wrapped_module model net network "
-    "weights params ema model_ema state_dict_ema current_model_state student teacher encoder_q "
-    "encoder_k base_model".split()
-)
+    {
+        "state_dict", "model_state_dict", "model_state", "module", "_orig_mod", "model", "net",
+        "_fsdp_wrapped_module", "network", "weights", "params", "ema", "model_ema", "student",
+        "state_dict_ema", "current_model_state", "teacher", "encoder_q", "encoder_k", "base_model",
+    }
+)  # fmt: skip
 
 #: Of the copies of one model, those that follow another: an average, a teacher, a momentum encoder.
 FOLLOWERS = re.compile(r"ema|swa|averag|teacher|momentum|current_model_state|shadow|target|_k$")
@@ -47,7 +49,7 @@ AGAINST: tuple[tuple[re.Pattern[str], float, bool, str], ...] = tuple(
         (5, False, "part of an attention",
          "attn|attention|attend|cross|query|key|value|qkv|kv|queries|keys|values"),
         (5, False, "part of a recurrent cell", "hh|ih|rnns?|lstm|gru"),
-        (5, False, "a projection of features", "projection|projector|aligner|neck|adaptor|aligner"),
+        (5, False, "a projection of features", "projection|projector|aligner|neck|adaptor|merger|connector|resampler"),
         (3, True, "inside a block",
          "gate|gating|router|se|squeeze|excitation|mlp|ffn|experts?|moe|reduction|downsample"
          "|shortcut|skip|norm|bn|ln"),
@@ -111,8 +113,8 @@ def _segment(segment: str) -> tuple[bool, float, tuple[tuple[float, bool, str], 
     words = words_of(segment)
     classes = any(CLASSES.match(word) for word in words)
     final = 3.0 if classes or segment == "l" or any(FINAL.match(w) for w in words) else 0.0
-    if not classes and words[:1] == ["linear"]:
-        final = 1.5  # every layer may be called linear
+    if final and not classes and (words[0] == "linear" or "conv" in words):
+        final = 1.5  # any layer may be called linear, and conv_head is the last of the features
     against = tuple(
         (points, soft, reason)
         for pattern, points, soft, reason in AGAINST
@@ -146,7 +148,8 @@ def opinion(path: tuple[str, ...]) -> Opinion:
         for cost, soft, reason in found
         if not (soft and decided)
     }
-    points = max(named[-1][1], 2 / 3 * max(final for _, final, _ in named))
+    above = 2.5 if any(classes for classes, _, _ in named) else 2.0
+    points = max(named[-1][1], above if any(final for _, final, _ in named) else 0.0)
     if named[0][1] and not path[0].isdigit():
         points += named[0][1] / 2
     points -= sum(against.values())
@@ -154,3 +157,14 @@ def opinion(path: tuple[str, ...]) -> Opinion:
         reason = max(against, key=lambda reason: against[reason])
         return Opinion(points, reason, against[reason] >= 4)
     return Opinion(points, f"named {'.'.join(path[-2:])}" if points > 0 else "")
+
+
+def says_class(path: tuple[str, ...]) -> bool:
+    """Whether a word that only a layer over classes bears, or `head`, is in the path."""
+    return any(_segment(step)[0] or "head" in words_of(step) for step in path)
+
+
+def says_conv(path: tuple[str, ...]) -> bool:
+    """Whether the last named segment speaks of a convolution."""
+    steps = [step for step in path if not step.isdigit()]
+    return bool(steps) and "conv" in words_of(steps[-1])

@@ -23,7 +23,11 @@ from rescale_cli.pickle_policy import Global, check_called, check_named, not_a_n
 #: More opcodes than this are refused: a network of 50,000 tensors takes 1,500,000.
 MAX_STEPS = 20_000_000
 _MAX_LINE = 4096
-_DICTS: tuple[str, ...] = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
+_DICTS: tuple[str, ...] = (
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "collections.Counter",
+)
 _DICTS += ("builtins.dict", "__builtin__.dict")
 #: Every way in which bytes that are no pickle can trip the machine.
 _TRIPS = (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error)
@@ -131,9 +135,9 @@ class Machine:
         self.at = stop
         return piece
 
-    def line(self) -> bytes:
-        """The next bytes up to a line feed."""
-        stop = self.data.find(b"\n", self.at, min(self.end, self.at + _MAX_LINE))
+    def line(self, limit: int = _MAX_LINE) -> bytes:
+        """The next bytes up to a line feed, at most `limit` of them."""
+        stop = self.data.find(b"\n", self.at, min(self.end, self.at + limit))
         if stop < 0:
             raise ValueError("a line without an end")
         piece = self.data[self.at : stop]

@@ -104,12 +104,11 @@ def _line_unicode(raw: bytes) -> str:
     return str(raw, "raw-unicode-escape")
 
 
-def _on_a_line(convert: Callable[[bytes], Any]) -> Step:
-    return lambda m: m.stack.append(convert(m.line()))
+def _on_a_line(convert: Callable[[bytes], Any], *limit: int) -> Step:
+    return lambda m: m.stack.append(convert(m.line(*limit)))
 
 
-for _code, _parse in (
-    (b"I", _line_integer), (b"L", _line_long), (b"F", float), (b"S", _line_quoted),
-    (b"V", _line_unicode),
-):  # fmt: skip
+for _code, _parse in ((b"I", _line_integer), (b"L", _line_long), (b"F", float)):
     LITERALS[_code[0]] = _on_a_line(_parse)
+for _code, _read in ((b"S", _line_quoted), (b"V", _line_unicode)):
+    LITERALS[_code[0]] = _on_a_line(_read, 1 << 30)

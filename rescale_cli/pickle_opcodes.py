@@ -60,9 +60,8 @@ def _put(m: Machine) -> None:
     m.memo[int(m.line())] = m.stack[-1]
 
 
-@_op(b"g")
-def _get(m: Machine) -> None:
-    m.stack.append(m.memo[int(m.line())])
+OPCODES[ord("g")] = lambda m: m.stack.append(m.memo[int(m.line())])
+OPCODES[ord("2")] = lambda m: m.stack.append(m.stack[-1])
 
 
 @_op(b"\x94")
@@ -90,11 +89,6 @@ def _pop(m: Machine) -> None:
 @_op(b"1")
 def _pop_mark(m: Machine) -> None:
     m.since_mark()
-
-
-@_op(b"2")
-def _dup(m: Machine) -> None:
-    m.stack.append(m.stack[-1])
 
 
 # Containers.
@@ -146,9 +140,7 @@ def _setitem(m: Machine) -> None:
     m.set_items([key, value])
 
 
-@_op(b"u")
-def _setitems(m: Machine) -> None:
-    m.set_items(m.since_mark())
+OPCODES[ord("u")] = lambda m: m.set_items(m.since_mark())
 
 
 @_op(b"a")

@@ -124,6 +124,7 @@ _WAYS_OUT = frozenset(
     run_module run_path find_class modules""")
 )
 
+_HIDDEN = REFUSED | _WAYS_OUT
 _TORCH_BASICS = ("Tensor", "Size", "device", "dtype", "strided")
 
 _NOT_FOR_US = "do not load this file with torch either; ask its maker for a plain state dict"
@@ -174,8 +175,7 @@ def check_named(module: str, name: str, accept: Collection[str]) -> None:
     # A part that is not the last is walked through: a class is ordinary, a module is a detour.
     detour = any(not _is_class(part) for part in parts[:-1])
     hidden = any(
-        part in REFUSED or part in _WAYS_OUT or (part.startswith("__") and part.endswith("__"))
-        for part in parts
+        part in _HIDDEN or (part.startswith("__") and part.endswith("__")) for part in parts
     )
     if detour or _below(full, REFUSED) or (hidden and full not in FUNCTIONS):
         raise _refuse("the pickle names what no checkpoint needs", full)
@@ -199,27 +199,26 @@ def check_called(
     if full in FUNCTIONS or full in accept:
         return
     name = full.rpartition(".")[2]
-    first = args[0] if args else None
-    if name == "getattr" and full in EXCEPTIONS:
-        # The way Python 3.11.0 to 3.11.3 pickles the member of an enum.
-        fine = (
-            len(args) == 2
-            and isinstance(first, Global)
-            and _is_class(first.name.rpartition(".")[2])
-            and isinstance(args[1], str)
-            and args[1].isidentifier()
-            and not args[1].startswith("_")
-            and args[1] not in REFUSED | _WAYS_OUT
-        )
-    elif name == "getitem" and full in EXCEPTIONS:
-        # The way a generic alias such as `typing.Dict[str, int]` is pickled.
+    if full not in EXCEPTIONS:
+        fine = _is_class(name) or new
+    elif name == "getattr":
+        fine = _is_enum_member(args)
+    elif name == "getitem":  # a generic alias, such as typing.Dict[str, int]
+        first = args[0] if args else None
         fine = isinstance(first, Global) and first.module in ("typing", "builtins", "collections")
-    elif name == "type" and full in EXCEPTIONS:
-        fine = len(args) == 1  # type(None), type(...); with three arguments it makes a class
     else:
-        fine = _is_class(name) or (new and full not in EXCEPTIONS)
+        fine = name == "type" and len(args) == 1  # type(None); with three it makes a class
     if not fine:
         raise _refuse("the pickle calls a function that no checkpoint needs", full)
+
+
+def _is_enum_member(args: Sequence[object]) -> bool:
+    """Whether getattr's arguments are a class and a plain name: how Python 3.11.0 wrote enums."""
+    if len(args) != 2 or not isinstance(args[0], Global) or not isinstance(args[1], str):
+        return False
+    owner, member = args[0].name.rpartition(".")[2], args[1]
+    plain = member.isidentifier() and not member.startswith("_")
+    return plain and _is_class(owner) and member not in _HIDDEN
 
 
 def not_a_name(saw: str) -> UnsafePickle:

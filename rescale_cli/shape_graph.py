@@ -1,7 +1,7 @@
 """What shapes say: which matrices a file holds, and whether anything takes their rows as input.
 
-A network is a chain of widths. The rows of an inner layer come again, as the input width of the next
-matrix or the length of a norm; the number of classes comes once, at the end.
+A network is a chain of widths. The rows of an inner layer come again, as the input width of the
+next matrix or the length of a norm; the number of classes comes once, at the end.
 """
 
 from __future__ import annotations
@@ -9,143 +9,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from rescale_cli.head_names import FOLLOWERS, is_foreign, layer_path, opinion
+from rescale_cli.head_names import layer_path, opinion
+from rescale_cli.matrices import Matrix, is_integer, matrices
 from rescale_cli.tensor_info import TensorInfo
-
-_WEIGHT_NORM = (
-    (".weight_g", ".weight_v"),
-    (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A tensor that could be the weight of a linear layer, with its bias."""
-
-    weight: TensorInfo
-    bias: TensorInfo | None
-    module: str
-    path: tuple[str, ...]
-    """The module without wrappers."""
-    layout: str
-    rows: int
-    width: int
-    direction: TensorInfo | None = None
-
-
-def matrices(tensors: Sequence[TensorInfo]) -> list[Matrix]:
-    """Every tensor that could be a linear layer: (C, D), (C, D, 1, 1), (D, C) or a weight norm."""
-    by_name = {tensor.name: tensor for tensor in tensors}
-    found = []
-    for tensor in tensors:
-        matrix = _weight_norm(tensor, by_name) or _plain(tensor, by_name)
-        if matrix:
-            found.append(matrix)
-    return found
-
-
-def _weight_norm(tensor: TensorInfo, by_name: dict[str, TensorInfo]) -> Matrix | None:
-    for g, v in _WEIGHT_NORM:
-        if not tensor.name.endswith(g):
-            continue
-        module = tensor.name.removesuffix(g)
-        direction = by_name.get(module + v)
-        # Only dim=0 gives a length to each row; for any other dim g is no scale of the classes.
-        if direction and _is_linear(direction.shape) and tensor.numel == direction.shape[0]:
-            rows, width = direction.shape[:2]
-            bias = _vector(by_name.get(module + ".bias"), rows)
-            path = layer_path(module)
-            return Matrix(tensor, bias, module, path, "weight_norm", rows, width, direction)
-    return None
-
-
-def _plain(tensor: TensorInfo, by_name: dict[str, TensorInfo]) -> Matrix | None:
-    if not _is_linear(tensor.shape) or _integer(tensor):
-        return None
-    if re.search(r"\.weight_v$|\.parametrizations\.\w+\.original\d*$", tensor.name):
-        return None
-    module, _, leaf = tensor.name.rpartition(".")
-    rows, width = tensor.shape[:2]
-    path = layer_path(module) if leaf == "weight" else (*layer_path(module), leaf)
-    bias = by_name.get(f"{module}.bias" if module else "bias") if leaf == "weight" else None
-    if _vector(bias, rows):
-        layout = "linear" if len(tensor.shape) == 2 else "conv1x1"
-        return Matrix(tensor, bias, module, path, layout, rows, width)
-    if _vector(bias, width) and len(tensor.shape) == 2:
-        return Matrix(tensor, bias, module, path, "transposed", width, rows)
-    layout = "linear" if len(tensor.shape) == 2 else "conv1x1"
-    return Matrix(tensor, None, module, path, layout, rows, width)
-
-
-def _integer(tensor: TensorInfo) -> bool:
-    return tensor.dtype in ("int64", "int32", "int16", "bool", "uint64", "uint32", "uint16")
-
-
-def _is_linear(shape: tuple[int, ...]) -> bool:
-    return 2 <= len(shape) <= 5 and all(size == 1 for size in shape[2:]) and min(shape) > 0
-
-
-def _vector(tensor: TensorInfo | None, length: int) -> TensorInfo | None:
-    return tensor if tensor is not None and tensor.shape == (length,) else None
-
-
-def in_model(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
-    """The tensors that are no optimizer state, loss or metric."""
-    return [tensor for tensor in tensors if not is_foreign(tensor.name)]
-
-
-def copies(tensors: Sequence[TensorInfo]) -> tuple[str, ...]:
-    """Prefixes below which the file keeps the same whole model, the leading one first.
-
-    Two branches of the tree of names are copies when nearly every tensor of one has its twin, by
-    name and shape, in the other, and together they are most of the file. Numbered branches are
-    blocks, not copies.
-
-    Returns:
-        at least two prefixes, each ending in a dot, or () when there is one model only.
-    """
-    items = [(t.name, t.shape) for t in tensors if len(t.shape) > 1]
-    prefix, total = "", len(items)
-    while items:
-        branches: dict[str, list[tuple[str, tuple[int, ...]]]] = defaultdict(list)
-        for rest, shape in items:
-            head, dot, tail = rest.partition(".")
-            if dot:
-                branches[head].append((tail, shape))
-        big = {b: _descend(v) for b, v in branches.items() if len(v) >= 0.25 * total}
-        keys = [key for key in big if not key.isdigit()]
-        for i, key in enumerate(keys):
-            mine = set(big[key][1])
-            twins = [
-                other for other in keys[i + 1 :]
-                if len(mine & set(big[other][1])) >= 0.8 * max(len(mine), len(big[other][1]))
-            ]  # fmt: skip
-            if twins:
-                roots = sorted([key, *twins], key=lambda k: bool(FOLLOWERS.search(k.lower())))
-                return tuple(f"{prefix}{root}.{big[root][0]}" for root in roots)
-        if not big:
-            return ()
-        largest = max(big, key=lambda key: len(branches[key]))
-        prefix, items = f"{prefix}{largest}.", branches[largest]
-        if len(items) < 0.5 * total:
-            return ()
-    return ()
-
-
-def _descend(
-    items: list[tuple[str, tuple[int, ...]]],
-) -> tuple[str, list[tuple[str, tuple[int, ...]]]]:
-    """Skip the segments that all names share: `module.` of a wrapped model."""
-    prefix = ""
-    while True:
-        heads = {name.partition(".")[0] for name, _ in items}
-        if len(heads) != 1 or any("." not in name for name, _ in items):
-            return prefix, items
-        head = heads.pop()
-        prefix += head + "."
-        items = [(name[len(head) + 1 :], shape) for name, shape in items]
 
 
 class Graph:
@@ -163,7 +31,7 @@ class Graph:
         self._highest: dict[tuple[str, ...], int] = defaultdict(int)
         wide = {m.weight.name: m.width for m in self.matrices}
         for tensor in tensors:
-            if _integer(tensor):
+            if is_integer(tensor):
                 continue
             for size in set(tensor.shape[:2]):
                 self._mentions[size] += 1
@@ -206,12 +74,23 @@ class Graph:
         """How many layers have this shape and, numbers aside, this name."""
         return self._alike[_template(m)]
 
+    def turned(self) -> list[Matrix]:
+        """Matrices that read as (D, C): their rows are an inner width, their columns come once."""
+        found = []
+        for m in self.matrices:
+            if m.bias or m.layout != "linear" or not m.weight.is_contiguous:
+                continue
+            other = replace(m, layout="transposed", rows=m.width, width=m.rows)
+            if self.is_unique(other) and not self.is_unique(m):
+                found.append(other)
+        return found
+
     def is_last(self, m: Matrix) -> bool:
         """Whether it is the last of a numbered sequence, itself last if it is numbered as well."""
         if not m.path or not m.path[-1].isdigit():
             return False
         return all(
-            int(step) == self._highest[m.path[:depth]]
+            0 < int(step) == self._highest[m.path[:depth]]
             for depth, step in enumerate(m.path)
             if step.isdigit() and depth in (0, len(m.path) - 1)
         )

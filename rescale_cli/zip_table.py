@@ -134,7 +134,6 @@ def _read_local(fd: int, one: Listed, end: int, path: Path) -> ZipEntry:
         end: where the next entry begins; this one must end there or before.
         path: for errors.
     """
-
     wrong = bad_zip(path, f"the header of {one.name!r} is not what the directory says")
     raw = one.raw_name
     head = read_at(fd, one.header, min(_LOCAL.size + len(raw), max(end - one.header, 0)))

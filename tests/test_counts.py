@@ -319,3 +319,10 @@ def test_long_names_are_clipped_in_messages():
     with pytest.raises(BadCounts) as caught:
         ClassCounts.of([1, 0], ["a", "x" * 10_000])
     assert len(caught.value.what) < 300
+
+
+@pytest.mark.timeout(20)
+def test_fifty_thousand_wrong_names_are_refused_in_seconds():
+    raw = RawCounts.keyed(((f"n{i}", 1) for i in range(50_000)), "c.json")
+    with pytest.raises(BadCounts, match="50000 in all"):
+        match(raw, 50_000, tuple(f"x{i}" for i in range(50_000)))

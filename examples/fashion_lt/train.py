@@ -215,7 +215,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to fill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=2, help="another number, other last bits")
+    parser.add_argument("--threads", type=int, default=1, help="more: faster, other last bits")
     return parser.parse_args()
 
 

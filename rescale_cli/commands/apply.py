@@ -10,10 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rescale_cli import api, options, report
+from rescale_cli import options
 from rescale_cli.errors import UsageError
-from rescale_cli.json_text import clip, parse_json
-from rescale_cli.regular_file import read_whole
 from rescale_cli.screen import Screen
 
 
@@ -81,6 +79,8 @@ def apply(
     json: options.Json = False,
 ) -> None:
     """Write the checkpoint with its head adjusted; every other byte is proven equal."""
+    from rescale_cli import api, report
+
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other", fix="leave one of them out")
     applied = api.apply(
@@ -117,6 +117,9 @@ def read_strength(text: str) -> float:
     Raises:
         UsageError: neither a number nor `@` and a file that holds a sweep's choice.
     """
+    from rescale_cli.json_text import clip, parse_json
+    from rescale_cli.regular_file import read_whole
+
     try:
         if not text.startswith("@"):
             return float(text)

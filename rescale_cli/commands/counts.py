@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rescale_cli import options, report
-from rescale_cli.count_sources import count_data, write_counts
-from rescale_cli.counts import RawCounts
+from rescale_cli import options
 from rescale_cli.screen import Screen
-from rescale_cli.staging import Staging, refuse_existing, system_errors, write_new
+
+if TYPE_CHECKING:
+    from rescale_cli.counts import RawCounts
 
 
 def counts(
@@ -27,6 +27,9 @@ def counts(
     json: options.Json = False,
 ) -> None:
     """Count the samples of each class in a data set, without decoding an image."""
+    from rescale_cli import report
+    from rescale_cli.count_sources import count_data, write_counts
+
     raw = count_data(data)
     saved = write_counts(raw)
     table = saved if isinstance(saved, dict) else {"counts": saved, "classes": None}
@@ -37,6 +40,8 @@ def counts(
 
 
 def _save(output: Path, text: str, force: bool) -> None:
+    from rescale_cli.staging import Staging, refuse_existing, system_errors, write_new
+
     with system_errors(f"writing {output}"):
         refuse_existing(output, replace=force)
         with Staging(output.parent, replace=force) as staging:

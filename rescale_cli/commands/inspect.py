@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rescale_cli import api, options, report
+from rescale_cli import options
 from rescale_cli.screen import Screen
 
 
@@ -16,6 +16,8 @@ def inspect(
     json: options.Json = False,
 ) -> None:
     """Say what a checkpoint is, which layer is its head and why, and how long its rows are."""
+    from rescale_cli import api, report
+
     found = api.inspect(
         model,
         counts,

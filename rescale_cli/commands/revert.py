@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rescale_cli import options, report, restore
+from rescale_cli import options
 from rescale_cli.screen import Screen
 
 
@@ -27,6 +27,8 @@ def revert(
     json: options.Json = False,
 ) -> None:
     """Take the last re-scaling back: the file as it was before, bit for bit."""
+    from rescale_cli import report, restore
+
     accept = frozenset(accept_global or ())
     done = restore.revert(patched, output, against=against, replace=force, accept=accept)
     result = report.revert_result(done)
