@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from rescale_cli.cli import main
+from rescale_cli.signals import hold_back
 
 
 def run() -> None:
     """Run the command line of this process."""
+    hold_back()
+    from rescale_cli.cli import main
+
     sys.exit(main())
 
 

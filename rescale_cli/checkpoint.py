@@ -9,10 +9,16 @@ from pathlib import Path
 from types import ModuleType
 
 from rescale_cli import formats
-from rescale_cli.errors import BadCheckpoint
+from rescale_cli.errors import BadCheckpoint, EnvironmentProblem
 from rescale_cli.formats._interface import Contents
 from rescale_cli.formats.sharded_folder import WEIGHTS, names_in_config, read_config
-from rescale_cli.regular_file import opened, read_at, refuse_lfs_pointer
+from rescale_cli.regular_file import (
+    Stamp,
+    opened,
+    read_at,
+    refuse_lfs_pointer,
+    stamp_of,
+)
 from rescale_cli.tensor_info import TensorInfo
 
 #: First bytes of files that are models, but not of a kind that is read here.
@@ -37,6 +43,21 @@ class Checkpoint:
     path: Path
     """As the user gave it."""
     contents: Contents
+    stamps: tuple[Stamp, ...] = ()
+    """Of its files, when they were read."""
+
+    def refuse_changed(self) -> None:
+        """Stop if a file is not the one that was opened, or was written to since.
+
+        Raises:
+            EnvironmentProblem: another program is at work on it.
+        """
+        for file, before in zip(self.contents.files, self.stamps, strict=True):
+            if stamp_of(file) != before:
+                raise EnvironmentProblem(
+                    f"{file} was changed by another program in the meantime",
+                    fix="wait until nothing writes to it, then run the command again",
+                )
 
     @property
     def is_folder(self) -> bool:
@@ -80,7 +101,7 @@ def open_checkpoint(path: Path, accept: frozenset[str] = frozenset()) -> Checkpo
                 path = path.parent
             elif path.is_file() and path.name in WEIGHTS:
                 contents = _with_config(contents, path)
-            return Checkpoint(path, contents)
+            return Checkpoint(path, contents, tuple(map(stamp_of, contents.files)))
     raise _unclaimed(path, head)
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -22,6 +20,7 @@ from rescale_cli.errors import (
     UsageError,
 )
 from rescale_cli.screen import Screen
+from rescale_cli.signals import interruptible
 
 COMMANDS = ("demo", "inspect", "counts", "apply", "verify", "revert", "schema")
 
@@ -65,13 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _prepare_streams()
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
     screen = Screen(_command_in(words), as_json="--json" in words)
     try:
-        code = app(words, standalone_mode=False, prog_name="rescale-cli")
-        sys.stdout.flush()
+        with interruptible():
+            code = app(words, standalone_mode=False, prog_name="rescale-cli")
+            sys.stdout.flush()
     except BrokenPipeError:
         _leave_quietly()
         return 0
@@ -121,10 +118,6 @@ def _as_problem(error: BaseException) -> RescaleError:
 
 def _command_in(words: Sequence[str]) -> str:
     return next((word for word in words if word in COMMANDS), "rescale-cli")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _prepare_streams() -> None:

@@ -130,7 +130,8 @@ def _decide(
     if not fitting or fitting[0].points < ENOUGH:
         saw = "; ".join(f"{s.matrix.weight.name}: {s.why}" for s in fitting[:2])
         raise refuse_without_head(tensors, saw)
-    best, rest = fitting[0], fitting[1:]
+    best = fitting[0]
+    rest = [s for s in fitting[1:] if s.points > ENOUGH - 1 or _auxiliary(s)]
     twins = [s for s in rest if s.end == best.end and s.matrix.rows == best.matrix.rows]
     winners = [best]
     for winner in winners:  # grows while it is walked: a partner of a partner is one as well
@@ -146,10 +147,15 @@ def _decide(
     ]
     if rivals:
         raise ambiguous([*winners, *rivals])
-    others = [s for s in scored if s not in winners][:10]
+    others = [s for s in scored[: 10 + len(winners)] if s not in winners][:10]
     # Of a distilled pair the one that learned from the labels comes first.
     winners.sort(key=lambda s: any("dist" in step or "aux" in step for step in s.matrix.path))
     return winners, others
+
+
+def _auxiliary(s: Scored) -> bool:
+    """Whether it is one bare layer, called auxiliary, at the top of the network."""
+    return len(s.matrix.path) == 1 and "aux" in s.matrix.path[0] and s.points > -ENOUGH
 
 
 def _partners(best: Scored, other: Scored) -> bool:
@@ -159,8 +165,7 @@ def _partners(best: Scored, other: Scored) -> bool:
         return False
     if other.excluded or other.points < ENOUGH - 1:
         # An auxiliary head with layers of its own is a branch; a bare one reads what the head does.
-        bare = len(b.path) == 1 and a.weight.shape == b.weight.shape and "aux" in b.path[0]
-        return bare and other.points > -ENOUGH
+        return _auxiliary(other) and a.weight.shape == b.weight.shape
     differing = [(x, y) for x, y in zip(a.path, b.path, strict=True) if x != y]
     if len(differing) != 1:
         return False

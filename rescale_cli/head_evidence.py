@@ -68,10 +68,11 @@ def score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None) 
         evidence.append((-1 if times == 2 else -3, f"one of {times} alike"))
     evidence.append((1 if len(m.path) <= 2 else -0.25 * (len(m.path) - 3), ""))
     # Widths are round numbers, and hardly a data set has 1280 classes.
-    if m.rows % 32 == 0 and k is None and says_conv(m.path):
-        evidence.append((-4, f"a convolution to {m.rows}, a round number"))
-    elif m.rows % 32 == 0 and k is None and len(m.path) > 1 and not says_class(m.path):
-        evidence.append((-2, f"{m.rows} is a round number"))
+    if m.rows % 32 == 0 and m.rows not in (k, _classes_in(config)):
+        if says_conv(m.path):
+            evidence.append((-5, f"a convolution to {m.rows}, a round number"))
+        elif len(m.path) > 1 and not says_class(m.path):
+            evidence.append((-2, f"{m.rows} is a round number"))
     if k is not None and m.rows == k:
         evidence.append((2, f"{k} rows, as told"))
     evidence += _from_config(m, config)

@@ -49,7 +49,8 @@ AGAINST: tuple[tuple[re.Pattern[str], float, bool, str], ...] = tuple(
         (5, False, "part of an attention",
          "attn|attention|attend|cross|query|key|value|qkv|kv|queries|keys|values"),
         (5, False, "part of a recurrent cell", "hh|ih|rnns?|lstm|gru"),
-        (5, False, "a projection of features", "projection|projector|aligner|neck|adaptor|merger|connector|resampler"),
+        (5, False, "a projection of features",
+         "projection|projector|aligner|neck|adaptor|merger|connector|resampler"),
         (3, True, "inside a block",
          "gate|gating|router|se|squeeze|excitation|mlp|ffn|experts?|moe|reduction|downsample"
          "|shortcut|skip|norm|bn|ln"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -58,7 +59,9 @@ def _reflink(source: int, target: int) -> bool:
 
 
 def _copy_file_range(source: int, target: int, size: int, start: int, to: int) -> int:
-    return os.copy_file_range(source, target, size, start, to)
+    while True:  # Python repeats other calls that a signal cut short, but not this one
+        with contextlib.suppress(InterruptedError):
+            return os.copy_file_range(source, target, size, start, to)
 
 
 def _sendfile(source: int, target: int, size: int, start: int, to: int) -> int:

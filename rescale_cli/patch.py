@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rescale_cli.errors import NeedsDecision, OutputExists
-from rescale_cli.output_folder import copy_folder
+from rescale_cli.output_folder import copy_file, copy_folder, refuse_other_tree
 from rescale_cli.patched_file import Written, refuse_wrong_crc, write_changed
 from rescale_cli.plan import Plan
 from rescale_cli.record import sidecar_of, undo_file_of
@@ -67,12 +68,13 @@ def apply_plan(plan: Plan, target: Target) -> Patched:
         if target.in_place:
             return _in_place(plan, target)
         refuse_source(path, plan.checkpoint.contents.files, output)
-        refuse_existing(output, replace=target.replace)
+        refuse_existing(output, replace=target.replace, folder=path.is_dir())
         refuse_wrong_crc(plan.checkpoint.contents.checksums, plan.files)
         with Staging(output.parent, replace=target.replace) as staging:
             if path.is_dir():
+                refuse_other_tree(path, output)
                 aside = staging.aside(output)
-                skip = [file for source in plan.files for file in (source, sidecar_of(source))]
+                skip = [name for source in plan.files for name in (source, *_beside(source))]
                 copy_folder(path, aside, skip)
                 parts = [
                     _write(plan, file, aside / file.name, output / file.name, target)
@@ -80,6 +82,7 @@ def apply_plan(plan: Plan, target: Target) -> Patched:
                 ]
             else:
                 parts = [_stage(plan, plan.files[0], output, staging, target)]
+            plan.checkpoint.refuse_changed()
             staging.commit()
     return _patched(output, parts)
 
@@ -102,8 +105,10 @@ def _stage(plan: Plan, source: Path, final: Path, staging: Staging, target: Targ
     undo, sidecar = undo_file_of(final), sidecar_of(final)
     writer = RecordWriter.of(plan, source, final, target.undo, target.command)
     if writer.undo_beside is not None:
-        write_new(staging.aside(undo), writer.undo_beside)
+        write_new(staging.aside(undo), writer.undo_beside, like=source)
     beside = staging.aside(sidecar) if not writer.inside else None
+    if not target.in_place:
+        staging.outdate(undo, sidecar)
     main = staging.aside(final)
     written = _write_main(plan, source, main, writer)
     if beside is not None:
@@ -116,7 +121,7 @@ def _write(plan: Plan, source: Path, aside: Path, final: Path, target: Target) -
     writer = RecordWriter.of(plan, source, final, target.undo, target.command)
     written = _write_main(plan, source, aside, writer)
     if writer.undo_beside is not None:
-        write_new(undo_file_of(aside), writer.undo_beside)
+        write_new(undo_file_of(aside), writer.undo_beside, like=source)
     if not writer.inside:
         text = writer.text(written.source_sha256, indent=2)
         write_new(sidecar_of(aside), text.encode(), like=source)
@@ -145,18 +150,23 @@ def _in_place(plan: Plan, target: Target) -> Patched:
             fix="write a new file: --output FILE",
         )
     backup = source.with_name(source.name + ".bak")
-    if os.path.lexists(backup) and not os.path.samefile(backup, source):
-        refuse_existing(backup, replace=target.replace)
+    same = backup.is_file() and backup.samefile(source)  # left by a run that was killed
+    refuse_existing(backup, replace=target.replace or same)
     refuse_wrong_crc(plan.checkpoint.contents.checksums, plan.files)
     with Staging(source.parent, replace=True) as staging:
-        os.link(source, staging.aside(backup))
+        copy_aside = staging.aside(backup)
+        try:
+            os.link(source, copy_aside)
+        except OSError:  # a file system without second names
+            copy_file(source, copy_aside)
         part = _stage(plan, source, source, staging, target)
+        plan.checkpoint.refuse_changed()
         staging.commit()
     return _patched(plan.checkpoint.path, [part])
 
 
 def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:
-    """Stop if writing the output would write the source, by whatever name.
+    """Stop if writing the output, or what stands beside it, would write the source by any name.
 
     Raises:
         OutputExists: same path, a link to it, a second name of it, or one inside the other.
@@ -164,10 +174,25 @@ def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:
     place = output.parent.resolve() / output.name
     inside = path.is_dir() and place.is_relative_to(path.resolve())
     around = path.resolve().is_relative_to(place)
-    same = os.path.exists(output) and any(os.path.samefile(f, output) for f in (path, *files))
-    if inside or around or same:
+    sources, written = _identities((path, *files)), _identities((output, *_beside(output)))
+    if inside or around or sources & written:
         raise OutputExists(
             "the output is the source",
             saw=f"{output} and {path} are one file or lie in one another",
             fix="name another output: --output FILE, or replace it, keeping a backup: --in-place",
         )
+
+
+def _beside(file: Path) -> tuple[Path, Path]:
+    return sidecar_of(file), undo_file_of(file)
+
+
+def _identities(paths: Sequence[Path]) -> set[tuple[int, int]]:
+    """Device and number of each file that is there."""
+    found = set()
+    for path in paths:
+        # Unlike exists(), an error of the disk is not taken for "nothing there".
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status = path.stat()
+            found.add((status.st_dev, status.st_ino))
+    return found

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from rescale_cli.errors import BadCheckpoint, BadInput, EnvironmentProblem
 
+#: Device, number, size and time of the last change.
+Stamp = tuple[int, int, int, int]
+
 LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
 
 
@@ -56,6 +59,12 @@ def kind_of(mode: int) -> str:
         stat.S_ISREG: "a regular file",
     }
     return next((word for test, word in kinds.items() if test(mode)), "a special file")
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What tells whether a file is still the one it was."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextmanager

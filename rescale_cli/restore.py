@@ -14,14 +14,14 @@ from rescale_cli.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.errors import BadInput, NotProven
 from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import read_header
-from rescale_cli.output_folder import copy_file, copy_folder
+from rescale_cli.output_folder import copy_file, copy_folder, refuse_other_tree
 from rescale_cli.patch import refuse_source
 from rescale_cli.patched_file import Written, sha256_of, write_changed
+from rescale_cli.proof import header_edit, verify
 from rescale_cli.record import Record, damaged, find_records, sidecar_of, undo_file_of
 from rescale_cli.regular_file import opened, read_whole
 from rescale_cli.staging import Staging, refuse_existing, system_errors, write_new
 from rescale_cli.undo import Restoring, restorings
-from rescale_cli.proof import header_edit, verify
 
 _MAX_UNDO = 8 << 30
 
@@ -72,19 +72,22 @@ def revert(
         refuse_source(checkpoint.path, checkpoint.contents.files, output)
         if against is not None:
             refuse_source(against, (), output)
-        refuse_existing(output, replace=replace)
+        refuse_existing(output, replace=replace, folder=checkpoint.path.is_dir())
         with Staging(output.parent, replace=replace) as staging:
             if checkpoint.path.is_dir():
+                refuse_other_tree(checkpoint.path, output)
                 aside = staging.aside(output)
                 ours = [r.file for r in records]
                 beside = [name(file) for file in ours for name in (sidecar_of, undo_file_of)]
                 copy_folder(checkpoint.path, aside, [*ours, *beside])
                 pairs = [(r, aside / r.file.name, sidecar_of(aside / r.file.name)) for r in records]
             else:
-                earlier = sidecar_of(output) if "previous" in records[0].fields else None
-                beside_aside = staging.aside(earlier) if earlier else sidecar_of(output)
+                earlier = isinstance(records[0].fields.get("previous"), dict)
+                beside_aside = staging.aside(sidecar_of(output)) if earlier else sidecar_of(output)
+                staging.outdate(sidecar_of(output), undo_file_of(output))
                 pairs = [(records[0], staging.aside(output), beside_aside)]
             hashes = [_restore(checkpoint, *pair, against).sha256 for pair in pairs]
+            checkpoint.refuse_changed()
             staging.commit()
     root = output if checkpoint.path.is_dir() else None
     finals = [root / record.file.name if root else output for record in records]

@@ -7,33 +7,20 @@ import errno
 import os
 import secrets
 import shutil
-import signal
 import stat
-import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists, RescaleError
+from rescale_cli.exchange import exchange
+from rescale_cli.folder_lock import locked, sync_names
+from rescale_cli.output_folder import sync_folder
+from rescale_cli.signals import undisturbed
 
 #: Leftovers of a killed run carry this in their name; they never block the next run.
 MARK = ".rescale-cli-"
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold off Ctrl-C, SIGTERM and SIGHUP for a moment that must not be torn."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    watched = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in watched}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Staging:
@@ -43,13 +30,13 @@ class Staging:
 
     Args:
         folder: where the targets will be; it must exist.
-        replace: whether something that has a target's name may be replaced.
+        replace: whether a main target that is there may be replaced.
     """
 
     def __init__(self, folder: Path, *, replace: bool) -> None:
         self.folder, self.replace = folder, replace
         self._moves: list[tuple[Path, Path]] = []
-        self._placed: list[tuple[Path, Path | None]] = []
+        self._outdated: list[Path] = []
 
     def __enter__(self) -> Staging:
         if not self.folder.is_dir():
@@ -60,50 +47,70 @@ class Staging:
         return self
 
     def aside(self, target: Path) -> Path:
-        """A name to write the future `target` under. The last one asked for is the main one."""
-        temporary = self.folder / f"{MARK}{os.getpid()}-{secrets.token_hex(6)}.tmp"
+        """A name to write the future `target` under. The last one asked for is the main one.
+
+        The others are files that belong to it: they replace what a killed run, or an output that
+        is no more, has left.
+        """
+        temporary = self._unique("tmp")
         # Listed before it is made: there is no moment in which an interrupt could lose it.
         self._moves.append((temporary, target))
         return temporary
+
+    def outdate(self, *beside: Path) -> None:
+        """Once all is done, remove files that spoke of the main target's predecessor.
+
+        Those that are targets themselves stay.
+        """
+        self._outdated.extend(beside)
 
     def commit(self) -> None:
         """Give every file its name, in order, then make the folder's entries last.
 
         One run at a time does this in a folder, so that of two runs on one target one wins whole,
-        with the files beside it.
+        with the files beside it. If a step fails, everything is put back as it was.
 
         Raises:
-            OutputExists: a target has come into being meanwhile, and may not be replaced.
+            OutputExists: the main target has come into being meanwhile, and may not be replaced.
+            OSError: the system refused something.
         """
-        with undisturbed(), _locked(self.folder) as folder_fd:
-            for _, target in self._moves:
-                refuse_existing(target, replace=self.replace)
-            for temporary, target in self._moves:
-                old = None
-                if os.path.lexists(target):
-                    old = self.folder / f"{MARK}{os.getpid()}-{secrets.token_hex(6)}.old"
-                    self._set_aside(target, old)
-                self._placed.append((target, old))
-                temporary.rename(target)
-            # From here on the new files are there to stay, even if the folder cannot be synced.
-            self._moves.clear()
-            placed, self._placed = self._placed, []
-            try:
-                os.fsync(folder_fd)
-            finally:
-                for _, old in placed:
-                    if old is not None:
-                        _remove(old)
+        with locked(self.folder) as folder_fd, undisturbed():
+            with ExitStack() as way_back:
+                for number, (temporary, target) in enumerate(self._moves, 1):
+                    folder = temporary.is_dir()
+                    replace = self.replace or number < len(self._moves)
+                    refuse_existing(target, replace=replace, folder=folder)
+                    if folder:
+                        sync_folder(temporary)
+                replaced = [self._place(*move, way_back) for move in self._moves]
+                sync_names(folder_fd)
+                way_back.pop_all()
+            placed = {target for _, target in self._moves}
+            outdated = [f for f in self._outdated if f not in placed and f.is_file()]
+            for old in [*filter(None, replaced), *outdated]:
+                _remove(old)
 
-    def _set_aside(self, target: Path, old: Path) -> None:
-        """Keep what is to be replaced until all is done: by a second name, or by moving it."""
-        if target.is_dir() and not target.is_symlink():
-            target.rename(old)
-            return
+    def _place(self, temporary: Path, target: Path, way_back: ExitStack) -> Path | None:
+        """Give one file or folder its name; where the one that had it before is kept, if any."""
+        found = status(target)
+        if found is None:
+            temporary.rename(target)
+            way_back.callback(_remove, target)
+            return None
+        if stat.S_ISDIR(found.st_mode) and exchange(temporary, target):
+            way_back.callback(_put_back, temporary, target)
+            return temporary
+        old = self._unique("old")
+        way_back.callback(_put_back, old, target)
         try:
             os.link(target, old, follow_symlinks=False)
-        except OSError:
+        except OSError:  # a folder, or a file system without second names
             target.rename(old)
+        temporary.rename(target)
+        return old
+
+    def _unique(self, suffix: str) -> Path:
+        return self.folder / f"{MARK}{os.getpid()}-{secrets.token_hex(6)}.{suffix}"
 
     def __exit__(
         self,
@@ -112,19 +119,21 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         with undisturbed():
-            for target, old in reversed(self._placed):
-                if old is not None and os.path.lexists(old):
-                    if target.is_dir() and not target.is_symlink():
-                        _remove(target)
-                    old.replace(target)
-                    _remove(old)  # rename leaves both names where they are one file
-                elif old is None and not self._still_aside(target):
-                    _remove(target)
             for temporary, _ in self._moves:
                 _remove(temporary)
 
-    def _still_aside(self, target: Path) -> bool:
-        return any(os.path.lexists(tmp) for tmp, final in self._moves if final == target)
+
+def _put_back(old: Path, target: Path) -> None:
+    """Give a replaced file or folder its name again."""
+    with contextlib.suppress(OSError):
+        if status(old) is None:
+            return
+        if not target.is_dir():
+            old.replace(target)
+        elif not exchange(old, target):
+            _remove(target)
+            old.rename(target)
+        _remove(old)  # a second name of the file, or the new folder
 
 
 def write_new(path: Path, data: bytes, like: Path | None = None) -> None:
@@ -141,40 +150,46 @@ def write_new(path: Path, data: bytes, like: Path | None = None) -> None:
         os.close(fd)
 
 
-def refuse_existing(target: Path, *, replace: bool) -> None:
-    """Stop before a name that is taken; a pipe, device or socket is never replaced.
+def status(path: Path) -> os.stat_result | None:
+    """What has this name, links not followed; None if nothing has.
+
+    Raises:
+        OSError: the system cannot tell, which `os.path.lexists` would take for nothing.
+    """
+    try:
+        return path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def refuse_existing(target: Path, *, replace: bool, folder: bool = False) -> None:
+    """Stop before a name that is taken.
+
+    Only like replaces like: a folder a folder, a file a file, or a link to one; then the link, not
+    what it leads to.
 
     Raises:
         OutputExists: something has that name, and either may not or cannot be replaced.
     """
-    if not os.path.lexists(target):
+    found = status(target)
+    if found is None:
         return
-    if not (target.is_file() or target.is_dir() or target.is_symlink()):
+    if stat.S_ISLNK(found.st_mode):
+        # /dev/stdout leads to /proc, and there to whatever the output was sent to.
+        leads_well = target.is_dir() if folder else target.is_file()
+        alike = leads_well and not target.readlink().is_relative_to("/proc")
+        alike = alike or not target.exists()
+    else:
+        alike = stat.S_ISDIR(found.st_mode) if folder else stat.S_ISREG(found.st_mode)
+    if not alike:
         raise OutputExists(
-            f"{target} is no regular file", fix="name another output: --output FILE"
+            f"{target} is there and is no {'folder' if folder else 'regular file'}",
+            fix="name another output: --output",
         )
     if not replace:
         raise OutputExists(
             f"{target} exists already", fix="--force to replace it, or another --output"
         )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """The folder's descriptor, locked against other runs of this tool where the system can."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
-                    raise
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _remove(path: Path) -> None:

@@ -15,36 +15,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.errors import NotProven
-from rescale_cli.floats import Bits, bits_dtype, ordered, unordered
+from rescale_cli.floats import Bits, ordered, unordered
 from rescale_cli.rewrite import RowScaling
-from rescale_cli.tensor_bytes import Block
+from rescale_cli.tensor_bytes import Block, memory_order
 from rescale_cli.tensor_info import TensorInfo
 
-#: In place of a difference that does not fit into a byte; the difference is in a list of its own.
-_ESCAPE = -128
+#: The difference of each two-bit code; the fourth code stands for a number in a list of its own.
+_STEPS = np.array([0, 1, -1, 0], np.int8)
+_FAR = 3
 
 
 class UndoWriter:
     """Takes every block of every edit, in order, and packs what `Restoring` needs."""
 
     def __init__(self) -> None:
-        self._steps = zlib.compressobj(9)
+        # The codes are nearly random: looking for repetitions beyond runs costs and gains nothing.
+        self._near = zlib.compressobj(6, zlib.DEFLATED, strategy=zlib.Z_RLE)
         self._parts: list[bytes] = []
         self._far: list[bytes] = []
+        self._left = np.empty(0, np.uint8)
 
     def add(self, edit: RowScaling, block: Block, old: Bits, new: Bits) -> None:
         """Note how far the guess for one block is from the truth, in units of the last place."""
         with np.errstate(over="ignore"):
-            step = ordered(old) - ordered(edit.guess_before(new, block))
-        step = block.flat(step)
-        small = (step > _ESCAPE) & (step < 128)
-        self._far.append(step[~small].astype("<i8").tobytes())
-        self._parts.append(self._steps.compress(np.where(small, step, _ESCAPE).astype("i1").tobytes()))
+            step = block.flat(ordered(old) - ordered(edit.guess_before(new, block)))
+        code = np.where(step == 0, 0, np.where(step == 1, 1, np.where(step == -1, 2, _FAR)))
+        self._far.append(step[code == _FAR].astype("<i8").tobytes())
+        codes = np.concatenate([self._left, code.astype(np.uint8)])
+        whole = len(codes) // 4 * 4
+        self._left = codes[whole:]
+        self._parts.append(self._near.compress(_four_a_byte(codes[:whole])))
 
     def packed(self) -> bytes:
         """The whole, to be kept in or beside the record."""
-        near = b"".join([*self._parts, self._steps.flush()])
-        return struct.pack("<Q", len(near)) + near + zlib.compress(b"".join(self._far), 9)
+        rest = np.pad(self._left, (0, -len(self._left) % 4))
+        near = b"".join([*self._parts, self._near.compress(_four_a_byte(rest)), self._near.flush()])
+        return struct.pack("<Q", len(near)) + near + zlib.compress(b"".join(self._far), 6)
+
+
+def _four_a_byte(codes: NDArray[np.uint8]) -> bytes:
+    four = codes.reshape(-1, 4) << np.array([0, 2, 4, 6], np.uint8)
+    return bytes(np.bitwise_or.reduce(four, axis=1).astype(np.uint8).tobytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +63,10 @@ class Restoring:
     """The edit that takes a `RowScaling` back."""
 
     edit: RowScaling
-    steps: NDArray[np.int64]
-    """One difference an element, in the order of the file."""
+    codes: NDArray[np.uint8]
+    """One an element, in the order of the file."""
+    far: NDArray[np.int64]
+    """The differences that have no code, in the same order."""
 
     @property
     def info(self) -> TensorInfo:
@@ -62,16 +75,17 @@ class Restoring:
 
     def rewrite(self, bits: Bits, block: Block) -> Bits:
         """The bit patterns that stood there before the re-scaling."""
-        guess = self.edit.guess_before(bits, block)
-        others = block.info.numel // block.info.shape[block.axis]
-        part = self.steps[block.lo * others : block.hi * others]
+        guess = ordered(self.edit.guess_before(bits, block))
+        others = self.info.numel // self.info.shape[block.axis]
+        part = slice(block.lo * others, block.hi * others)
+        step = _STEPS[self.codes[part]].astype(np.int64)
+        first = int((self.codes[: part.start] == _FAR).sum())
+        far = self.codes[part] == _FAR
+        step[far] = self.far[first : first + int(far.sum())]
+        order = memory_order(self.info)
         with np.errstate(over="ignore"):
-            truth = block.flat(ordered(guess)) + part
-        kind = bits_dtype(block.info.dtype)
-        out = np.empty(guess.shape, kind)
-        order = out.transpose(np.argsort(-np.array(block.info.strides), kind="stable"))
-        order[...] = unordered(truth, block.info.dtype).reshape(order.shape)
-        return out
+            guess.transpose(order)[...] += step.reshape([guess.shape[axis] for axis in order])
+        return unordered(guess, self.info.dtype)
 
 
 def restorings(packed: bytes, edits: Sequence[RowScaling]) -> list[Restoring]:
@@ -83,9 +97,10 @@ def restorings(packed: bytes, edits: Sequence[RowScaling]) -> list[Restoring]:
     total = sum(edit.info.numel for edit in edits)
     try:
         (size,) = struct.unpack_from("<Q", packed)
-        near = np.frombuffer(_inflate(packed[8 : 8 + size], total), "i1").astype(np.int64)
+        near = np.frombuffer(_inflate(packed[8 : 8 + size], -(-total // 4)), np.uint8)
         far = np.frombuffer(_inflate(packed[8 + size :], 8 * total), "<i8")
-        if len(near) != total or (near == _ESCAPE).sum() != len(far):
+        codes = ((near[:, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3).ravel()[:total]
+        if len(codes) != total or int((codes == _FAR).sum()) != len(far):
             raise ValueError("too few differences")
     except (struct.error, zlib.error, ValueError) as error:
         raise NotProven(
@@ -93,9 +108,12 @@ def restorings(packed: bytes, edits: Sequence[RowScaling]) -> list[Restoring]:
             saw=str(error),
             fix="give the original: --against ORIGINAL",
         ) from None
-    near[near == _ESCAPE] = far
-    ends = np.cumsum([edit.info.numel for edit in edits])[:-1]
-    return [Restoring(e, s) for e, s in zip(edits, np.split(near, ends), strict=True)]
+    found = []
+    for edit in edits:
+        mine, codes = np.split(codes, [edit.info.numel])
+        here, far = np.split(far, [int((mine == _FAR).sum())])
+        found.append(Restoring(edit, mine, here))
+    return found
 
 
 def _inflate(data: bytes, limit: int) -> bytes:

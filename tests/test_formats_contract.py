@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import CONTAINERS, COUNTS, GAMMA, C, D, Made
 
-from rescale_cli import api
+from rescale_cli import api, tensor_bytes
 from rescale_cli.checkpoint import all_formats, open_checkpoint
 from rescale_cli.errors import AlreadyRescaled, BadInput, NotProven
 from rescale_cli.proof import verify
@@ -264,6 +264,23 @@ def test_it_is_proven_and_taken_back_bit_for_bit(
     assert files_of(back.output) == files_of(made.path)
     for file, sha256 in back.sha256.items():
         assert hashlib.sha256(file.read_bytes()).hexdigest() == sha256
+
+
+@pytest.mark.parametrize("size", [1, 100])
+def test_a_head_of_many_blocks_is_the_same(
+    made: Made, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = apply(made, patched_path(made, tmp_path, "whole"), bias="scale")
+    norms = api.inspect(made.path).head.norms
+    monkeypatch.setattr(tensor_bytes, "BLOCK_BYTES", size)
+    assert api.inspect(made.path).head.norms == pytest.approx(norms, rel=1e-12)
+    pieces = apply(made, patched_path(made, tmp_path, "pieces"), bias="scale")
+    both = [files_of(path) for path in (whole, pieces)]
+    sidecars = [name for name in both[0] if name.endswith(".rescale.json")]
+    assert {**both[0], **dict.fromkeys(sidecars)} == {**both[1], **dict.fromkeys(sidecars)}
+    verify(pieces, made.path)
+    back = revert(pieces, patched_path(made, tmp_path, "back"))
+    assert files_of(back.output) == files_of(made.path)
 
 
 def test_a_second_time_is_refused_and_composes_when_asked(made: Made, tmp_path: Path) -> None:

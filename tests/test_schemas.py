@@ -1,0 +1,242 @@
+"""The JSON Schemas: sound, strict, shipped, and true of what the commands print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from conftest import COUNTS, FORMATS, Made
+
+from rescale_cli import demo, errors
+from rescale_cli.cli import COMMANDS, main
+from rescale_cli.screen import Screen
+
+Capture = pytest.CaptureFixture[str]
+Containers = Callable[[str], Made]
+
+
+def schema_of(command: str) -> dict[str, Any]:
+    text = (resources.files("rescale_cli") / "schemas" / f"{command}.json").read_text("utf-8")
+    return json.loads(text)
+
+
+def run(capsys: Capture, *words: object) -> tuple[int, dict[str, Any]]:
+    """The exit code and the one document of a command with --json, held against its schema."""
+    capsys.readouterr()
+    code = main([str(word) for word in words] + ["--json"])
+    out = capsys.readouterr().out
+    document = json.loads(out)
+    jsonschema.validate(document, schema_of(str(words[0])))
+    assert document["schema"] == f"rescale-cli/{words[0]}@1"
+    assert document["ok"] == (code == 0)
+    return code, document.get("result", document.get("error"))
+
+
+@pytest.fixture
+def counts_file(tmp_path: Path) -> Path:
+    path = tmp_path / "counts.json"
+    path.write_text(json.dumps(COUNTS))
+    return path
+
+
+def test_every_command_has_a_schema_and_no_other_has() -> None:
+    folder = resources.files("rescale_cli") / "schemas"
+    assert sorted(f.name for f in folder.iterdir()) == sorted(f"{name}.json" for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_schema_is_sound_and_closed(command: str) -> None:
+    schema = schema_of(command)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    success, failure = schema["oneOf"]
+    for variant in (success, failure):
+        assert variant["additionalProperties"] is False
+        assert variant["properties"]["schema"] == {"const": f"rescale-cli/{command}@1"}
+    result = schema["$defs"]["result"]
+    if command != "schema":
+        assert result["additionalProperties"] is False
+        assert set(result["required"]) <= set(result["properties"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_prints_it(command: str, capsys: Capture) -> None:
+    assert main(["schema", command]) == 0
+    assert json.loads(capsys.readouterr().out) == schema_of(command)
+    _, result = run(capsys, "schema", command)
+    assert result == schema_of(command)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.RescaleError)
+    ],
+)
+def test_every_error_fits_every_schema(
+    command: str, kind: type[errors.RescaleError], capsys: Capture
+) -> None:
+    more = {"candidates": ({"weight": "a", "shape": [2, 3], "why": "b"},)}
+    extra = more if kind is errors.AmbiguousHead and command in ("inspect", "apply") else {}
+    problem = kind("what", saw="", fix="do", **extra)
+    if kind is errors.AmbiguousHead and not extra:
+        return  # no other command looks for a head
+    Screen(command, as_json=True).error(problem)
+    jsonschema.validate(json.loads(capsys.readouterr().out), schema_of(command))
+
+
+def test_a_schema_notices_a_surplus_and_a_missing_field(
+    containers: Containers, counts_file: Path, capsys: Capture
+) -> None:
+    made = containers("state dict")
+    _, result = run(capsys, "inspect", made.path)
+    document = {"schema": "rescale-cli/inspect@1", "ok": True, "result": result, "warnings": []}
+    jsonschema.validate(document, schema_of("inspect"))
+    for wrong in ({**result, "extra": 1}, {k: v for k, v in result.items() if k != "head"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**document, "result": wrong}, schema_of("inspect"))
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "Hugging Face shards", "Lightning with an averaged copy"])
+def test_inspect_apply_verify_and_revert_print_what_their_schemas_say(
+    name: str, containers: Containers, counts_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    made = containers(name)
+    suffix = made.path.suffix
+    out, back = tmp_path / f"out{suffix}", tmp_path / f"back{suffix}"
+    code, seen = run(capsys, "inspect", made.path, "--counts", counts_file)
+    assert code == 0
+    assert seen["head"]["weight"] == next(iter(made.weights))
+    assert [head["weight"] for head in seen["heads"]] == list(made.weights)
+    assert seen["counts"] == COUNTS
+    code, planned = run(
+        capsys, "apply", made.path, "--counts", counts_file, "-g", "0.3", "--dry-run"
+    )
+    assert (code, planned["output"], planned["record"]) == (0, None, None)
+    code, applied = run(
+        capsys, "apply", made.path, "--counts", counts_file, "-g", "0.3", "-o", out
+    )
+    assert code == 0
+    assert applied["factors"] == planned["factors"]
+    assert applied["counts"] == COUNTS
+    assert applied["bytes_changed"] > 0
+    assert applied["record"]["source_sha256"] == applied["source_sha256"]
+    code, again = run(capsys, "inspect", out)
+    assert code == 0
+    assert again["rescalings"][0]["gamma"] == 0.3
+    code, proven = run(capsys, "verify", out, "--against", made.path)
+    assert (code, proven["proven"]) == (0, True)
+    code, reverted = run(capsys, "revert", out, "-o", back)
+    assert (code, reverted["sha256"]) == (0, applied["source_sha256"])
+
+
+@pytest.mark.parametrize("text", ["[5, 4, 3]", '{"cat": 5, "dog": 0}', '{"0": 5, "1": 3}', "label\nb\na\nb\n"])
+def test_counts_prints_what_its_schema_says(text: str, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / ("a.csv" if text.startswith("label") else "a.json")
+    path.write_text(text)
+    saved = tmp_path / "saved.json"
+    source = f"csv:{path}" if path.suffix == ".csv" else path
+    code, result = run(capsys, "counts", source, "-o", saved)
+    if code:
+        pytest.skip("a file of counts is no data set")  # pragma: no cover
+    assert result["total"] == sum(result["counts"])
+    assert saved.is_file()
+
+
+def test_counts_of_a_folder_and_of_labels_print_what_their_schema_says(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    for name, size in (("cat", 3), ("dog", 1), ("eel", 0)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(size):
+            (tmp_path / "data" / name / f"{i}.png").touch()
+    code, result = run(capsys, "counts", tmp_path / "data")
+    assert code == 0
+    assert (result["counts"], result["classes"]) == ([3, 1, 0], ["cat", "dog", "eel"])
+    assert (result["total"], result["empty_classes"], result["imbalance_ratio"]) == (4, 1, 3)
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 1)), labels=np.array([0, 2, 2, 1]))
+    code, result = run(capsys, "counts", f"npz:{tmp_path / 'a.npz'}")
+    assert (code, result["counts"], result["classes"]) == (0, [1, 1, 2], None)
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "error"),
+    [
+        (("inspect", "missing.pth"), 3, "bad-checkpoint"),
+        (("counts", "missing"), 3, None),
+        (("apply", "missing.pth", "--counts", "c.json", "-g", "1"), 3, None),
+        (("apply", "missing.pth", "--counts", "c.json", "-g", "much"), 2, "usage"),
+        (("apply", "missing.pth"), 2, "usage"),
+        (("verify", "missing.pth", "--against", "also.pth"), 3, "bad-checkpoint"),
+        (("verify", "missing.pth"), 2, "usage"),
+        (("revert", "missing.pth", "-o", "x"), 3, "bad-checkpoint"),
+        (("schema", "nonsense"), 2, "usage"),
+        (("demo", "--nonsense"), 2, "usage"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_failures_print_what_the_schema_says(
+    words: tuple[str, ...], exit_code: int, error: str | None, capsys: Capture, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, said = run(capsys, *words)
+    assert code == exit_code
+    assert error in (None, said["code"])
+
+
+def test_an_ambiguous_head_is_listed_with_candidates(tmp_path: Path, capsys: Capture) -> None:
+    import torch
+
+    # Two layers of ten rows at the end, and nothing that tells them apart.
+    state = {f"{n}.weight": torch.randn(10, 6) for n in ("classifier_a", "classifier_b")}
+    torch.save({"stem.weight": torch.randn(6, 4), **state}, tmp_path / "two.pth")
+    (tmp_path / "c.json").write_text(json.dumps([3] * 10))
+    code, said = run(capsys, "inspect", tmp_path / "two.pth")
+    if code == 0:
+        assert len(said["heads"]) == 2
+        return
+    assert (code, said["code"]) == (4, "ambiguous-head")
+    assert {entry["weight"] for entry in said["candidates"]} >= set(state)
+
+
+def test_the_demo_prints_what_its_schema_says(
+    containers: Containers, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, bundle = containers("safetensors float32"), tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "model.safetensors").write_bytes(made.path.read_bytes())
+    (bundle / "counts.json").write_text(json.dumps(COUNTS))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, len(COUNTS), 200)
+    logits = rng.normal(size=(200, len(COUNTS))) + np.log(COUNTS) / 2
+    logits[np.arange(200), labels] += 2
+    np.savez(bundle / "val_logits.npz", logits=logits.astype(np.float32), labels=labels)
+    monkeypatch.setattr(demo, "bundled", lambda: bundle)
+    code, result = run(capsys, "demo", "-o", tmp_path / "demo")
+    assert code == 0
+    for command in ("inspect", "apply"):
+        own = schema_of(command)
+        jsonschema.validate(result[command], {"$ref": "#/$defs/result", "$defs": own["$defs"]})
+    code, said = run(capsys, "demo", "-o", tmp_path / "demo")
+    assert (code, said["code"]) == (4, "output-exists")
+    assert main(["demo", "-o", str(tmp_path / "other")]) == 0
+    assert "balanced accuracy" in capsys.readouterr().out
+
+
+def test_the_bundled_demo_runs(tmp_path: Path, capsys: Capture) -> None:
+    try:
+        demo.bundled()
+    except errors.EnvironmentProblem:
+        pytest.skip("the example has not been built in this checkout: examples/fashion_lt/train.py")
+    code, result = run(capsys, "demo", "-o", tmp_path / "demo")
+    assert code == 0
+    assert result["balanced_accuracy"]["after"] > result["balanced_accuracy"]["before"]
