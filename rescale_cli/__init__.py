@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rescale_cli.api import apply, inspect
     from rescale_cli.errors import RescaleError
     from rescale_cli.live_module import rescale_
-    from rescale_cli.restore import revert
     from rescale_cli.proof import verify
+    from rescale_cli.restore import revert
 
 
 def __getattr__(name: str) -> Any:

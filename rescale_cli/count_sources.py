@@ -5,43 +5,32 @@ What a file is, its content says, never its suffix alone. Nothing in it is run.
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, cast
 
-from rescale_cli.counts import RawCounts
+from rescale_cli.array_labels import idx_labels, npy_array
+from rescale_cli.class_order import RawCounts
+from rescale_cli.csv_counts import bad_file, text_counts
 from rescale_cli.errors import BadCounts, BadInput, UsageError
 from rescale_cli.json_text import clip, parse_json
 from rescale_cli.label_sources import (
-    IMAGES,
     MAX_BYTES,
     SPLITS,
     DataSpec,
     coco_counts,
     counts,
-    idx_labels,
-    list_counts,
-    npy_array,
-    tally_texts,
     text_of,
 )
 from rescale_cli.regular_file import opened, read_whole, refuse_lfs_pointer
 
 MAX_COUNTS = 64 << 20
-LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "class_name", "class_id")
-COUNT_COLUMNS = ("count", "counts", "n", "num", "number", "samples", "num_samples", "images",
-                 "num_images", "frequency", "support")  # fmt: skip
-_FIX = (
-    'use a JSON list, {"name": count}, CSV lines `class,count`, a 1-D .npy, or data: --counts FILE'
-)
 
 
 def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
@@ -60,13 +49,13 @@ def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
         return count_data(spec)
     data = (stdin or sys.stdin.buffer).read(MAX_COUNTS + 1)
     if len(data) > MAX_COUNTS:
-        raise _bad("there is too much on stdin", f"more than {MAX_COUNTS:,} bytes")
+        raise bad_file("there is too much on stdin", f"more than {MAX_COUNTS:,} bytes")
     if _is_json(data):
         return json_counts(parse_json(data, "stdin", BadCounts), "stdin")
     try:
         return text_counts(io.StringIO(data.decode("utf-8-sig")), "stdin")
     except UnicodeDecodeError as error:
-        raise _bad("stdin is neither JSON nor CSV in UTF-8", str(error)) from None
+        raise bad_file("stdin is neither JSON nor CSV in UTF-8", str(error)) from None
 
 
 def count_data(spec: str) -> RawCounts:
@@ -181,9 +170,9 @@ def _npy_counts(path: Path) -> RawCounts:
     try:
         array = npy_array(read_whole(path, MAX_COUNTS, BadCounts))
     except ValueError as error:
-        raise _bad(f"{path.name} cannot be read as .npy", str(error)) from None
+        raise bad_file(f"{path.name} cannot be read as .npy", str(error)) from None
     if array.ndim != 1:
-        raise _bad(f"{path.name} is not one number a class", f"shape {array.shape}")
+        raise bad_file(f"{path.name} is not one number a class", f"shape {array.shape}")
     return RawCounts(tuple(array.tolist()), None, "list", path.name)
 
 
@@ -209,7 +198,7 @@ def json_counts(value: Any, source: str) -> RawCounts:
             return RawCounts.keyed(table.items(), source)
         case list(values):
             return RawCounts(tuple(values), None, "list", source)
-    raise _bad(f"{source} holds no counts", f"a JSON {type(value).__name__}")
+    raise bad_file(f"{source} holds no counts", f"a JSON {type(value).__name__}")
 
 
 def _listed(values: list[Any], rest: dict[Any, Any], source: str) -> RawCounts:
@@ -219,117 +208,11 @@ def _listed(values: list[Any], rest: dict[Any, Any], source: str) -> RawCounts:
     names = [str(n) if type(n) is int else n for n in _names_in(rest)]
     if len(names) != len(values) or not all(isinstance(name, str) for name in names):
         saw = f"{len(values)} counts, {len(names)} classes"
-        raise _bad(f"{source} does not give each count one name", saw)
+        raise bad_file(f"{source} does not give each count one name", saw)
     raw = RawCounts.keyed(zip(names, values, strict=True), source, ordered=True)
     if rest.get("order") == "label":
         return replace(raw, kind="index")
     return raw
-
-
-def text_counts(lines: TextIO, source: str) -> RawCounts:
-    """Counts or labels from text: a list file, one label a line, or CSV.
-
-    Raises:
-        BadCounts: no such form.
-        BadInput: a line that is not what the others are.
-    """
-    first = next((line for line in lines if line.strip()), "")
-    every = chain([first], lines)
-    path, _, label = first.strip().rpartition(" ")
-    if label.isdecimal() and ("/" in path or path.lower().endswith(IMAGES)):
-        return list_counts(every, source)
-    if label.isdecimal() and path and not any(mark in path for mark in ",;\t"):
-        what = f"{source} could be paths with labels, or names with counts"
-        raise _bad(
-            what, f"the first line {clip(first.strip(), 80)!r}", "separate by a comma: name,count"
-        )
-    return csv_counts(every, source)
-
-
-def csv_counts(lines: Iterator[str], source: str, label: str | None = None) -> RawCounts:
-    """Counts from CSV (also ; or tab): `class,count`, or one row a sample with a label column.
-
-    Args:
-        lines: the text, with or without a header.
-        source: for the errors.
-        label: the header of the label column, where the user names it.
-
-    Raises:
-        BadCounts: no column is known to be label or count, or a class has two counts.
-        BadInput: a row without a label.
-    """
-    first = next((line for line in lines if line.strip()), "")
-    comma = next((mark for mark in ",;\t" if mark in first), ",")
-    reader = csv.reader(chain([first], lines), delimiter=comma, skipinitialspace=True, strict=True)
-    rows = (row for row in reader if any(cell.strip() for cell in row))
-    try:
-        if not (top := next(rows, [])):
-            raise _bad(f"{source} is empty", "no line with text")
-        second = next(rows, [])
-        name, count, header = _columns(top, second, label, source)
-        body = chain([] if header else [top], [second] if second else [], rows)
-        if count is None:
-            return tally_texts((_cell(row, name, source).strip() for row in body), source)
-        pairs = [(_cell(row, name, source), _number(_cell(row, count, source))) for row in body]
-    except csv.Error as error:
-        raise _bad(f"{source} is not valid CSV", str(error)) from None
-    if name == count:
-        return RawCounts(tuple(value for _, value in pairs), None, "list", source)
-    return RawCounts.keyed(pairs, source)
-
-
-def _columns(
-    top: list[str], second: list[str], label: str | None, source: str
-) -> tuple[int, int | None, bool]:
-    """The columns of class and count (None: one row a sample), and whether `top` is a header.
-
-    One column of counts is returned as both.
-    """
-    words = [cell.strip().lower() for cell in top]
-    header = not any(isinstance(_number(word), int | float) for word in words)
-    named = [i for i, word in enumerate(words) if header and word in LABEL_COLUMNS]
-    counted = [i for i, word in enumerate(words) if header and word in COUNT_COLUMNS]
-    sample = second if header and second else top
-    image = sample[0].lower().endswith(IMAGES) if sample else False
-    numeric = len(sample) == 2 and isinstance(_number(sample[1]), int | float)
-    if label is not None:
-        if label in top:
-            return top.index(label), None, True
-    elif counted and len(words) <= 2 + bool(named):
-        other = [i for i in (*named, *range(len(words))) if i not in counted]
-        return (other or counted)[0], counted[0], True
-    elif named and not (named == [0] and numeric):
-        return named[-1], None, True
-    elif len(words) == 2 and numeric and not image:
-        return 0, 1, header
-    elif len(words) == 2 and image:
-        return 1, None, not top[0].lower().endswith(IMAGES)
-    elif len(words) == 1:
-        return 0, None, False
-    saw = f"the columns {', '.join(clip(cell, 40) for cell in top[:10])}"
-    raise _bad(f"{source} has no column known to be the label", saw, "csv:FILE?label=COLUMN")
-
-
-def _cell(row: list[str], column: int, source: str) -> str:
-    if column >= len(row):
-        raise _bad(f"{source} has a row that is too short", clip(",".join(row), 80))
-    return row[column]
-
-
-def _number(text: str) -> object:
-    """A whole number, a float, or the text itself, which `ClassCounts.of` refuses."""
-    text = text.strip()
-    if re.fullmatch(r"[+-]?[0-9]{1,300}", text):
-        return int(text)
-    decimal = r"[+-]?([0-9]+\.?[0-9]*(e[+-]?[0-9]+)?|\.[0-9]+|nan|inf)"
-    return float(text) if re.fullmatch(decimal, text, re.IGNORECASE) else text
-
-
-@counts.register("csv", options=("image", "label"))
-def csv_file(spec: DataSpec) -> RawCounts:
-    """A table of samples with a label column, or of classes with a count column."""
-    with text_of(spec.path) as lines:
-        return csv_counts(lines, spec.path.name, spec.options.get("label"))
 
 
 def read_class_names(path: Path | str) -> tuple[str, ...]:
@@ -385,7 +268,3 @@ def write_counts(raw: RawCounts) -> dict[str, object] | list[object]:
         return list(raw.values)
     table: dict[str, object] = {"counts": list(raw.values), "classes": list(raw.names)}
     return table | ({"order": "label"} if raw.kind == "index" else {})
-
-
-def _bad(what: str, saw: str, fix: str = _FIX) -> BadCounts:
-    return BadCounts(what, saw=clip(saw, 200), fix=fix)

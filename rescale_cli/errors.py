@@ -1,7 +1,7 @@
 """What can go wrong: an error says what happened, what was seen and what to type next.
 
-`RescaleError` and its kinds are raised anywhere and caught once, in `rescale_cli.cli.main`. The kind
-decides the exit code; `code` is the stable name that `--json` prints.
+`RescaleError` and its kinds are raised anywhere and caught once, in `rescale_cli.cli.main`. The
+kind decides the exit code; `code` is the stable name that `--json` prints.
 """
 
 from __future__ import annotations

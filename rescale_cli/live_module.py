@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rescale_cli.api import CountsLike, as_raw_counts
-from rescale_cli.counts import match
+from rescale_cli.class_order import match
 from rescale_cli.errors import BadHead, NoClassifier
 from rescale_cli.find_head import find_heads
 from rescale_cli.floats import Float64, encode
@@ -99,7 +99,7 @@ def _rounded(values: Float64, like: torch.Tensor) -> torch.Tensor:
 def _pairs(
     module: torch.nn.Module, num_classes: int, head: str | None
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Weight and bias of each head: the module itself if it is one layer, else those found in it."""
+    """Weight and bias of each head: the module itself if it is a layer, else those found in it."""
     own = dict(module.named_parameters(recurse=False))
     if "weight" in own and set(own) <= {"weight", "bias"} and own["weight"].dim() > 1:
         if any(size != 1 for size in own["weight"].shape[2:]):

@@ -129,7 +129,9 @@ class Adjustment:
             )
         if not 0 < self.temperature < float("inf"):
             raise UsageError(
-                "the temperature must be above 0", saw=f"{self.temperature}", fix="--temperature 1.5"
+                "the temperature must be above 0",
+                saw=f"{self.temperature}",
+                fix="--temperature 1.5",
             )
 
     @property
@@ -166,7 +168,9 @@ class Adjustment:
         return update.then(RowUpdate(cooler, cooler, zeros))
 
 
-def _positive_norms(head: Head, counts: ClassCounts) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _positive_norms(
+    head: Head, counts: ClassCounts
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """The norms (C,), with 1 in place of skipped rows, which nothing is divided by."""
     empty = np.flatnonzero((head.norms == 0) & counts.kept)
     if len(empty):

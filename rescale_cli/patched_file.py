@@ -158,7 +158,9 @@ def prove(
         position = max(position, stop)
     _same(source, target, position, size, shift)
     for region in stretches:
-        if read_at(target, region.start + shift, region.stop - region.start) != region.rewritten(source):
+        if read_at(target, region.start + shift, region.stop - region.start) != region.rewritten(
+            source
+        ):
             raise _differs(region.start + shift)
     for at, crc in mended.items():
         if read_at(target, at, len(crc)) != crc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rescale_cli.inert_values import Built
@@ -25,12 +25,15 @@ def find_class_names(value: object) -> tuple[tuple[str, ...], ...]:
     the like; attributes of a pickled module count as keys.
     """
     found: dict[tuple[str, ...], None] = {}
+    seen: set[int] = set()  # a list that a thousand keys share is read once
     for _, container in walk(value):
         for key, candidate in _named(container):
             if type(key) is str and key in _KEYS:
-                names = _in_row_order(candidate)
-                if names:
-                    found[names] = None
+                inner = _unwrapped(candidate)
+                if not {id(candidate), id(inner)} & seen:
+                    seen |= {id(candidate), id(inner)}
+                    found[_in_row_order(inner)] = None
+    found.pop((), None)
     return tuple(found)
 
 
@@ -42,25 +45,33 @@ def _named(container: Any) -> Iterator[tuple[object, Any]]:
         yield from attributes(container)
 
 
-def _in_row_order(candidate: Any) -> tuple[str, ...]:
-    """The names in a dict or list, or () if it is no list of names."""
-    for _ in range(4):  # a list-like object keeps its elements in itself or in `items`
+def _unwrapped(candidate: Any) -> Any:
+    """The dict or list inside: a list-like object keeps its elements in itself or in `items`."""
+    for _ in range(4):
         if type(candidate) is not Built:
             break
-        held = dict(attributes(candidate)) if type(candidate.state) is dict else {}
-        inner = candidate.listed or dict(candidate.keyed) or held.get("items")
-        candidate = inner or held.get("_content") or held.get("_val")
-    if type(candidate) is dict and len(candidate) <= _MOST:
-        return _of_dict(candidate)
-    if type(candidate) in (list, tuple) and len(candidate) <= _MOST:
-        return _distinct([_text(one) for one in candidate])
-    return ()
+        state = candidate.state if type(candidate.state) is dict else {}
+        inside = (state.get(key) for key in ("items", "_content", "_val"))
+        own = candidate.listed or candidate.keyed
+        candidate = own or next((one for one in inside if one is not None), None)
+    return candidate
 
 
-def _of_dict(candidate: dict[Any, Any]) -> tuple[str, ...]:
-    pairs = [(_index(key), _text(value)) for key, value in candidate.items()]
+def _in_row_order(candidate: Any) -> tuple[str, ...]:
+    """The names in a dict, in its pairs or in a list, or () if it is no list of names."""
+    if type(candidate) not in (dict, list, tuple) or not 1 < len(candidate) <= _MOST:
+        return ()
+    if type(candidate) is dict:
+        return _of_pairs(list(candidate.items()))
+    if type(candidate[0]) is tuple and all(type(p) is tuple and len(p) == 2 for p in candidate):
+        return _of_pairs(candidate)
+    return _distinct([_text(one) for one in candidate])
+
+
+def _of_pairs(candidate: Sequence[Any]) -> tuple[str, ...]:
+    pairs = [(_index(key), _text(value)) for key, value in candidate]
     if any(index is None for index, _ in pairs):
-        pairs = [(_index(value), key) for key, value in candidate.items()]
+        pairs = [(_index(value), key) for key, value in candidate]
     rows = {index: name for index, name in pairs if index is not None}
     if len(rows) != len(candidate) or sorted(rows) != list(range(len(rows))):
         return ()

@@ -18,7 +18,8 @@ from rescale_cli.tensor_views import MAX_WRAPS, WRAPPERS, View, is_tensor, view_
 
 _MAX_DEPTH = 200
 _MAX_NAME = 1000
-_MAX_TENSORS = 1_000_000
+_MAX_TENSORS = 500_000
+_MAX_NAMES = 64_000_000  # characters in all
 _INSIDES = ("_parameters", "_buffers", "_modules")
 
 
@@ -66,18 +67,21 @@ def list_views(value: object, path: FilePath) -> list[tuple[str, View]]:
     """
     views: dict[str, View] = {}
     again: dict[str, int] = {}
+    length = 0
     for place, found in walk(value):
         if type(found) is not Built or not is_tensor(found.func.full):
             continue
         name = place.name() or "tensor"
+        length += len(name)
         try:
             view = view_of(found)
         except (IndexError, TypeError, ValueError) as error:
             raise bad_tensor(path, name, str(error)) from None
         if view is None:
             continue
-        if len(views) >= _MAX_TENSORS or len(name) > _MAX_NAME:
-            raise bad_tensor(path, name, f"tensor number {len(views):,}, {len(name)} characters")
+        if len(views) >= _MAX_TENSORS or len(name) > _MAX_NAME or length > _MAX_NAMES:
+            saw = f"tensor number {len(views):,}, a name of {len(name):,} characters"
+            raise bad_tensor(path, name, saw)
         while name in views:  # two paths that are spelled alike: {"a.b": ..., "a": {"b": ...}}
             base = name.partition("#")[0]
             again[base] = again.get(base, 1) + 1

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from rescale_cli.checkpoint import Checkpoint
-from rescale_cli.counts import ClassCounts, RawCounts, in_head_order, match
+from rescale_cli.class_order import RawCounts, in_head_order, match
+from rescale_cli.counts import ClassCounts
 from rescale_cli.errors import AlreadyRescaled, AmbiguousHead
 from rescale_cli.find_head import FoundHeads, HeadKeys, find_heads
 from rescale_cli.floats import Float64
@@ -189,10 +190,9 @@ def _bias_axis(bias: TensorInfo) -> int:
 
 def _already(checkpoint: Checkpoint, records: Sequence[Record]) -> AlreadyRescaled:
     fields = records[0].fields
+    how = f"{fields.get('method')}, gamma {fields.get('gamma')}"
     return AlreadyRescaled(
         f"{checkpoint.path.name} was re-scaled before; once more would over-correct it",
-        saw=f"{fields.get('method')}, gamma {fields.get('gamma')}, by version {fields.get('version')}",
+        saw=f"{how}, by version {fields.get('version')}",
         fix="start from the original (rescale-cli revert), or insist: --compose",
     )
-
-

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,12 +15,19 @@ from rescale_cli.find_head import HeadKeys
 from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import HeaderEdit, read_header
 from rescale_cli.json_text import clip
-from rescale_cli.methods import BIAS_POLICIES, METHODS, Adjustment
-from rescale_cli.patched_file import crc32_of, prove, refuse_wrong_crc, sha256_of
+from rescale_cli.methods import Adjustment
+from rescale_cli.patched_file import crc32_of, prove, sha256_of
 from rescale_cli.read_head import read_head
-from rescale_cli.record import Record, damaged, find_records, sidecar_of, undo_file_of, unpack
-from rescale_cli.record import unpack_vectors
-from rescale_cli.regular_file import opened, read_at
+from rescale_cli.record import (
+    Record,
+    damaged,
+    find_records,
+    sidecar_of,
+    undo_file_of,
+    unpack,
+    unpack_vectors,
+)
+from rescale_cli.regular_file import opened
 from rescale_cli.rewrite import regions
 
 #: How far a factor in the record may be from the formula: another machine's pow() may differ.
@@ -40,9 +45,7 @@ class Proof:
     """Patched file name -> its SHA-256."""
 
 
-def verify(
-    patched: Path, original: Path, accept: frozenset[str] = frozenset()
-) -> Proof:
+def verify(patched: Path, original: Path, accept: frozenset[str] = frozenset()) -> Proof:
     """Compare every byte of a patched checkpoint with what original and record make of it.
 
     Args:
@@ -94,10 +97,11 @@ def _partners(after: Checkpoint, before: Checkpoint) -> dict[str, Path]:
 def _prove_file(record: Record, original: Path, before: Checkpoint) -> int:
     """Hold one patched file against its original and its record; the bytes compared."""
     with opened(original) as src, opened(record.file) as dst:
-        if sha256_of(src) != record.text("source_sha256"):
+        wanted = record.text("source_sha256")
+        if sha256_of(src) != wanted:
             raise NotProven(
                 f"{original.name} is not the file that was patched",
-                saw=f"its sha256 is not {record.text('source_sha256')[:16]}…, which the record names",
+                saw=f"its sha256 is not {wanted[:16]}…, which the record names",
                 fix="give the file that was patched: --against ORIGINAL",
             )
         _prove_formula(record, before)
@@ -105,7 +109,7 @@ def _prove_file(record: Record, original: Path, before: Checkpoint) -> int:
         stretches = regions(edits)
         starts = _prove_header(record, original)
         checks = [check for check in before.contents.checksums if check.file == original]
-        mended = {}
+        mended: dict[int, bytes] = {}
         for check in checks:
             if any(check.start < r.stop and r.start < check.stop for r in stretches):
                 crc = crc32_of(dst, check.start, check.stop).to_bytes(4, "little")

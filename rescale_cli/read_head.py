@@ -62,7 +62,11 @@ def refuse_shared(checkpoint: Checkpoint, edited: list[TensorInfo]) -> None:
                 fix="save the checkpoint with .contiguous() on this tensor",
             )
         for other in checkpoint.contents.tensors:
-            same = (other.start, other.shape, other.strides) == (info.start, info.shape, info.strides)
+            same = (other.start, other.shape, other.strides) == (
+                info.start,
+                info.shape,
+                info.strides,
+            )
             if (other in edited and same) or other == info:
                 continue
             if share_bytes(info, other):

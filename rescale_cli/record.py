@@ -42,8 +42,10 @@ class Record:
     fields: Mapping[str, Any]
 
     def edits(self, checkpoint: Checkpoint) -> list[RowScaling]:
-        """The changes that it says were made to the tensors of its file, with their offsets in
-        `checkpoint`, which is the original or the patched one.
+        """The changes that it says were made to the tensors of its file.
+
+        Args:
+            checkpoint: the original or the patched one, whose offsets they get.
 
         Raises:
             NotProven: the record names tensors that are not there, or its numbers are damaged.
@@ -53,7 +55,7 @@ class Record:
         for entry in self._entries("edits"):
             info = known.get(str(entry.get("tensor")))
             axis = entry.get("axis")
-            if info is None or axis not in range(len(info.shape)):
+            if info is None or not isinstance(axis, int) or axis not in range(len(info.shape)):
                 raise damaged(f"no tensor {clip(str(entry.get('tensor')))} with such an axis")
             size = info.shape[axis]
             factor, shift = unpack_vectors(entry.get("vectors"), size)
@@ -112,7 +114,9 @@ def find_records(checkpoint: Checkpoint) -> tuple[list[Record], list[str]]:
                 found.append(Record(file, fields))
                 odd.append(f"the head of {file.name} was changed after it was re-scaled")
             else:
-                odd.append(f"{sidecar_of(file).name} describes another head than that of {file.name}")
+                odd.append(
+                    f"{sidecar_of(file).name} describes another head than that of {file.name}"
+                )
     return found, odd
 
 

@@ -56,9 +56,8 @@ class RecordWriter:
             return cls(base | _earlier(plan, source, final), changed, beside)
         header, _ = read_header(source)
         edit = plan_edit(header)
-        base["header"] = {
-            "at": edit.at, "size": edit.size, "spaces": edit.spaces, "replaced": pack(edit.replaced),
-        }  # fmt: skip
+        place = {"at": edit.at, "size": edit.size, "spaces": edit.spaces}
+        base["header"] = {**place, "replaced": pack(edit.replaced)}
         return cls(base, changed, beside, header, edit)
 
     @property
@@ -99,7 +98,7 @@ def _framed(header: bytes) -> bytes:
 
 
 def _survey(edits: Sequence[RowScaling], undo: bool) -> tuple[bytes | None, str, int]:
-    """Work every block out once: the undo part, the sha256 of the new head, the bytes that differ."""
+    """Work every block out: the undo part, the sha256 of the new head, how many bytes differ."""
     writer, state, changed = UndoWriter(), hashlib.sha256(), 0
     for edit in edits:
         with opened(edit.info.file) as fd:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rescale_cli.api import Applied, Inspected
-from rescale_cli.counts import RawCounts
+from rescale_cli.class_order import RawCounts
 from rescale_cli.demo import Demo
 from rescale_cli.find_head import HeadKeys
 from rescale_cli.plan import PlannedHead
@@ -35,7 +35,8 @@ def inspect_result(found: Inspected) -> dict[str, Any]:
         "head": _head_keys(found, found.found.heads[0]),
         "heads": [_head_keys(found, keys) for keys in found.found.heads],
         "candidates": [
-            {"weight": c.weight, "shape": list(c.shape), "why": c.why} for c in found.found.candidates
+            {"weight": c.weight, "shape": list(c.shape), "why": c.why}
+            for c in found.found.candidates
         ],
         "classes": None if found.class_names is None else list(found.class_names),
         "norms": head.norms.tolist(),
@@ -103,7 +104,12 @@ def show_inspect(found: Inspected) -> None:
 
 def _norm_table(found: Inspected) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title, justify in (("row", "right"), ("class", "left"), ("count", "right"), ("norm", "right")):
+    for title, justify in (
+        ("row", "right"),
+        ("class", "left"),
+        ("count", "right"),
+        ("norm", "right"),
+    ):
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     table.add_column("relative norm (Eq. 4)")
     names = found.class_names
@@ -288,8 +294,6 @@ def show_revert(result: Mapping[str, Any]) -> None:
     say(f"{result['method']}, strength {result['gamma']:g}, taken back, bit for bit")
     for file, sha256 in result["files"].items():
         say(f"wrote {file}", f"sha256 {sha256}")
-
-
 
 
 def demo_result(demo: Demo) -> dict[str, Any]:

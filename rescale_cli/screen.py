@@ -1,4 +1,4 @@
-"""What a person or a program reads: one JSON document, or text; talk on stderr, results on stdout."""
+"""What a person or a program reads: text or one JSON document on stdout, talk on stderr."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _COMMAND = re.compile(r"::|##(?=\[|vso)")
 
 
 def plain(text: object) -> str:
-    """A text from outside as one harmless line.
+    r"""A text from outside as one harmless line.
 
     Example:
-        >>> plain("fc\\n::error::no")
-        'fc\\\\n\\\\x3a:error\\\\x3a:no'
+        >>> plain("fc\n::error::no")
+        'fc\\n\\x3a:error\\x3a:no'
     """
     found = _UNSAFE.sub(lambda m: m[0].encode("unicode_escape").decode(), str(text))
     return _COMMAND.sub(lambda m: f"\\x{ord(m[0][0]):02x}{m[0][1:]}", found)
@@ -97,7 +97,9 @@ def say(*lines: object) -> None:
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
     console = Console(highlight=False, markup=False, emoji=False, width=width)
     for line in lines:
-        console.print(plain(line) if isinstance(line, str) else line, soft_wrap=isinstance(line, str))
+        console.print(
+            plain(line) if isinstance(line, str) else line, soft_wrap=isinstance(line, str)
+        )
 
 
 def _finite(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from rescale_cli.head import Head
 CLEAR = 1.645
 
 
-def spearman(one: NDArray[np.floating], other: NDArray[np.floating]) -> float | None:
+def spearman(one: NDArray[Any], other: NDArray[Any]) -> float | None:
     """Rank correlation of two vectors (C,), ties given their mean rank; None if one is constant.
 
     Example:
@@ -44,8 +45,8 @@ def warnings_of(head: Head, counts: ClassCounts | None) -> list[tuple[str, str]]
     if head.gauge > 0.5:
         found.append((
             "gauge",
-            f"the rows of the head share a common part (gauge ratio {head.gauge:.2f}): softmax does "
-            "not see it, but re-scaling does; evaluate before you trust the result",
+            f"the rows of the head share a common part (gauge ratio {head.gauge:.2f}): softmax "
+            "does not see it, but re-scaling does; evaluate before you trust the result",
         ))  # fmt: skip
     if counts is None or (rho := correlation(head, counts)) is None:
         return found
@@ -59,7 +60,7 @@ def warnings_of(head: Head, counts: ClassCounts | None) -> list[tuple[str, str]]
     elif rho < clear:
         found.append((
             "norms-do-not-follow-counts",
-            f"the row norms do not follow the counts (rank correlation {rho:+.2f}): the head may be "
-            "corrected already, or trained with Adam; evaluate before you trust the result",
+            f"the row norms do not follow the counts (rank correlation {rho:+.2f}): the head may "
+            "be corrected already, or trained with Adam; evaluate before you trust the result",
         ))  # fmt: skip
     return found

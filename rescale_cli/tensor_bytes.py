@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from rescale_cli.floats import Bits, bits_dtype
 from rescale_cli.regular_file import read_at
 from rescale_cli.tensor_info import ITEM_SIZES, TensorInfo
+
+T = TypeVar("T", bound=np.generic)
 
 #: Bytes of file that one block spans, at most (more only if one slice alone spans more).
 BLOCK_BYTES = 4 << 20
@@ -44,7 +47,7 @@ class Block:
         span = read_at(fd, self.start + shift, self.stop - self.start)
         return np.array(self.of(bytearray(span)))
 
-    def flat(self, bits: Bits) -> Bits:
+    def flat(self, bits: NDArray[T]) -> NDArray[T]:
         """The elements in one row, in the order of their bytes in the file."""
         return bits.transpose(memory_order(self.info)).ravel()
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rescale_cli.class_order import match
 from rescale_cli.count_sources import (
     count_data,
     counts,
@@ -22,7 +23,6 @@ from rescale_cli.count_sources import (
     read_counts,
     write_counts,
 )
-from rescale_cli.counts import match
 from rescale_cli.errors import BadCounts, BadInput, RescaleError, UsageError
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -384,7 +384,7 @@ def test_npz_labels_are_counted(tmp_path):
 
 def test_a_zip_bomb_of_labels_is_refused_unread(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "b.npz", labels=np.zeros(10**6, np.uint8))
-    monkeypatch.setattr("rescale_cli.label_sources.MAX_BYTES", 10**5)
+    monkeypatch.setattr("rescale_cli.array_labels.MAX_BYTES", 10**5)
     refused(f"npz:{tmp_path / 'b.npz'}", "too large")
 
 

@@ -436,6 +436,10 @@ def test_legacy_parts_of_storages_are_read(tmp_path: Path) -> None:
     assert torch.equal(torch.load(path, weights_only=False)["fc"], torch.tensor([5.0, 6.0]))
 
 
+class Mapping(dict[Any, Any]):
+    """A dict of another class, as configurations often are."""
+
+
 class Configured(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -454,6 +458,7 @@ class Configured(torch.nn.Module):
         ({"meta": {"CLASSES": ("x", "y")}, "labels": ["x", "y"]}, [("x", "y")]),
         ({"args": argparse.Namespace(class_names=["p", "q"])}, [("p", "q")]),
         ({"model": Configured()}, [("cat", "dog", "emu")]),
+        ({"names": Mapping({0: "p", 1: "q"}), "classes": ("p", "q")}, [("p", "q")]),
         ({"names": ["a", "a"], "labels": [1, 2], "classes": {0: "a", 2: "b"}, "id2label": 3}, []),
     ],
 )  # fmt: skip

@@ -12,13 +12,13 @@ from rescale_cli import options
 from rescale_cli.screen import Screen
 
 if TYPE_CHECKING:
-    from rescale_cli.counts import RawCounts
+    from rescale_cli.class_order import RawCounts
 
 
 def counts(
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="A data folder, list, CSV, npz, IDX labels; see README."),
+        typer.Argument(metavar="DATA", help="A data folder, list, CSV, npz or IDX labels."),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write counts.json here.")

@@ -30,7 +30,9 @@ def schema_text(command: str) -> str:
         UsageError: there is no such command.
     """
     folder = resources.files("rescale_cli") / "schemas"
-    known = sorted(f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith("json"))
+    known = sorted(
+        f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith("json")
+    )
     if command not in known:
         raise UsageError(
             "there is no schema of that name", saw=command, fix=f"name one of {', '.join(known)}"

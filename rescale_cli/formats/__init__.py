@@ -1,0 +1,1 @@
+"""The checkpoint formats, one module each; `_interface` says what a format gives."""

@@ -20,7 +20,7 @@ from rescale_cli.tensor_info import TensorInfo
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """The CRC-32 of the bytes [start, stop) of a file, stored little-endian at each offset in `at`."""
+    """The CRC-32 of the bytes [start, stop) of a file, kept little-endian at each place in `at`."""
 
     file: Path
     start: int

@@ -95,7 +95,9 @@ def _check_cover(path: Path, tensors: tuple[TensorInfo, ...], base: int, size: i
     for info in sorted(tensors, key=lambda info: (info.start, info.stop)):
         if info.start != end:
             word = "overlaps" if info.start < end else "leaves a gap before"
-            raise _damaged(path, "the data do not lie one after another", f"{clip(info.name)} {word}")
+            raise _damaged(
+                path, "the data do not lie one after another", f"{clip(info.name)} {word}"
+            )
         end = info.stop
     if end != size:
         word = "shorter" if size < end else "longer"
@@ -141,7 +143,7 @@ class HeaderEdit:
 
 
 def plan_edit(header: bytes) -> HeaderEdit:
-    """Where the record of a re-scaling goes: into `__metadata__`, which is made if it is missing."""
+    """Where the record of a re-scaling goes: into `__metadata__`, made new if it is missing."""
     # latin-1 maps bytes to characters one to one, and no byte of a UTF-8 sequence is structural.
     text = header.decode("latin-1")
     spaces = len(text) - len(text.rstrip(" "))

@@ -117,7 +117,9 @@ def _shard_path(folder: Path, index: Path, name: str) -> Path:
     shard = folder / name
     if not shard.exists():
         raise BadCheckpoint(
-            f"a shard is missing: {name}", saw=f"named in {index.name}", fix="fetch the whole folder"
+            f"a shard is missing: {name}",
+            saw=f"named in {index.name}",
+            fix="fetch the whole folder",
         )
     _stay_inside(folder, shard)
     return shard
@@ -169,7 +171,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def names_in_config(config: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """The class names of a config.json, in row order: id2label (sorted as numbers) or label_names."""
+    """The class names of a config.json, in row order: id2label, sorted as numbers, and others."""
     found = []
     ids = config.get("id2label")
     if isinstance(ids, dict) and all(str(key).isdecimal() for key in ids):
