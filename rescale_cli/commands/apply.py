@@ -79,7 +79,7 @@ def apply(
     json: options.Json = False,
 ) -> None:
     """Write the checkpoint with its head adjusted; every other byte is proven equal."""
-    from rescale_cli import api, report
+    from rescale_cli import api, report, tables
 
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other", fix="leave one of them out")
@@ -108,7 +108,7 @@ def apply(
         command=shlex.join(["rescale-cli", *sys.argv[1:]]),
     )
     result = report.apply_result(applied)
-    Screen("apply", json).result(result, applied.plan.warnings, lambda: report.show_apply(applied))
+    Screen("apply", json).result(result, applied.plan.warnings, lambda: tables.show_apply(applied))
 
 
 def read_strength(text: str) -> float:

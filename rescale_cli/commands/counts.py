@@ -27,7 +27,7 @@ def counts(
     json: options.Json = False,
 ) -> None:
     """Count the samples of each class in a data set, without decoding an image."""
-    from rescale_cli import report
+    from rescale_cli import report, tables
     from rescale_cli.count_sources import count_data, write_counts
 
     raw = count_data(data)
@@ -36,7 +36,7 @@ def counts(
     if output is not None:
         _save(output, json_module.dumps(saved, indent=1) + "\n", force)
     result = report.counts_result(raw, table, output)
-    Screen("counts", json).result(result, _warnings(raw), lambda: report.show_counts(raw, result))
+    Screen("counts", json).result(result, _warnings(raw), lambda: tables.show_counts(raw, result))
 
 
 def _save(output: Path, text: str, force: bool) -> None:

@@ -19,9 +19,9 @@ def demo(
     json: options.Json = False,
 ) -> None:
     """Repair a real long-tailed classifier: inspect it, re-scale it, show the gain. Offline."""
-    from rescale_cli import report
+    from rescale_cli import report, tables
     from rescale_cli.demo import fresh_folder, run_demo
 
     done = run_demo(output or fresh_folder())
     result = report.demo_result(done)
-    Screen("demo", json).result(result, done.inspected.warnings, lambda: report.show_demo(done))
+    Screen("demo", json).result(result, done.inspected.warnings, lambda: tables.show_demo(done))

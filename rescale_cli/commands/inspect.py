@@ -16,7 +16,7 @@ def inspect(
     json: options.Json = False,
 ) -> None:
     """Say what a checkpoint is, which layer is its head and why, and how long its rows are."""
-    from rescale_cli import api, report
+    from rescale_cli import api, report, tables
 
     found = api.inspect(
         model,
@@ -27,4 +27,4 @@ def inspect(
         accept_global=accept_global or (),
     )
     result = report.inspect_result(found)
-    Screen("inspect", json).result(result, found.warnings, lambda: report.show_inspect(found))
+    Screen("inspect", json).result(result, found.warnings, lambda: tables.show_inspect(found))

@@ -27,9 +27,9 @@ def revert(
     json: options.Json = False,
 ) -> None:
     """Take the last re-scaling back: the file as it was before, bit for bit."""
-    from rescale_cli import report, restore
+    from rescale_cli import report, restore, tables
 
     accept = frozenset(accept_global or ())
     done = restore.revert(patched, output, against=against, replace=force, accept=accept)
     result = report.revert_result(done)
-    Screen("revert", json).result(result, [], lambda: report.show_revert(result))
+    Screen("revert", json).result(result, [], lambda: tables.show_revert(result))

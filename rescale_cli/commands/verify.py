@@ -22,8 +22,8 @@ def verify(
     json: options.Json = False,
 ) -> None:
     """Prove that only the head changed, and that it changed as the record says."""
-    from rescale_cli import proof, report
+    from rescale_cli import proof, report, tables
 
     found = proof.verify(patched, against, frozenset(accept_global or ()))
     result = report.verify_result(patched, against, found)
-    Screen("verify", json).result(result, [], lambda: report.show_verify(result))
+    Screen("verify", json).result(result, [], lambda: tables.show_verify(result))
