@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rescale_cli.inert_values import Built
-from rescale_cli.pickled_tensors import attributes, walk
+from rescale_cli.pickled_tensors import walk
 
 _BY_INDEX = (
     "idx_to_class", "index_to_class", "id2label", "id_to_label", "idx2label", "classes", "CLASSES",
@@ -26,8 +26,8 @@ def find_class_names(value: object) -> tuple[tuple[str, ...], ...]:
     """
     found: dict[tuple[str, ...], None] = {}
     seen: set[int] = set()  # a list that a thousand keys share is read once
-    for _, container in walk(value):
-        for key, candidate in _named(container):
+    for _, _, children in walk(value):
+        for key, candidate in children:
             if type(key) is str and key in _KEYS:
                 inner = _unwrapped(candidate)
                 if not {id(candidate), id(inner)} & seen:
@@ -35,14 +35,6 @@ def find_class_names(value: object) -> tuple[tuple[str, ...], ...]:
                     found[_in_row_order(inner)] = None
     found.pop((), None)
     return tuple(found)
-
-
-def _named(container: Any) -> Iterator[tuple[object, Any]]:
-    if type(container) is dict:
-        yield from container.items()
-    elif type(container) is Built:
-        yield from container.keyed
-        yield from attributes(container)
 
 
 def _unwrapped(candidate: Any) -> Any:

@@ -7,7 +7,7 @@ Every container is walked once, in the order of the file, and every tensor on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -19,7 +19,7 @@ from rescale_cli.tensor_views import MAX_WRAPS, WRAPPERS, View, is_tensor, view_
 _MAX_DEPTH = 200
 _MAX_NAME = 1000
 _MAX_TENSORS = 500_000
-_MAX_NAMES = 64_000_000  # characters in all
+_MAX_NAMES = 32_000_000  # characters in all
 _INSIDES = ("_parameters", "_buffers", "_modules")
 
 
@@ -41,21 +41,31 @@ class Path:
         return ".".join(reversed(keys))
 
 
-def walk(value: object) -> Iterator[tuple[Path, Any]]:
-    """Every container and every tensor with its path: containers once, nothing by recursion."""
+def walk(value: object) -> Iterator[tuple[Path, Any, list[tuple[object, Any]]]]:
+    """Every container and every tensor with its path and what it holds, without recursion.
+
+    A container that is reached twice is entered once, and so are its parts: a hundred thousand
+    objects may share one state of a hundred thousand entries.
+    """
     seen: set[int] = set()
+
+    def fresh(part: object) -> bool:
+        known = id(part) in seen
+        seen.add(id(part))
+        return not known
+
     todo: list[tuple[Path, Any]] = [(Path(None, "", 0), value)]
     while todo:
         path, found = todo.pop()
         found = _unwrapped(found)
         if type(found) is Built and is_tensor(found.func.full):
-            yield path, found
-        elif type(found) in (dict, list, tuple, Built) and id(found) not in seen:
-            if path.depth > _MAX_DEPTH:
-                continue  # a linked list of objects, not a checkpoint's nesting
-            seen.add(id(found))
-            yield path, found
-            below = [(Path(path, key, path.depth + 1), child) for key, child in _children(found)]
+            yield path, found, []
+        elif type(found) in (dict, list, tuple, Built) and path.depth <= _MAX_DEPTH:
+            if not fresh(found):  # deeper is a linked list of objects, no checkpoint's nesting
+                continue
+            children = list(_children(found, fresh))
+            yield path, found, children
+            below = [(Path(path, key, path.depth + 1), child) for key, child in children]
             todo.extend(reversed(below))
 
 
@@ -68,7 +78,7 @@ def list_views(value: object, path: FilePath) -> list[tuple[str, View]]:
     views: dict[str, View] = {}
     again: dict[str, int] = {}
     length = 0
-    for place, found in walk(value):
+    for place, found, _ in walk(value):
         if type(found) is not Built or not is_tensor(found.func.full):
             continue
         name = place.name() or "tensor"
@@ -106,43 +116,43 @@ def _unwrapped(found: Any) -> Any:
     return found
 
 
-def _children(found: Any) -> Iterator[tuple[object, Any]]:
+def _children(found: Any, fresh: Callable[[object], bool]) -> Iterator[tuple[object, Any]]:
     """What a container holds, each with its key; a module's own containers are seen through."""
     if type(found) is dict:
         yield from found.items()
     elif type(found) in (list, tuple):
         yield from enumerate(found)
     else:
-        yield from enumerate(found.args)
-        yield from (found.kwargs or {}).items() if type(found.kwargs) is dict else ()
+        if fresh(found.args):
+            yield from enumerate(found.args)
+        if type(found.kwargs) is dict and fresh(found.kwargs):
+            yield from found.kwargs.items()
         yield from enumerate(found.listed)
         yield from found.keyed
-        for key, value in attributes(found):
-            if key in _INSIDES and type(value) is dict:
-                yield from value.items()
-            else:
+        for key, value in _attributes(found.state, fresh):
+            if key not in _INSIDES or type(value) is not dict:
                 yield key, value
+            elif fresh(value):
+                yield from value.items()
 
 
-def attributes(found: Built) -> Iterator[tuple[object, Any]]:
+def _attributes(state: Any, fresh: Callable[[object], bool]) -> Iterator[tuple[object, Any]]:
     """The attributes that an object's state would set, whichever way it is written."""
-    state = found.state
-    if type(state) is tuple and len(state) == 2 and type(state[1]) is dict:  # with __slots__
-        for part in state:
-            yield from part.items() if type(part) is dict else ()
-    elif type(state) is dict:
-        yield from state.items()
-    elif type(state) in (list, tuple):
-        yield from enumerate(state)
-    elif state is not None:
-        yield "state", state
+    with_slots = type(state) is tuple and len(state) == 2 and type(state[1]) is dict
+    for part in state if with_slots else (state,):
+        if type(part) is dict and fresh(part):
+            yield from part.items()
+        elif type(part) in (list, tuple) and fresh(part):
+            yield from enumerate(part)
+        elif type(part) is Built:
+            yield "state", part
 
 
 def _as_text(key: object) -> str:
     if isinstance(key, OddKey):
         parts = key.value if type(key.value) is tuple and len(key.value) < 10 else ()
-        return ",".join(str(part) for part in parts if type(part) in (str, bool)) or "?"
-    if type(key) is bytes:
-        return key.decode("latin-1")
-    # A lone surrogate is legal in a pickle and nowhere else.
-    return str(key).encode("utf-8", "backslashreplace").decode()
+        texts = [str(part)[:_MAX_NAME] for part in parts if type(part) in (str, bool)]
+        return ",".join(texts) or "?"
+    text = key.decode("latin-1") if type(key) is bytes else str(key)
+    # A lone surrogate is legal in a pickle and nowhere else. A key too long makes a name too long.
+    return text[: _MAX_NAME + 1].encode("utf-8", "backslashreplace").decode()

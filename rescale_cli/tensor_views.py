@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 from rescale_cli.inert_values import Built
 from rescale_cli.pickle_policy import Global
@@ -124,7 +123,7 @@ def view_of(call: Built) -> View | None:
     if dtype not in ITEM_SIZES or storage.dtype not in ITEM_SIZES:
         return None
     view = View(storage, _whole(offset), _sizes(shape), _sizes(strides), dtype)
-    if len(view.shape) != len(view.strides) or len(view.shape) > _MAX_DIMS:
+    if len(view.shape) != len(view.strides):
         raise ValueError("a tensor whose strides do not match its shape")
     return view
 
@@ -138,9 +137,9 @@ def _whole(value: object) -> int:
 def _sizes(value: object) -> tuple[int, ...]:
     if type(value) is Built and value.func.full == "torch.Size" and value.args:
         value = value.args[0]
-    if type(value) not in (tuple, list):
-        raise TypeError("a shape that is no tuple")
-    return tuple(map(_whole, cast("tuple[object, ...]", value)))
+    if not isinstance(value, tuple | list) or len(value) > _MAX_DIMS:
+        raise TypeError("a shape that is no tuple, or a long one")
+    return tuple(map(_whole, value))
 
 
 def is_tensor(full: str) -> bool:
