@@ -85,10 +85,11 @@ class Staging:
                 replaced = [self._place(*move, way_back) for move in self._moves]
                 sync_names(folder_fd)
                 way_back.pop_all()
-            placed = {target for _, target in self._moves}
-            outdated = [f for f in self._outdated if f not in placed and f.is_file()]
-            for old in [*filter(None, replaced), *outdated]:
+            for old in filter(None, replaced):
                 _remove(old)
+            for file in set(self._outdated) - {target for _, target in self._moves}:
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     def _place(self, temporary: Path, target: Path, way_back: ExitStack) -> Path | None:
         """Give one file or folder its name; where the one that had it before is kept, if any."""
