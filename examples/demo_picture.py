@@ -1,6 +1,6 @@
 """Draw what `rescale-cli demo` prints, as it looks in a terminal: writes examples/demo.svg.
 
-    python examples/demo_picture.py
+python examples/demo_picture.py
 """
 
 from __future__ import annotations

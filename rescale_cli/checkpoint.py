@@ -68,6 +68,15 @@ class Checkpoint:
         """The tensor of that name."""
         return next(info for info in self.contents.tensors if info.name == name)
 
+    @property
+    def other_weights(self) -> tuple[str, ...]:
+        """Files of a folder that hold weights, too, and are not the ones read here."""
+        if not self.is_folder:
+            return ()
+        used = {file.name for file in self.contents.files}
+        there = (name for name in WEIGHTS if not name.endswith(".json"))
+        return tuple(n for n in there if n not in used and (self.path / n).exists())
+
     def names_of(self, num_classes: int) -> tuple[str, ...] | None:
         """The class names that the checkpoint carries, in row order, if it has that many."""
         return next((n for n in self.contents.class_names if len(n) == num_classes), None)

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 import rescale_cli
+from rescale_cli import screen
 from rescale_cli.errors import (
     EnvironmentProblem,
     Interrupted,
@@ -45,11 +46,21 @@ def _global(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
+        int,
+        typer.Option(
+            "-v",
+            "--verbose",
+            count=True,
+            help="Say more: what else could be the head; -vv shows tracebacks.",
+        ),
     ] = 0,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes, only results.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="No warnings, only results and errors.")
+    ] = False,
 ) -> None:
     """Repair a trained classifier that ignores its rare classes, without retraining."""
+    screen.quiet.set(quiet)
+    screen.verbosity.set(verbose)
 
 
 for _name in COMMANDS:
@@ -64,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _prepare_streams()
-    screen = Screen(_command_in(words), as_json="--json" in words)
+    speaker = Screen(_command_in(words), as_json="--json" in words)
     try:
         with interruptible():
             code = app(words, standalone_mode=False, prog_name="rescale-cli")
@@ -79,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "-vv" in words or words.count("-v") > 1:
             traceback.print_exception(error)
         with contextlib.suppress(BrokenPipeError):
-            screen.error(problem)
+            speaker.error(problem)
         return problem.exit_code
     if code == Interrupted.exit_code:
-        screen.error(_as_problem(KeyboardInterrupt()))
+        speaker.error(_as_problem(KeyboardInterrupt()))
     return code if isinstance(code, int) else 0
 
 

@@ -131,6 +131,10 @@ def make_plan(
     planned = [_plan_head(checkpoint, keys, counts, adjustment) for keys in found.heads]
     refuse_shared(checkpoint, [edit.info for head in planned for edit in head.edits])
     notes = [("head", text) for text in found.warnings] + [("record", text) for text in odd]
+    notes += [
+        ("other-weights", f"{name} holds weights, too, and is copied as it is: do not load it")
+        for name in checkpoint.other_weights
+    ]
     return Plan(
         checkpoint,
         tuple(planned),

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +32,17 @@ def plain(text: object) -> str:
     return _COMMAND.sub(lambda m: f"\\x{ord(m[0][0]):02x}{m[0][1:]}", found)
 
 
+#: What `-q` and `-v` said, for the command that is running.
+quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+verbosity: ContextVar[int] = ContextVar("verbosity", default=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Screen:
     """Where one command speaks."""
 
     command: str
     as_json: bool
-    quiet: bool = False
 
     def result(
         self, result: dict[str, Any], warnings: Sequence[Warning_], show: Callable[[], object]
@@ -51,14 +56,9 @@ class Screen:
         self._document({"ok": True, "result": result, "warnings": listed})
 
     def warn(self, warnings: Sequence[Warning_]) -> None:
-        """Say what the user should know."""
-        for _, message in warnings:
+        """Say what the user should know, unless asked to be quiet."""
+        for _, message in () if quiet.get() else warnings:
             talk("warning", message, style="yellow")
-
-    def note(self, text: str) -> None:
-        """Say what was decided, unless asked to be quiet."""
-        if not (self.quiet or self.as_json):
-            talk("note", text, style="cyan")
 
     def error(self, error: RescaleError) -> None:
         """Say what went wrong, what was seen, and what to do."""

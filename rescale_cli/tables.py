@@ -14,7 +14,7 @@ from rescale_cli.class_order import RawCounts
 from rescale_cli.demo import Demo
 from rescale_cli.plan import PlannedHead
 from rescale_cli.report import history
-from rescale_cli.screen import plain, say
+from rescale_cli.screen import plain, say, verbosity
 from rescale_cli.summary import correlation
 
 #: Rows of a table for a person; a longer one shows its two ends.
@@ -30,6 +30,9 @@ def show_inspect(found: Inspected) -> None:
         bias = f"bias {entry.bias}" if entry.bias else "no bias"
         shape = f"({entry.num_classes}, {entry.feature_dim})"
         say(f"head {entry.weight} {shape} {dtype}, {entry.layout}, {bias}", f"  why: {entry.why}")
+    if verbosity.get():
+        for other in found.found.candidates:
+            say(f"not {other.weight} {other.shape}: {other.why}")
     say(_norm_table(found))
     if found.counts is not None and (rho := correlation(head, found.counts)) is not None:
         say(f"rank correlation of norms with counts: {rho:+.2f}")

@@ -16,7 +16,7 @@ from rescale_cli.tensor_info import ITEM_SIZES, TensorInfo
 T = TypeVar("T", bound=np.generic)
 
 #: Bytes of file that one block spans, at most (more only if one slice alone spans more).
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
