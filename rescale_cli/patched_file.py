@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import stat
 import threading
@@ -25,6 +26,7 @@ from rescale_cli.rewrite import Edit, Region, regions
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
+_WINDOW = 16 << 20
 
 #: Gives the header of the source and that of the target, for the sha256 of the source.
 HeaderChange = Callable[[str], tuple[bytes, bytes]]
@@ -71,18 +73,24 @@ def write_changed(
         for region in stretches:
             _write_at(dst, region.rewritten(src), region.start + shift)
         mended = mend(dst, checksums, stretches, shift)
-        syncing = background.run(lambda: os.fsync(dst))
-        prove(src, dst, (before, after), stretches, mended)
-        if header:
-            _write_at(dst, header(source_hash.result())[1], 0)
         os.fchmod(dst, stat.S_IMODE(os.fstat(src).st_mode) & 0o777)
-        syncing.result()
-        syncing = background.run(lambda: os.fsync(dst))
-        target_hash = sha256_of(dst, background.stop)
-        if header and read_at(dst, 0, after) != header(source_hash.result())[1]:
+        # The disk writes and the target is compared and hashed, all at once; only the header, which
+        # holds the source's sha256, has to wait for that.
+        flushed = background.run(lambda: os.fsync(dst))
+        headed = background.run(lambda: _write_header(dst, header, source_hash.result()))
+        target_hash = background.run(lambda: sha256_mapped(dst, headed))
+        prove(src, dst, (before, after), stretches, mended)
+        flushed.result()
+        if read_at(dst, 0, after) != headed.result():
             raise _differs(0)
-        syncing.result()
-        return Written(target_hash, source_hash.result())
+        os.fsync(dst)
+        return Written(target_hash.result(), source_hash.result())
+
+
+def _write_header(fd: int, header: HeaderChange | None, source_sha256: str) -> bytes:
+    new = header(source_sha256)[1] if header else b""
+    _write_at(fd, new, 0)
+    return new
 
 
 def refuse_wrong_crc(checksums: Sequence[Checksum], files: Sequence[Path]) -> None:
@@ -201,6 +209,17 @@ def sha256_of(fd: int, stop: threading.Event | None = None) -> str:
     return digest.hexdigest()
 
 
+def sha256_mapped(fd: int, ready: Future[bytes]) -> str:
+    """The SHA-256 of a file of our own making, once `ready`; mapped, so that nothing is copied."""
+    ready.result()
+    digest, size = hashlib.sha256(), os.fstat(fd).st_size
+    for start in range(0, size, _WINDOW):
+        length = min(_WINDOW, size - start)
+        with mmap.mmap(fd, length, prot=mmap.PROT_READ, offset=start) as window:
+            digest.update(window)
+    return digest.hexdigest()
+
+
 def crc32_of(fd: int, start: int, stop: int) -> int:
     """The CRC-32 of the bytes [start, stop) of a file."""
     crc, buffer = 0, bytearray(_CHUNK)
@@ -230,11 +249,11 @@ def _created(path: Path) -> Iterator[int]:
 
 
 class _Background:
-    """Two threads for hashing and syncing, told to stop when the block is left by an error."""
+    """Threads for hashing and syncing, told to stop when the block is left by an error."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        self._pool = ThreadPoolExecutor(2)
+        self._pool = ThreadPoolExecutor(4)
 
     def __enter__(self) -> _Background:
         return self

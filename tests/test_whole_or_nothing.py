@@ -68,10 +68,14 @@ def place(made: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def apply(source: Path | str, *options: Path | str, gamma: float = 0.5) -> int:
+def command(source: Path | str, *options: Path | str, gamma: float = 0.5) -> list[str]:
     counts = next(p for p in Path(source).absolute().parents if (p / "counts.json").is_file())
     words = [source, "--counts", counts / "counts.json", "-g", gamma, *options]
-    return main(["apply", *map(str, words)])
+    return ["apply", *map(str, words)]
+
+
+def apply(source: Path | str, *options: Path | str, gamma: float = 0.5) -> int:
+    return main(command(source, *options, gamma=gamma))
 
 
 def hashes(path: Path) -> dict[str, str]:
@@ -116,12 +120,13 @@ def test_whichever_call_fails_the_output_is_whole_or_as_before(
         assert apply(source, "-o", output, gamma=0.2) == 0
     start = place / "start"
     shutil.copytree(place / "out", start)
+    words = command(source, "-o", output, *options)
     before, number, calls = hashes(place / "out"), 0, [""]
-    while number < len(calls):  # past the last call of a run, nothing is left to fail
+    while len(calls) >= number:  # past the last call of a run, nothing is left to fail
         number, calls = number + 1, []
         with pytest.MonkeyPatch.context() as patched:
             failing(number, error, calls, patched)
-            code = apply(source, "-o", output, *options)
+            code = main(words)
         where = f"call {number}: {calls[number - 1 :][:1]}"
         assert not leftovers(place), where
         assert hashes(source) == original, where
@@ -133,3 +138,407 @@ def test_whichever_call_fails_the_output_is_whole_or_as_before(
             assert code in (3, 5), where
             assert hashes(place / "out") == before, where
     assert number > 50
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_whichever_call_fails_in_place_the_file_is_the_old_or_the_new_one(
+    place: Path, kind: str
+) -> None:
+    source = place / "in" / NAMES[kind]
+    original = shutil.copy2(source, place / "out" / NAMES[kind])
+    before, number, calls = hashes(place / "in"), 0, [""]
+    words = command(source, "--in-place")
+    while number < len(calls):
+        number, calls = number + 1, []
+        with pytest.MonkeyPatch.context() as patched:
+            failing(number, errno.EIO, calls, patched)
+            code = main(words)
+        where = f"call {number}: {calls[number - 1 :][:1]}"
+        assert not leftovers(place), where
+        if code == 0:
+            verify(source, original)
+            backup = source.with_name(source.name + ".bak")
+            assert hashes(backup) == hashes(original)
+            for path in [source, backup, *source.parent.glob("*.rescale.json")]:
+                path.unlink()
+            shutil.copy2(original, source)
+        assert hashes(place / "in") == before, where
+
+
+def run_alone(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+
+
+#: Forks runs of apply and sends each a signal after a random time; all is imported before.
+STRIKE = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+from rescale_cli.cli import main
+from rescale_cli.proof import verify
+
+place, number, rounds, force = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+source, output, random = place / "in/m.pth", place / "out/m.pth", random.Random(number)
+words = ["apply", str(source), "--counts", str(place / "in/counts.json"), "-o", str(output), "-g"]
+
+def forked(gamma, *options):
+    child = os.fork()
+    if not child:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(os.open(place / "heard", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        os._exit(main([*words, gamma, *options]))
+    return child
+
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+assert wait(forked("0.1")) == 0
+(place / "out/m.pth").unlink()
+began = time.perf_counter()
+assert wait(forked("0.1")) == 0  # the record without its file did not stand in the way
+whole = time.perf_counter() - began
+codes = set()
+for turn in range(rounds):
+    if not force:
+        output.unlink(missing_ok=True)
+    child = forked("0.5", *(["--force"] if force else []))
+    time.sleep(random.uniform(0, whole))
+    os.kill(child, number)
+    codes.add(wait(child))
+    if force or output.exists():
+        verify(output, source)
+    left = [p for p in output.parent.iterdir() if p.name.startswith(".rescale-cli-")]
+    assert number == signal.SIGKILL or not left, left
+assert wait(forked("0.6", "--force")) == 0
+verify(output, source)
+print(sorted(codes))
+"""
+
+
+@pytest.mark.parametrize("force", ["", "--force"], ids=["new", "force"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_signal_at_any_time_leaves_nothing_or_a_whole_file(
+    place: Path, name: str, force: str
+) -> None:
+    import signal
+
+    number = getattr(signal, name)
+    original = hashes(place / "in")
+    done = run_alone(STRIKE, place, int(number), 20, force)
+    assert done.returncode == 0, done.stderr
+    codes = set(json.loads(done.stdout))
+    # A child that is struck before main() has set its handlers dies as every process does.
+    assert codes <= ({0, -9} if name == "SIGKILL" else {0, 130, -number, 1}), codes
+    assert hashes(place / "in") == original
+    assert "bug of ours" not in (place / "heard").read_text()
+
+
+#: Forks eight runs on one target, which start at one moment; prints their exit codes.
+RACE = """
+import json, os, sys
+from rescale_cli.cli import main
+
+start, go = os.pipe()
+children = []
+for number in range(8):
+    child = os.fork()
+    if not child:
+        os.close(go)
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        os.read(start, 1)  # until the other end is closed
+        os._exit(main([*sys.argv[1:], "-g", f"0.{number + 1}"]))
+    children.append(child)
+os.close(go)
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]))
+"""
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["new", "force"])
+@pytest.mark.parametrize("kind", ["zip", "safetensors", "folder"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_of_runs_on_one_target_one_wins_whole(place: Path, kind: str, force: bool) -> None:
+    source, output = place / "in" / NAMES[kind], place / "out" / NAMES[kind]
+    options = ["-o", str(output), *(["--force"] if force else [])]
+    words = ["apply", source, "--counts", place / "in" / "counts.json", *options]
+    done = run_alone(RACE, *words)
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout)
+    assert sorted(codes) == ([0] * 8 if force else [0] + [4] * 7)
+    (record,) = verify(output, source).records
+    if not force:
+        assert record.fields["gamma"] == pytest.approx((codes.index(0) + 1) / 10)
+    assert not leftovers(place)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_runs_in_place_at_once_keep_the_original_as_backup(place: Path) -> None:
+    source = place / "in" / "m.pth"
+    original = hashes(source)
+    words = ["apply", source, "--counts", place / "in" / "counts.json", "--in-place"]
+    done = run_alone(RACE, *words)
+    codes = json.loads(done.stdout)
+    assert 0 in codes
+    assert set(codes) <= {0, 4, 5}
+    shutil.move(f"{source}.bak", place / "out" / "m.pth")
+    assert hashes(place / "out" / "m.pth") == original
+    verify(source, place / "out" / "m.pth")
+
+
+def spellings(place: Path, source: Path) -> Iterator[Path | str]:
+    """Names of the source: other spellings, links, second names, through linked folders."""
+    yield source
+    yield f"{source.parent}/./{source.name}"
+    yield f"{source.parent}/../in/{source.name}"
+    yield os.path.relpath(source)
+    (place / "linked").symlink_to(source.parent)
+    yield place / "linked" / source.name
+    yield place / "in" / "sub" / ".." / source.name
+    (place / "out" / "link").symlink_to(source)
+    yield place / "out" / "link"
+    if source.is_file():
+        os.link(source, place / "out" / "second")
+        yield place / "out" / "second"
+        # The record of this output would have the name of the source.
+        os.link(source, place / "out" / "third.rescale.json")
+        yield place / "out" / "third"
+    else:
+        yield source / "inside"
+        yield source.parent
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_an_output_that_is_the_source_by_any_name_is_refused(place: Path, kind: str) -> None:
+    (place / "in" / "sub").mkdir()
+    source = place / "in" / NAMES[kind]
+    before = hashes(place / "in")
+    for name in spellings(place, source):
+        assert apply(source, "-o", name, "--force") == 4, name
+        assert hashes(place / "in") == before, name
+    assert not leftovers(place)
+
+
+def test_a_linked_output_is_replaced_and_what_it_leads_to_is_not(place: Path) -> None:
+    source, output = place / "in" / "m.pth", place / "out" / "m.pth"
+    other = place / "other"
+    for content in ("of others", None):
+        if content:
+            other.write_text(content)
+        output.symlink_to(other)
+        assert apply(source, "-o", output) == 4
+        assert apply(source, "-o", output, "--force") == 0
+        assert not output.is_symlink()
+        assert not content or other.read_text() == content
+        verify(output, source)
+        output.unlink()
+        other.unlink(missing_ok=True)
+
+
+def test_only_files_and_folders_are_replaced(place: Path) -> None:
+    source = place / "in" / "m.pth"
+    os.mkfifo(place / "out" / "pipe")
+    (place / "out" / "folder").mkdir()
+    (place / "out" / "stdout").symlink_to("/proc/self/fd/1")
+    (place / "out" / "device").symlink_to("/dev/null")
+    (place / "out" / "file").write_text("a file")
+    (place / "out" / "to-folder").symlink_to("folder")
+    for name in ("pipe", "folder", "folder/", "stdout", "device", "to-folder"):
+        assert apply(source, "-o", f"{place}/out/{name}", "--force") == 4, name
+    for name in ("pipe", "file", "stdout"):
+        assert apply(place / "in" / "hf", "-o", place / "out" / name, "--force") == 4, name
+    for name in ("/dev/null", "/dev/stdout"):
+        assert apply(source, "-o", name, "--force") == 4, name
+    assert apply(source, "-o", place / "none" / "m.pth") == 3
+    assert apply(place / "out" / "pipe", "--counts", place / "in" / "counts.json") == 3
+    assert not leftovers(place)
+
+
+def test_a_folder_with_folders_of_others_is_not_replaced(place: Path) -> None:
+    source, output = place / "in" / "hf", place / "out" / "hf"
+    (output / "another-model").mkdir(parents=True)
+    (output / "another-model" / "weights").write_text("precious")
+    assert apply(source, "-o", output, "--force") == 4
+    assert (output / "another-model" / "weights").read_text() == "precious"
+    shutil.rmtree(output / "another-model")
+    (output / "old.txt").write_text("old")
+    assert apply(source, "-o", output, "--force") == 0
+    assert not (output / "old.txt").exists()
+    verify(output, source)
+
+
+@pytest.fixture
+def cache(place: Path) -> Path:
+    """A snapshot in a Hugging Face cache: links to files that are named by their hash."""
+    snapshot = place / "models--a--b" / "snapshots" / "rev"
+    blobs = place / "models--a--b" / "blobs"
+    (snapshot / "sub").mkdir(parents=True)
+    blobs.mkdir()
+    shutil.copy(place / "in" / "counts.json", place)
+    for file in (p for p in (place / "in" / "hf").rglob("*") if p.is_file()):
+        name = file.relative_to(place / "in" / "hf")
+        blob = blobs / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copy(file, blob)
+        (snapshot / name).symlink_to(os.path.relpath(blob, (snapshot / name).parent))
+    (snapshot / "loop").symlink_to(".")
+    return snapshot
+
+
+def test_the_hugging_face_cache_is_not_written_through(cache: Path, place: Path) -> None:
+    before = hashes(cache.parent.parent / "blobs")
+    weights = cache / "model-2.safetensors"
+    assert apply(cache, "-o", place / "out" / "hf") == 0
+    assert apply(weights, "-o", place / "out" / "one.safetensors") == 0
+    assert apply(weights, "--in-place") == 4
+    assert apply(cache, "--in-place") == 4
+    assert apply(weights, "-o", weights.resolve(), "--force") == 4
+    assert hashes(cache.parent.parent / "blobs") == before
+    verify(place / "out" / "one.safetensors", weights)
+    copied = [p for p in (place / "out" / "hf").rglob("*") if p.is_symlink()]
+    assert [p.name for p in copied] == ["loop"]
+    assert (place / "out" / "hf" / "sub" / "notes.txt").read_text() == "notes"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o444, 0o750])
+@pytest.mark.parametrize("kind", ["safetensors", "zip"])
+def test_the_mode_of_the_source_is_kept(place: Path, kind: str, mode: int) -> None:
+    source, output = place / "in" / NAMES[kind], place / "out" / NAMES[kind]
+    source.chmod(mode)
+    before = os.umask(0o077)
+    try:
+        assert apply(source, "-o", output) == 0
+        assert apply(source, "--in-place") == 0
+    finally:
+        os.umask(before)
+    for file in (output, source, source.with_name(source.name + ".bak")):
+        assert stat.S_IMODE(file.stat().st_mode) == mode
+    if kind == "zip":
+        record = place / "out" / "m.pth.rescale.json"
+        assert stat.S_IMODE(record.stat().st_mode) == mode & 0o666
+
+
+def test_a_folder_that_may_not_be_written_to_is_copied_and_cleaned_up(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = place / "in" / "hf"
+    (source / "sub").chmod(0o555)
+    source.chmod(0o555)
+    assert apply(source, "-o", place / "out" / "hf") == 0
+    assert os.access(place / "out" / "hf" / "sub", os.W_OK)
+
+
+def test_names_that_are_long_or_no_text(place: Path) -> None:
+    source, odd = place / "in" / "m.pth", os.fsdecode(b"caf\xe9.pth")
+    assert apply(source, "-o", place / "out" / odd) == 0
+    verify(place / "out" / odd, source)
+    assert apply(source, "-o", place / "out" / ("n" * 250)) == 5
+    assert sorted(p.name for p in (place / "out").iterdir()) == [odd, f"{odd}.rescale.json"]
+    weights = place / "in" / "m.safetensors"
+    assert apply(weights, "-o", place / "out" / ("n" * 238 + ".safetensors")) == 0
+
+
+def test_a_limit_on_file_sizes_is_an_error_with_a_fix(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        code = apply(place / "in" / "m.pth", "-o", place / "out" / "m.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 5
+    assert "file too large" in capsys.readouterr().err
+    assert not list((place / "out").iterdir())
+
+
+@pytest.fixture
+def small_disk(place: Path) -> Iterator[Path]:
+    disk = place / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=96k", "none", str(disk)]
+    with contextlib.suppress(OSError):
+        if subprocess.run(words, capture_output=True, check=False).returncode == 0:
+            try:
+                yield disk
+            finally:
+                subprocess.run(["umount", str(disk)], check=True)
+            return
+    pytest.skip("mounting a small file system needs root")
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("force", [False, True], ids=["new", "force"])
+def test_a_full_disk_leaves_what_was_there(
+    place: Path, small_disk: Path, kind: str, force: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = place / "in" / NAMES[kind], small_disk / NAMES[kind]
+    if force:
+        assert apply(source, "-o", output, gamma=0.2) == 0
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "filler").write_bytes(bytes(free - 4096))
+    before = hashes(small_disk)
+    assert apply(source, "-o", output, *(["--force"] if force else [])) == 5
+    assert "free some space" in capsys.readouterr().err
+    assert hashes(small_disk) == before
+    assert not leftovers(small_disk)
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = place / "in" / "m.safetensors"
+
+    def write(*args: Any) -> Any:
+        other = place / "in" / "other"
+        shutil.copy(source, other)
+        other.replace(source)  # what a training run does when it saves again
+        return write_changed(*args)
+
+    monkeypatch.setattr(patch, "write_changed", write)
+    assert apply(source, "-o", place / "out" / "m.safetensors") == 5
+    assert apply(source, "--in-place") == 5
+    assert not list((place / "out").iterdir())
+
+
+def test_a_forced_output_loses_the_record_of_its_predecessor(place: Path) -> None:
+    output = place / "out" / "m.pth"
+    assert apply(place / "in" / "m.pth", "-o", output) == 0
+    patched = place / "in" / "m.rescaled.pth"
+    assert apply(place / "in" / "m.pth") == 0
+    assert main(["revert", str(patched), "-o", str(output), "--force"]) == 0
+    assert hashes(output) == hashes(place / "in" / "m.pth")
+    assert [p.name for p in (place / "out").iterdir()] == ["m.pth"]
+
+
+def test_without_exchange_and_second_names_files_and_folders_are_replaced_too(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*args: object, **more: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(staging, "exchange", lambda one, other: False)
+    monkeypatch.setattr(os, "link", no_links)
+    for kind in NAMES:
+        source, output = place / "in" / NAMES[kind], place / "out" / NAMES[kind]
+        assert apply(source, "-o", output, gamma=0.2) == 0
+        assert apply(source, "-o", output, "--force") == 0
+        verify(output, source)
+    assert apply(place / "in" / "m.pth", "--in-place") == 0
+    assert hashes(place / "in" / "m.pth.bak") != hashes(place / "in" / "m.pth")
+    assert not leftovers(place)
+
+
+@pytest.mark.parametrize("unable", [(), ("copy_file_range",), ("copy_file_range", "sendfile")])
+def test_every_way_of_copying_gives_the_same_bytes(
+    place: Path, unable: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> int:
+        raise OSError(errno.EXDEV, "not across these two")
+
+    for name in unable:
+        monkeypatch.setattr(os, name, refuse, raising=False)
+    monkeypatch.setattr(kernel_copy, "_STEP", 1000)
+    for name in ("m.pth", "m.safetensors"):
+        assert apply(place / "in" / name, "-o", place / "out" / name) == 0
+        verify(place / "out" / name, place / "in" / name)

@@ -1,0 +1,176 @@
+"""The house: imports point down, files stay short, the light commands stay light."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rescale_cli
+
+ROOT = Path(rescale_cli.__file__).parent
+
+#: From the lowest to the highest. Every module stands in exactly one; a package stands for all in it.
+LAYERS = {
+    "ground": "errors registry json_text signals",
+    "core": """
+        tensor_info floats head counts class_order methods metrics summary
+        find_head head_checks head_evidence head_names matrices model_copies named_head shape_graph
+    """,
+    "io": """
+        formats checkpoint regular_file kernel_copy exchange folder_lock staging output_folder
+        array_labels count_sources csv_counts label_sources
+        inert_pickle inert_values pickle_literals pickle_opcodes pickle_policy pickled_names
+        pickled_tensors tensor_views tensor_bytes read_head zip_directory zip_table
+    """,
+    "work": """
+        plan rewrite patch patched_file undo record record_writer proof restore demo api live_module
+    """,
+    "face": "commands cli screen report tables options __main__",
+}
+
+#: The package itself: its version and its lazy API, of which anyone may read the version.
+TOP = "__init__"
+
+#: Longer files, each with its reason.
+LONG: dict[str, str] = {
+    "count_sources.py": "one idea, every spelling of counts; its parts are split off already",
+}
+MOST_LINES = 250
+
+LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+ORDER = list(LAYERS)
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def part_of(file: Path) -> str:
+    """The module, or the package that it belongs to."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(file: Path, *, lazy: bool = True) -> set[str]:
+    """The parts of rescale_cli that a file imports; those inside functions, too, if `lazy`."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if lazy else _at_the_top(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        parts = [name.split(".") for name in names]
+        found |= {p[1] for p in parts if p[0] == "rescale_cli" and len(p) > 1}
+    return {name for name in found if name in LAYER_OF or (ROOT / f"{name}.py").exists()}
+
+
+def outside_of(file: Path) -> set[str]:
+    """The other packages that a file imports when it is imported."""
+    found: set[str] = set()
+    for node in _at_the_top(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def _at_the_top(tree: ast.Module) -> list[ast.AST]:
+    """Statements that run on import: not those in functions, nor for the type checker alone."""
+    found: list[ast.AST] = []
+    todo: list[ast.AST] = list(tree.body)
+    while todo:
+        node = todo.pop()
+        found.append(node)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+            continue
+        todo += list(ast.iter_child_nodes(node))
+    return found
+
+
+def test_every_module_has_a_layer_and_every_name_a_module() -> None:
+    parts = {part_of(file) for file in FILES} - {TOP}
+    assert parts - LAYER_OF.keys() == set(), "give each new module its layer here"
+    assert LAYER_OF.keys() - parts == set(), "these are gone"
+    assert len(LAYER_OF) == sum(len(names.split()) for names in LAYERS.values())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_down(file: Path) -> None:
+    part = part_of(file)
+    if part == TOP:
+        pytest.skip("the lazy API leads into every layer")
+    mine = ORDER.index(LAYER_OF[part])
+    above = {
+        name for name in imports_of(file) if name != TOP and ORDER.index(LAYER_OF[name]) > mine
+    }
+    assert above == set(), f"{LAYER_OF[part]} must not import what lies above it"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_torch_is_imported_by_nothing_on_import(file: Path) -> None:
+    heavy = {"torch", "torchvision", "timm", "transformers", "PIL", "pandas", "scipy", "sklearn"}
+    assert outside_of(file) & heavy == set()
+
+
+def test_core_prints_nothing_and_knows_no_console() -> None:
+    for file in FILES:
+        if part_of(file) != TOP and LAYER_OF[part_of(file)] != "face":
+            assert outside_of(file) & {"typer", "rich", "click"} == set(), file
+
+
+def test_core_knows_no_file_system() -> None:
+    for file in FILES:
+        if part_of(file) != TOP and LAYER_OF[part_of(file)] == "core":
+            assert outside_of(file) & {"os", "io", "shutil", "tempfile", "mmap"} == set(), file
+
+
+def test_click_is_never_imported() -> None:
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "click" for name in names), file
+
+
+def test_nothing_of_a_checkpoint_is_ever_run() -> None:
+    loaders = {"load", "loads", "Unpickler", "frombuffer"}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = {alias.name.split(".")[0] for alias in node.names}
+                assert not names & {"pickle", "marshal", "shelve", "dill", "joblib"}, file
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert not (node.value.id == "torch" and node.attr in loaders), file
+                assert not (node.value.id == "builtins"), file
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec", "compile", "__import__"), file
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_file_is_long_without_a_reason(file: Path) -> None:
+    lines = len(file.read_text(encoding="utf-8").splitlines())
+    if file.name in LONG:
+        assert lines > MOST_LINES, "short again: take it off the list"
+    else:
+        assert lines <= MOST_LINES
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_module_class_and_public_function_has_a_docstring(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    if tree.body:
+        assert ast.get_docstring(tree)
+    todo: list[ast.AST] = [tree]
+    while todo:
+        for node in ast.iter_child_nodes(todo.pop()):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), node.name
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                todo.append(node)

@@ -1,0 +1,246 @@
+"""Damaged files: a clear refusal, or an output that is proven. Nothing else, and never a hang."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import COUNTS, Made
+
+from rescale_cli import api
+from rescale_cli.errors import RescaleError
+from rescale_cli.proof import verify
+from rescale_cli.restore import revert
+
+Containers = Callable[[str], Made]
+SEED, CASES = 20250726, 120
+
+#: Bytes that mean something in one of the formats: braces, pickle opcodes, zip magic, sizes.
+TOKENS = (
+    b"{", b"}", b'"', b"[", b"]", b"\\", b"\x00", b"\xff", b"\x80\x02", b".", b"(", b"t", b"R", b"}q",
+    b"c", b"PK\x01\x02", b"PK\x05\x06", b"PK\x03\x04", b"PK\x06\x06", b"-1", b"1e99", b"NaN",
+    b"\xff" * 8, b"\x00" * 8, b"null", b"BF16", b"\xed\xa0\x80",
+)  # fmt: skip
+
+
+def mutations(data: bytes, rng: random.Random, cases: int) -> Iterator[tuple[str, bytes]]:
+    """Damaged copies: flipped bits, lost and doubled stretches, tokens put in, a cut end."""
+    # What decides about a file is mostly at its ends; the weights in the middle are many and dull.
+    spots = [*range(min(len(data), 600)), *range(max(len(data) - 1200, 0), len(data))]
+
+    def place() -> int:
+        return rng.choice(spots) if rng.random() < 0.7 else rng.randrange(len(data))
+
+    for case in range(cases):
+        out, at = bytearray(data), place()
+        kind = ("flip", "flips", "token", "insert", "delete", "double", "truncate", "append")[case % 8]
+        if kind == "flip":
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == "flips":
+            for _ in range(rng.randrange(2, 8)):
+                out[place()] = rng.randrange(256)
+        elif kind == "token":
+            token = rng.choice(TOKENS)
+            out[at : at + len(token)] = token
+        elif kind == "insert":
+            out[at:at] = rng.choice(TOKENS) * rng.randrange(1, 4)
+        elif kind == "delete":
+            del out[at : at + rng.randrange(1, 40)]
+        elif kind == "double":
+            out[at:at] = out[at : at + rng.randrange(1, 200)]
+        elif kind == "truncate":
+            del out[at:]
+        else:
+            out += rng.randbytes(rng.randrange(1, 60))
+        yield f"{kind} at {at}, case {case}", bytes(out)
+
+
+def refused_or_proven(path: Path, output: Path, case: str) -> bool:
+    """Run the whole way; True if the damage was let pass (a weight has another value)."""
+    try:
+        api.apply(path, COUNTS, 0.3, output=output)
+    except RescaleError as error:
+        assert error.exit_code in (3, 4), (case, error.what)
+        assert error.what, case
+        assert error.fix, case
+        return False
+    verify(output, path)
+    back = output.with_name("back" + output.suffix)
+    revert(output, back)
+    if path.is_file():
+        assert back.read_bytes() == path.read_bytes(), case
+    return True
+
+
+def inspected(path: Path, case: str) -> None:
+    """`inspect` looks further than apply: classes, records, warnings."""
+    try:
+        api.inspect(path)
+    except RescaleError as error:
+        assert error.exit_code in (3, 4), (case, error.what)
+        assert error.fix, case
+
+
+NAMES = (
+    "safetensors float32",
+    "safetensors bfloat16",
+    "state dict",
+    "nested with optimizer and arguments",
+    "whole module",
+    "TorchScript",
+    "legacy nested",
+    "legacy strided view",
+)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_file_is_refused_or_proven(
+    name: str, containers: Containers, tmp_path: Path
+) -> None:
+    made = containers(name)
+    source, rng = made.path.read_bytes(), random.Random(SEED)
+    passed = 0
+    for number, (case, data) in enumerate(mutations(source, rng, CASES)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = folder / made.path.name
+        path.write_bytes(data)
+        inspected(path, case)
+        before = set(folder.iterdir())
+        if refused_or_proven(path, folder / f"out{path.suffix}", case):
+            passed += 1
+        else:
+            assert set(folder.iterdir()) == before, f"{case}: something was left behind"
+        assert path.read_bytes() == data, f"{case}: the source was touched"
+        shutil.rmtree(folder)
+    assert passed < CASES / 2, "most damage must be seen"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("file", ["model.safetensors.index.json", "config.json"])
+def test_a_damaged_side_file_is_refused_or_proven(
+    file: str, containers: Containers, tmp_path: Path
+) -> None:
+    made = containers("Hugging Face shards")
+    folder = tmp_path / "model"
+    shutil.copytree(made.path, folder)
+    source, rng = (folder / file).read_bytes(), random.Random(SEED)
+    for number, (case, data) in enumerate(mutations(source, rng, CASES)):
+        (folder / file).write_bytes(data)
+        inspected(folder, case)
+        if refused_or_proven(folder, tmp_path / f"out{number}", case):
+            shutil.rmtree(tmp_path / f"out{number}")
+            shutil.rmtree(tmp_path / "back")
+        assert [entry.name for entry in tmp_path.iterdir()] == ["model"], case
+
+
+def wrong_with(output: Path, original: Path, back: Path, intact: bool) -> Iterator[str]:
+    """What inspect, verify and revert do that they should not, on an output or record damaged."""
+    try:
+        api.inspect(output)
+    except RescaleError as error:
+        if error.exit_code not in (3, 4):
+            yield f"inspect: exit {error.exit_code}, {error.what}"
+    except Exception as error:
+        yield f"inspect: {error!r}"
+    try:
+        verify(output, original)
+    except RescaleError as error:
+        if error.exit_code not in (3, 4):
+            yield f"verify: exit {error.exit_code}, {error.what}"
+    except Exception as error:
+        yield f"verify: {error!r}"
+    else:
+        if not intact:
+            yield "verify: proven, though a byte of it is another"
+    try:
+        revert(output, back)
+    except RescaleError as error:
+        if error.exit_code not in (3, 4):
+            yield f"revert: exit {error.exit_code}, {error.what}"
+    except Exception as error:
+        yield f"revert: {error!r}"
+    if back.exists() and back.read_bytes() != original.read_bytes():
+        yield "revert: not the original"
+    for left in back.parent.glob("back*"):
+        left.unlink()
+
+
+def summary(problems: dict[str, str]) -> str:
+    """One case of each problem."""
+    return "\n".join(f"{problem}  [{case}]" for problem, case in problems.items())
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["safetensors float32", "state dict", "legacy state dict"])
+def test_a_damaged_output_is_never_proven_nor_taken_back_wrongly(
+    name: str, containers: Containers, tmp_path: Path
+) -> None:
+    made = containers(name)
+    output = tmp_path / f"out{made.path.suffix}"
+    api.apply(made.path, COUNTS, 0.3, output=output)
+    good, back, problems = output.read_bytes(), tmp_path / f"back{made.path.suffix}", dict[str, str]()
+    for case, data in mutations(good, random.Random(SEED), CASES):
+        output.write_bytes(data)
+        for problem in wrong_with(output, made.path, back, data == good):
+            problems.setdefault(problem, case)
+    assert not problems, summary(problems)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["state dict", "legacy state dict"])
+def test_a_damaged_record_is_refused_or_harmless(
+    name: str, containers: Containers, tmp_path: Path
+) -> None:
+    made = containers(name)
+    output, back, problems = tmp_path / "out.pth", tmp_path / "back.pth", dict[str, str]()
+    api.apply(made.path, COUNTS, 0.3, output=output)
+    sidecar = tmp_path / "out.pth.rescale.json"
+    for case, data in mutations(sidecar.read_bytes(), random.Random(SEED), CASES):
+        sidecar.write_bytes(data)
+        for problem in wrong_with(output, made.path, back, intact=True):
+            problems.setdefault(problem, case)
+    assert not problems, summary(problems)
+
+
+VALUES: tuple[object, ...] = (None, True, 0, -1, 1e308, "", "x", [], [None], {}, {"a": 1}, "0" * 64)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["safetensors float32", "state dict"])
+def test_a_record_with_a_field_of_another_kind_is_refused_or_harmless(
+    name: str, containers: Containers, tmp_path: Path
+) -> None:
+    """Each field in turn gets every value; only a clear error or a right result comes out."""
+    made = containers(name)
+    output, back = tmp_path / f"out{made.path.suffix}", tmp_path / f"back{made.path.suffix}"
+    api.apply(made.path, COUNTS, 0.3, output=output)
+    data = output.read_bytes()
+    sidecar = output.with_name(output.name + ".rescale.json")
+    inside = not sidecar.exists()
+    size = 8 + int.from_bytes(data[:8], "little") if inside else 0
+    header = json.loads(data[8:size]) if inside else {}
+    record = json.loads(header["__metadata__"]["rescale_cli"] if inside else sidecar.read_text())
+    places = [(record, key) for key in record]
+    places += [(entry, key) for part in ("head", "edits") for entry in record[part] for key in entry]
+    places += [(record["header"], key) for key in record.get("header", {})]
+    problems = dict[str, str]()
+    for table, key in places:
+        kept = table[key]
+        for value in VALUES:
+            table[key] = value
+            if inside:
+                header["__metadata__"]["rescale_cli"] = json.dumps(record)
+                packed = json.dumps(header).encode()
+                output.write_bytes(len(packed).to_bytes(8, "little") + packed + data[size:])
+            else:
+                sidecar.write_text(json.dumps(record))
+            for problem in wrong_with(output, made.path, back, intact=True):
+                problems.setdefault(problem, f"{key} = {value!r}")
+        table[key] = kept
+    assert not problems, summary(problems)
