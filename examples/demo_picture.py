@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,9 @@ def main() -> None:
     console.print("[bold green]$[/] rescale-cli demo")
     console.print(Text.from_ansi(done.stdout.rstrip()))
     target = Path(__file__).with_name("demo.svg")
-    console.save_svg(str(target), title="rescale-cli demo")
+    picture = console.export_svg(title="rescale-cli demo")
+    # A picture in a README must not fetch fonts from elsewhere; a monospace one is always there.
+    target.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
     print(f"wrote {target}")
 
 

@@ -76,7 +76,7 @@ def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
             raise NoClassifier(
                 "this is a cosine head: it brings its rows to length 1, so re-scaling does nothing",
                 saw=f"{where}; beside it {tensor.name}",
-                fix="adjust the logits instead: rescale-cli apply --method logit-adjust",
+                fix="adjust the logits where the model is used: z_i - tau * log(n_i / N)",
             )
 
 

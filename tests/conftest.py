@@ -150,7 +150,12 @@ def _saved(
     path = folder / name
     torch.save(value, path, _use_new_zipfile_serialization=not legacy)
     return Made(
-        path, heads or {"fc.weight": 0}, biases, load or (lambda p: flat(load_safely(p))), use, layout
+        path,
+        heads or {"fc.weight": 0},
+        biases,
+        load or (lambda p: flat(load_safely(p))),
+        use,
+        layout,
     )
 
 
@@ -188,7 +193,9 @@ def lightning(folder: Path) -> Made:
         "global_step": 10,
         "pytorch-lightning_version": "2.5.0",
         "state_dict": OrderedDict((f"model.{k}", v) for k, v in net(1).state_dict().items()),
-        "current_model_state": OrderedDict((f"model.{k}", v) for k, v in net(2).state_dict().items()),
+        "current_model_state": OrderedDict(
+            (f"model.{k}", v) for k, v in net(2).state_dict().items()
+        ),
         "hyper_parameters": {"lr": 0.1, "classes": C},
         "optimizer_states": [],
     }

@@ -157,7 +157,7 @@ def test_python_dash_m_and_the_installed_command_are_the_same(work: Path) -> Non
 def test_failures_have_their_exit_code_in_words_and_in_json(
     words: tuple[str, ...], code: int, name: str | None, work: Path, capsys: Capture
 ) -> None:
-    before = sorted(os.listdir(work))
+    before = sorted(work.iterdir())
     assert main(words) == code
     out, err = capsys.readouterr()
     assert out == ""
@@ -171,7 +171,7 @@ def test_failures_have_their_exit_code_in_words_and_in_json(
     assert said["ok"] is False
     assert set(said["error"]) >= {"code", "what", "saw", "fix"}
     assert said["error"]["code"] == name or name is None
-    assert sorted(os.listdir(work)) == before
+    assert sorted(work.iterdir()) == before
 
 
 def test_a_second_rescaling_needs_a_decision(work: Path, capsys: Capture) -> None:
@@ -292,10 +292,10 @@ def test_apply_says_head_factors_norms_place_and_hash(work: Path, capsys: Captur
 
 
 def test_a_dry_run_writes_nothing(work: Path, capsys: Capture) -> None:
-    before = sorted(os.listdir(work))
+    before = sorted(work.iterdir())
     assert main([*APPLY, "--dry-run"]) == 0
     assert "nothing was written" in capsys.readouterr().out
-    assert sorted(os.listdir(work)) == before
+    assert sorted(work.iterdir()) == before
 
 
 def test_the_record_names_the_command(work: Path) -> None:
@@ -318,7 +318,9 @@ def test_gamma_comes_from_a_sweep(work: Path, capsys: Capture) -> None:
         assert document(capsys)[0]["result"]["gamma"] == 0.25
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"chosen": null}', '{"chosen": {"gamma": "a"}}', "["])
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"chosen": null}', '{"chosen": {"gamma": "a"}}', "["]
+)
 def test_a_sweep_that_chose_nothing_is_an_error_with_a_fix(
     text: str, work: Path, capsys: Capture
 ) -> None:
@@ -328,7 +330,8 @@ def test_a_sweep_that_chose_nothing_is_an_error_with_a_fix(
 
 
 @pytest.mark.parametrize(
-    "name", ["--tau", "--gamma", "-g"],
+    "name",
+    ["--tau", "--gamma", "-g"],
 )
 def test_tau_is_another_name_of_gamma(name: str, work: Path, capsys: Capture) -> None:
     words = ["apply", "model.pth", "--counts", "counts.json", "--method", "tau-norm", name, "0.5"]

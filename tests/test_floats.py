@@ -147,7 +147,9 @@ def test_torch_reads_the_same_numbers(dtype: str, data: st.DataObject) -> None:
 def test_either_byte_order_decodes_to_the_same(dtype: str, byteorder: str) -> None:
     values = np.array([1.5, -2.25, 0.0, 1e-3])
     bits = encode(values, dtype)
-    assert np.array_equal(decode(bits.astype(bits_dtype(dtype, byteorder)), dtype), decode(bits, dtype))
+    assert np.array_equal(
+        decode(bits.astype(bits_dtype(dtype, byteorder)), dtype), decode(bits, dtype)
+    )
 
 
 @pytest.mark.parametrize("dtype", SHORT)

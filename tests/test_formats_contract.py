@@ -112,7 +112,9 @@ def head_bytes(made: Made, name: str, tensors: list[torch.Tensor]) -> set[int]:
             begin = info.header_offset + 30 + names
             if any(begin <= start < begin + info.file_size for start in starts):
                 central = data.find(b"PK\x01\x02")
-                while data[central + 46 : central + 46 + len(info.filename)] != info.filename.encode():
+                while (
+                    data[central + 46 : central + 46 + len(info.filename)] != info.filename.encode()
+                ):
                     central = data.find(b"PK\x01\x02", central + 1)
                 crc_places = [info.header_offset + 14, central + 16]
                 if not int.from_bytes(data[crc_places[0] : crc_places[0] + 4], "little"):
@@ -174,7 +176,10 @@ def test_the_head_is_found_with_every_copy(made: Made) -> None:
     norms = weight.movedim(axis, 0).reshape(C, -1).norm(dim=1)
     torch.testing.assert_close(torch.from_numpy(found.head.norms), norms)
     width = 1 if made.layout == "weight_norm" else weight.numel() // C
-    assert (heads[0].num_classes, heads[0].feature_dim) == (C, width) or made.layout == "weight_norm"
+    assert (heads[0].num_classes, heads[0].feature_dim) == (
+        C,
+        width,
+    ) or made.layout == "weight_norm"
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,10 @@ def test_temperature_is_one_over_t_on_weight_and_bias() -> None:
 
 
 def test_the_bias_is_kept_scaled_or_dropped_as_asked() -> None:
-    after = {p: Adjustment("rescale", 0.5, bias=p).update(HEAD, COUNTS).on_bias(BIAS) for p in BIAS_POLICIES}
+    after = {
+        p: Adjustment("rescale", 0.5, bias=p).update(HEAD, COUNTS).on_bias(BIAS)
+        for p in BIAS_POLICIES
+    }
     assert after["keep"].tolist() == [0.5, -1.0, 2.0]
     assert after["scale"].tolist() == [0.5, -2.0, 10.0]
     assert after["drop"].tolist() == [0.0, 0.0, 0.0]
@@ -269,7 +272,9 @@ def test_the_training_prior_as_target_changes_no_decision() -> None:
     assert np.ptp(shift) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("decision", [Adjustment("tau-norm", 1.0), Adjustment("rescale", 0.3, True)])
+@pytest.mark.parametrize(
+    "decision", [Adjustment("tau-norm", 1.0), Adjustment("rescale", 0.3, True)]
+)
 def test_a_row_of_zeros_cannot_be_normalised_unless_it_is_left_out(decision: Adjustment) -> None:
     empty = Head.of(np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 3.0]]), BIAS)
     with pytest.raises(BadHead, match="row 1") as refused:

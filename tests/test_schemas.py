@@ -105,7 +105,9 @@ def test_a_schema_notices_a_surplus_and_a_missing_field(
             jsonschema.validate({**document, "result": wrong}, schema_of("inspect"))
 
 
-@pytest.mark.parametrize("name", [*FORMATS, "Hugging Face shards", "Lightning with an averaged copy"])
+@pytest.mark.parametrize(
+    "name", [*FORMATS, "Hugging Face shards", "Lightning with an averaged copy"]
+)
 def test_inspect_apply_verify_and_revert_print_what_their_schemas_say(
     name: str, containers: Containers, counts_file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -121,9 +123,7 @@ def test_inspect_apply_verify_and_revert_print_what_their_schemas_say(
         capsys, "apply", made.path, "--counts", counts_file, "-g", "0.3", "--dry-run"
     )
     assert (code, planned["output"], planned["record"]) == (0, None, None)
-    code, applied = run(
-        capsys, "apply", made.path, "--counts", counts_file, "-g", "0.3", "-o", out
-    )
+    code, applied = run(capsys, "apply", made.path, "--counts", counts_file, "-g", "0.3", "-o", out)
     assert code == 0
     assert applied["factors"] == planned["factors"]
     assert applied["counts"] == COUNTS
@@ -138,7 +138,9 @@ def test_inspect_apply_verify_and_revert_print_what_their_schemas_say(
     assert (code, reverted["sha256"]) == (0, applied["source_sha256"])
 
 
-@pytest.mark.parametrize("text", ["[5, 4, 3]", '{"cat": 5, "dog": 0}', '{"0": 5, "1": 3}', "label\nb\na\nb\n"])
+@pytest.mark.parametrize(
+    "text", ["[5, 4, 3]", '{"cat": 5, "dog": 0}', '{"0": 5, "1": 3}', "label\nb\na\nb\n"]
+)
 def test_counts_prints_what_its_schema_says(text: str, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / ("a.csv" if text.startswith("label") else "a.json")
     path.write_text(text)

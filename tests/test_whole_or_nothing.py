@@ -23,9 +23,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rescale_cli import kernel_copy, patch, staging
+from rescale_cli import api, kernel_copy, patch, staging
 from rescale_cli.cli import main
+from rescale_cli.errors import EnvironmentProblem, RescaleError
+from rescale_cli.patch import Target, apply_plan
 from rescale_cli.patched_file import write_changed
+from rescale_cli.plan import Plan
 from rescale_cli.proof import verify
 
 NAMES = {"safetensors": "m.safetensors", "zip": "m.pth", "legacy": "l.pth", "folder": "hf"}
@@ -78,6 +81,10 @@ def apply(source: Path | str, *options: Path | str, gamma: float = 0.5) -> int:
     return main(command(source, *options, gamma=gamma))
 
 
+def plan_for(source: Path) -> Plan:
+    return api.apply(source, source.parent / "counts.json", 0.5, dry_run=True).plan
+
+
 def hashes(path: Path) -> dict[str, str]:
     files = [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if p.is_file()]
     return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
@@ -106,6 +113,28 @@ def failing(number: int, error: int, calls: list[str], patch: pytest.MonkeyPatch
             patch.setattr(os, name, wrap(name, getattr(os, name)))
 
 
+def attempts(make: Callable[[], Plan], target: Target, error: int) -> Iterator[tuple[str, bool]]:
+    """Carry a plan out with the first call failing, the second, ... and at last with none.
+
+    Yields:
+        which call failed, and whether the run says that it succeeded.
+    """
+    number, calls, plan = 0, [""], make()
+    while len(calls) >= number:
+        number, calls, done = number + 1, [], True
+        with pytest.MonkeyPatch.context() as patched:
+            failing(number, error, calls, patched)
+            try:
+                apply_plan(plan, target)
+            except RescaleError as problem:
+                assert isinstance(problem, EnvironmentProblem), (number, calls[-12:])
+                done = False
+        yield f"call {number}: {calls[number - 1 :][:1]}", done
+        if target.in_place and done:
+            plan = make()
+    assert number > 50
+
+
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
 @pytest.mark.parametrize("force", [False, True], ids=["new", "force"])
 @pytest.mark.parametrize("kind", NAMES)
@@ -115,29 +144,19 @@ def test_whichever_call_fails_the_output_is_whole_or_as_before(
     if error == errno.ENOSPC and kind != "zip":
         pytest.skip("one format is enough for the second error")
     source, output = place / "in" / NAMES[kind], place / "out" / NAMES[kind]
-    original, options = hashes(source), ["--force"] if force else []
     if force:
         assert apply(source, "-o", output, gamma=0.2) == 0
-    start = place / "start"
+    start, original, before = place / "start", hashes(source), hashes(place / "out")
     shutil.copytree(place / "out", start)
-    words = command(source, "-o", output, *options)
-    before, number, calls = hashes(place / "out"), 0, [""]
-    while len(calls) >= number:  # past the last call of a run, nothing is left to fail
-        number, calls = number + 1, []
-        with pytest.MonkeyPatch.context() as patched:
-            failing(number, error, calls, patched)
-            code = main(words)
-        where = f"call {number}: {calls[number - 1 :][:1]}"
+    for where, done in attempts(lambda: plan_for(source), Target(output, force), error):
         assert not leftovers(place), where
         assert hashes(source) == original, where
-        if code == 0:
+        if done:
             verify(output, source)
             shutil.rmtree(place / "out")
             shutil.copytree(start, place / "out")
         else:
-            assert code in (3, 5), where
             assert hashes(place / "out") == before, where
-    assert number > 50
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
@@ -146,16 +165,10 @@ def test_whichever_call_fails_in_place_the_file_is_the_old_or_the_new_one(
 ) -> None:
     source = place / "in" / NAMES[kind]
     original = shutil.copy2(source, place / "out" / NAMES[kind])
-    before, number, calls = hashes(place / "in"), 0, [""]
-    words = command(source, "--in-place")
-    while number < len(calls):
-        number, calls = number + 1, []
-        with pytest.MonkeyPatch.context() as patched:
-            failing(number, errno.EIO, calls, patched)
-            code = main(words)
-        where = f"call {number}: {calls[number - 1 :][:1]}"
+    before, target = hashes(place / "in"), Target(source, in_place=True)
+    for where, done in attempts(lambda: plan_for(source), target, errno.EIO):
         assert not leftovers(place), where
-        if code == 0:
+        if done:
             verify(source, original)
             backup = source.with_name(source.name + ".bak")
             assert hashes(backup) == hashes(original)
