@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +191,11 @@ def _identities(paths: Sequence[Path]) -> set[tuple[int, int]]:
     """Device and number of each file that is there."""
     found = set()
     for path in paths:
-        # Unlike exists(), an error of the disk is not taken for "nothing there".
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
             status = path.stat()
+        except OSError as error:  # unlike exists(), a failing disk is not taken for "not there"
+            if error.errno not in (ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP):
+                raise
+        else:
             found.add((status.st_dev, status.st_ino))
     return found

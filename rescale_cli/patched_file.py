@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 import os
 import stat
 import threading
@@ -19,6 +17,7 @@ import numpy as np
 
 from rescale_cli.errors import BadCheckpoint, NotProven
 from rescale_cli.formats._interface import Checksum
+from rescale_cli.hashing import Hashing, hashing_of, sha256_mapped
 from rescale_cli.json_text import clip
 from rescale_cli.kernel_copy import copy_bytes
 from rescale_cli.regular_file import opened, read_at
@@ -26,7 +25,6 @@ from rescale_cli.rewrite import Edit, Region, regions
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
-_WINDOW = 16 << 20
 
 #: Gives the header of the source and that of the target, for the sha256 of the source.
 HeaderChange = Callable[[str], tuple[bytes, bytes]]
@@ -65,7 +63,7 @@ def write_changed(
         OSError: the system refused something.
     """
     with opened(source) as src, _created(target) as dst, _Background() as background:
-        source_hash = background.run(lambda: sha256_of(src, background.stop))
+        source_hash = background.hash(src)
         before, after = (len(text) for text in header("0" * 64)) if header else (0, 0)
         size = os.fstat(src).st_size
         copy_bytes(src, dst, size - before, before, after)
@@ -78,10 +76,11 @@ def write_changed(
         # holds the source's sha256, has to wait for that.
         flushed = background.run(lambda: os.fsync(dst))
         headed = background.run(lambda: _write_header(dst, header, source_hash.result()))
-        target_hash = background.run(lambda: sha256_mapped(dst, headed))
+        target_hash = background.run(lambda: sha256_mapped(dst, background.stop, headed))
         prove(src, dst, (before, after), stretches, mended)
         flushed.result()
-        if read_at(dst, 0, after) != headed.result():
+        written = headed.result()  # before it is read back: until then, zeros may stand there
+        if read_at(dst, 0, after) != written:
             raise _differs(0)
         os.fsync(dst)
         return Written(target_hash.result(), source_hash.result())
@@ -198,28 +197,6 @@ def _differs(offset: int) -> NotProven:
     )
 
 
-def sha256_of(fd: int, stop: threading.Event | None = None) -> str:
-    """The SHA-256 of a whole file, in hexadecimal."""
-    digest, buffer, at = hashlib.sha256(), bytearray(_CHUNK), 0
-    while count := os.preadv(fd, [buffer], at):
-        if stop is not None and stop.is_set():
-            break
-        digest.update(memoryview(buffer)[:count])
-        at += count
-    return digest.hexdigest()
-
-
-def sha256_mapped(fd: int, ready: Future[bytes]) -> str:
-    """The SHA-256 of a file of our own making, once `ready`; mapped, so that nothing is copied."""
-    ready.result()
-    digest, size = hashlib.sha256(), os.fstat(fd).st_size
-    for start in range(0, size, _WINDOW):
-        length = min(_WINDOW, size - start)
-        with mmap.mmap(fd, length, prot=mmap.PROT_READ, offset=start) as window:
-            digest.update(window)
-    return digest.hexdigest()
-
-
 def crc32_of(fd: int, start: int, stop: int) -> int:
     """The CRC-32 of the bytes [start, stop) of a file."""
     crc, buffer = 0, bytearray(_CHUNK)
@@ -253,14 +230,21 @@ class _Background:
 
     def __init__(self) -> None:
         self.stop = threading.Event()
+        self._hashing: Hashing | None = None
         self._pool = ThreadPoolExecutor(4)
 
     def __enter__(self) -> _Background:
         return self
+
+    def hash(self, fd: int) -> Hashing:
+        self._hashing = hashing_of(fd)
+        return self._hashing
 
     def run(self, work: Callable[[], T]) -> Future[T]:
         return self._pool.submit(work)
 
     def __exit__(self, *error: object) -> None:
         self.stop.set()
+        if self._hashing is not None:
+            self._hashing.stop()
         self._pool.shutdown(cancel_futures=True)

@@ -14,9 +14,10 @@ from rescale_cli.errors import NotProven
 from rescale_cli.find_head import HeadKeys
 from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import HeaderEdit, read_header
+from rescale_cli.hashing import sha256_of
 from rescale_cli.json_text import clip
 from rescale_cli.methods import Adjustment
-from rescale_cli.patched_file import crc32_of, prove, sha256_of
+from rescale_cli.patched_file import crc32_of, prove
 from rescale_cli.read_head import read_head
 from rescale_cli.record import (
     Record,

@@ -14,9 +14,10 @@ from rescale_cli.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.errors import BadInput, NotProven
 from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import read_header
+from rescale_cli.hashing import sha256_of
 from rescale_cli.output_folder import copy_file, copy_folder, refuse_other_tree
 from rescale_cli.patch import refuse_source
-from rescale_cli.patched_file import Written, sha256_of, write_changed
+from rescale_cli.patched_file import Written, write_changed
 from rescale_cli.proof import header_edit, verify
 from rescale_cli.record import Record, damaged, find_records, sidecar_of, undo_file_of
 from rescale_cli.regular_file import opened, read_whole

@@ -35,8 +35,11 @@ from rescale_cli.proof import verify
 FORMATS = {"safetensors": "m.safetensors", "zip": "m.pth", "legacy": "l.pth", "folder": "hf"}
 MODES = ("fresh", "force", "in-place", "revert")
 FAULTS = {
-    "EIO": "error=EIO", "ENOSPC": "error=ENOSPC", "KILL": "signal=SIGKILL", "TERM": "signal=SIGTERM",
-}  # fmt: skip
+    "EIO": "error=EIO",
+    "ENOSPC": "error=ENOSPC",
+    "KILL": "signal=SIGKILL",
+    "TERM": "signal=SIGTERM",
+}
 _CALL = re.compile(r"^(\d+) +(\w+)\((.*)")
 
 
@@ -138,7 +141,8 @@ def calls_of(case: Case, work: Path, sources: Path) -> Iterator[tuple[str, int]]
         thread, name, arguments = match.groups()
         numbers[thread, name] += 1
         call = name, numbers[thread, name]
-        if not arguments.startswith(("1<", "2<")) and str(output.parent) in arguments and call not in seen:
+        ours = str(output.parent) in arguments and not arguments.startswith(("1<", "2<"))
+        if ours and call not in seen:
             seen.add(call)
             yield call
 
@@ -193,9 +197,9 @@ def _problems(
     left = [p.name for p in work.rglob("*") if ".rescale-cli-" in p.name]
     if fault != "KILL" and left:
         yield f"left behind: {left}"
-    alone = [p for p in work.rglob("*.rescale.*") if not p.with_name(p.name.split(".rescale.")[0]).exists()]
-    if fault != "KILL" and alone:
-        yield f"a record without its file: {alone}"
+    for beside in work.rglob("*.rescale.*"):
+        if fault != "KILL" and not beside.with_name(beside.name.split(".rescale.")[0]).exists():
+            yield f"a record without its file: {beside.name}"
 
 
 def _bak(output: Path) -> Path:
@@ -251,7 +255,8 @@ def main() -> int:
                     for problem in problems:
                         bad += 1
                         print(f"  {mode} {kind}: {fault} at {call[0]} {call[1]}: {problem}")
-                print(f"{mode} {kind}: {len(calls)} calls, {dict(sorted(codes.items()))}", flush=True)
+                counted = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items()))
+                print(f"{mode} {kind}: {len(calls)} calls; {counted}", flush=True)
     print(f"{bad} problems")
     return 1 if bad else 0
 

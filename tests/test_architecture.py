@@ -19,7 +19,8 @@ LAYERS = {
         find_head head_checks head_evidence head_names matrices model_copies named_head shape_graph
     """,
     "io": """
-        formats checkpoint regular_file kernel_copy exchange folder_lock staging output_folder
+        formats checkpoint regular_file hashing kernel_copy exchange folder_lock staging
+        output_folder
         array_labels count_sources csv_counts label_sources
         inert_pickle inert_values pickle_literals pickle_opcodes pickle_policy pickled_names
         pickled_tensors tensor_views tensor_bytes read_head zip_directory zip_table

@@ -6,10 +6,12 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import CONTAINERS, COUNTS, GAMMA, C, D, Made
@@ -17,8 +19,10 @@ from conftest import CONTAINERS, COUNTS, GAMMA, C, D, Made
 from rescale_cli import api, tensor_bytes
 from rescale_cli.checkpoint import all_formats, open_checkpoint
 from rescale_cli.errors import AlreadyRescaled, BadInput, NotProven
+from rescale_cli.patch import Target, apply_plan
 from rescale_cli.proof import verify
 from rescale_cli.restore import revert
+from rescale_cli.rewrite import RowScaling
 
 Containers = Callable[[str], Made]
 
@@ -344,3 +348,29 @@ def test_every_format_module_is_met(containers: Containers) -> None:
 
 def test_the_dimensions_are_told_apart() -> None:
     assert C != D
+
+
+@pytest.mark.parametrize("what", ["another tensor", "other factors", "the bias"])
+@pytest.mark.parametrize("name", ["safetensors float32", "state dict", "legacy state dict"])
+def test_a_record_that_owns_up_to_other_changes_is_not_proven(
+    name: str, what: str, containers: Containers, tmp_path: Path
+) -> None:
+    """Only the head may change, and only by the method: whatever else the record may say."""
+    made = containers(name)
+    plan = api.apply(made.path, COUNTS, GAMMA, dry_run=True).plan
+    (head,) = plan.heads
+    (edit,) = head.edits
+    zeros = np.zeros(C)
+    if what == "another tensor":
+        conv = plan.checkpoint.tensor("conv.weight")
+        edits = (edit, RowScaling(conv, 0, np.full(D, 2.0), np.zeros(D)))
+    elif what == "the bias":
+        bias = plan.checkpoint.tensor("fc.bias")
+        edits = (edit, RowScaling(bias, 0, np.full(C, 2.0), zeros))
+    else:
+        edits = (RowScaling(edit.info, 0, edit.factor * np.arange(1.0, C + 1), zeros),)
+    forged = replace(plan, heads=(replace(head, edits=edits),))
+    output = patched_path(made, tmp_path)
+    apply_plan(forged, Target(output))
+    with pytest.raises(NotProven):
+        verify(output, made.path)

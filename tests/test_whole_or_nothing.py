@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from rescale_cli import api, kernel_copy, patch, staging
 from rescale_cli.cli import main
-from rescale_cli.errors import EnvironmentProblem, RescaleError
+from rescale_cli.errors import EnvironmentProblem
 from rescale_cli.patch import Target, apply_plan
 from rescale_cli.patched_file import write_changed
 from rescale_cli.plan import Plan
@@ -126,8 +126,7 @@ def attempts(make: Callable[[], Plan], target: Target, error: int) -> Iterator[t
             failing(number, error, calls, patched)
             try:
                 apply_plan(plan, target)
-            except RescaleError as problem:
-                assert isinstance(problem, EnvironmentProblem), (number, calls[-12:])
+            except EnvironmentProblem:
                 done = False
         yield f"call {number}: {calls[number - 1 :][:1]}", done
         if target.in_place and done:
@@ -135,14 +134,21 @@ def attempts(make: Callable[[], Plan], target: Target, error: int) -> Iterator[t
     assert number > 50
 
 
-@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
-@pytest.mark.parametrize("force", [False, True], ids=["new", "force"])
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize(
+    ("kind", "force", "error"),
+    [
+        ("safetensors", False, errno.EIO),
+        ("safetensors", True, errno.EIO),
+        ("zip", False, errno.ENOSPC),
+        ("zip", True, errno.EIO),
+        ("legacy", False, errno.EIO),
+        ("folder", False, errno.EIO),
+        ("folder", True, errno.EIO),
+    ],
+)
 def test_whichever_call_fails_the_output_is_whole_or_as_before(
     place: Path, kind: str, force: bool, error: int
 ) -> None:
-    if error == errno.ENOSPC and kind != "zip":
-        pytest.skip("one format is enough for the second error")
     source, output = place / "in" / NAMES[kind], place / "out" / NAMES[kind]
     if force:
         assert apply(source, "-o", output, gamma=0.2) == 0
@@ -159,7 +165,7 @@ def test_whichever_call_fails_the_output_is_whole_or_as_before(
             assert hashes(place / "out") == before, where
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+@pytest.mark.parametrize("kind", ["safetensors", "zip"])
 def test_whichever_call_fails_in_place_the_file_is_the_old_or_the_new_one(
     place: Path, kind: str
 ) -> None:
@@ -229,8 +235,10 @@ print(sorted(codes))
 """
 
 
-@pytest.mark.parametrize("force", ["", "--force"], ids=["new", "force"])
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("name", "force"),
+    [("SIGKILL", ""), ("SIGKILL", "--force"), ("SIGTERM", ""), ("SIGINT", "--force")],
+)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_signal_at_any_time_leaves_nothing_or_a_whole_file(
     place: Path, name: str, force: str
@@ -239,7 +247,7 @@ def test_a_signal_at_any_time_leaves_nothing_or_a_whole_file(
 
     number = getattr(signal, name)
     original = hashes(place / "in")
-    done = run_alone(STRIKE, place, int(number), 20, force)
+    done = run_alone(STRIKE, place, int(number), 15, force)
     assert done.returncode == 0, done.stderr
     codes = set(json.loads(done.stdout))
     # A child that is struck before main() has set its handlers dies as every process does.
@@ -269,8 +277,9 @@ print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child i
 """
 
 
-@pytest.mark.parametrize("force", [False, True], ids=["new", "force"])
-@pytest.mark.parametrize("kind", ["zip", "safetensors", "folder"])
+@pytest.mark.parametrize(
+    ("kind", "force"), [("zip", False), ("zip", True), ("safetensors", True), ("folder", False)]
+)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_of_runs_on_one_target_one_wins_whole(place: Path, kind: str, force: bool) -> None:
     source, output = place / "in" / NAMES[kind], place / "out" / NAMES[kind]
@@ -364,7 +373,8 @@ def test_only_files_and_folders_are_replaced(place: Path) -> None:
     for name in ("/dev/null", "/dev/stdout"):
         assert apply(source, "-o", name, "--force") == 4, name
     assert apply(source, "-o", place / "none" / "m.pth") == 3
-    assert apply(place / "out" / "pipe", "--counts", place / "in" / "counts.json") == 3
+    os.mkfifo(place / "in" / "pipe.pth")
+    assert apply(place / "in" / "pipe.pth", "-o", place / "out" / "m.pth") == 3
     assert not leftovers(place)
 
 
@@ -455,7 +465,7 @@ def test_a_limit_on_file_sizes_is_an_error_with_a_fix(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, before[1]))
     try:
         code = apply(place / "in" / "m.pth", "-o", place / "out" / "m.pth")
     finally:

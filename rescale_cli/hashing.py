@@ -1,0 +1,106 @@
+"""The SHA-256 of large files, beside other work.
+
+The record of a re-scaling holds the hash of the source, and the hash of the output covers the
+record: one has to follow the other, and together they take longer than all the rest. So the first
+one begins as soon as the source is known, even before the rest of the tool is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+_CHUNK = 4 << 20
+_WINDOW = 16 << 20
+_begun: dict[tuple[int, ...], Hashing] = {}
+
+
+class Hashing:
+    """The SHA-256 of an open file, in hexadecimal.
+
+    Args:
+        fd: a descriptor; it is duplicated, so the file may be closed meanwhile.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._stop = os.dup(fd), threading.Event()
+        self._result: Future[str] = Future()
+        # Daemons: a command that ends in an error does not wait for them.
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def result(self) -> str:
+        """Wait for it.
+
+        Raises:
+            OSError: the file could not be read.
+        """
+        return self._result.result()
+
+    def stop(self) -> None:
+        """Give up; what `result` returns then is of no use."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        try:
+            self._result.set_result(sha256_of(self._fd, self._stop))
+        except BaseException as error:
+            self._result.set_exception(error)
+        finally:
+            os.close(self._fd)
+
+
+def begin(path: Path) -> None:
+    """Begin to hash a file that is about to be patched; a path that is none is left to others."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError):
+        return
+    try:
+        if path.is_file():
+            _begun[_identity(fd)] = Hashing(fd)
+    finally:
+        os.close(fd)
+
+
+def hashing_of(fd: int) -> Hashing:
+    """The hashing of an open file: the one that was begun, if the file is still the same."""
+    return _begun.pop(_identity(fd), None) or Hashing(fd)
+
+
+def _identity(fd: int) -> tuple[int, ...]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def sha256_of(fd: int, stop: threading.Event | None = None) -> str:
+    """The SHA-256 of a whole file, in hexadecimal; cut short if `stop` is set."""
+    digest, at = hashlib.sha256(), 0
+    buffer, next_buffer = bytearray(_CHUNK), bytearray(_CHUNK)
+    with ThreadPoolExecutor(1) as reader:  # a part is read while the one before it is hashed
+        pending = reader.submit(os.preadv, fd, [buffer], at)
+        while (count := pending.result()) and not (stop is not None and stop.is_set()):
+            at += count
+            pending = reader.submit(os.preadv, fd, [next_buffer], at)
+            digest.update(memoryview(buffer)[:count])
+            buffer, next_buffer = next_buffer, buffer
+    return digest.hexdigest()
+
+
+def sha256_mapped(fd: int, stop: threading.Event, ready: Future[bytes]) -> str:
+    """The same of a file of our own making, once `ready`; mapped, so that nothing is copied.
+
+    A file of others is not mapped: it may be cut short meanwhile, which would end the process.
+    """
+    ready.result()
+    digest, size = hashlib.sha256(), os.fstat(fd).st_size
+    for start in range(0, size, _WINDOW):
+        if stop.is_set():
+            break
+        length = min(_WINDOW, size - start)
+        with mmap.mmap(fd, length, prot=mmap.PROT_READ, offset=start) as window:
+            digest.update(window)
+    return digest.hexdigest()
