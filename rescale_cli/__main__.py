@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rescale_cli.signals import hold_back
+from rescale_cli.signals import hold_back, ignore
 
 
 def run() -> None:
@@ -12,7 +12,9 @@ def run() -> None:
     hold_back()
     from rescale_cli.cli import main
 
-    sys.exit(main())
+    code = main()
+    ignore()  # all is done: a signal now would only make it look undone
+    sys.exit(code)
 
 
 if __name__ == "__main__":

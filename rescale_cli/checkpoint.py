@@ -65,8 +65,15 @@ class Checkpoint:
         return self.path.is_dir()
 
     def tensor(self, name: str) -> TensorInfo:
-        """The tensor of that name."""
-        return next(info for info in self.contents.tensors if info.name == name)
+        """The tensor of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for info in self.contents.tensors:
+            if info.name == name:
+                return info
+        raise KeyError(name)
 
     @property
     def other_weights(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -80,14 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible():
             code = app(words, standalone_mode=False, prog_name="rescale-cli")
             sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # Typer makes the first the second
         _leave_quietly()
         return 0
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
     except BaseException as error:
         problem = _as_problem(error)
-        if "-vv" in words or words.count("-v") > 1:
+        if sum(word.count("v") for word in words if re.fullmatch("-v+", word)) > 1:
             traceback.print_exception(error)
         with contextlib.suppress(BrokenPipeError):
             speaker.error(problem)
@@ -99,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _as_problem(error: BaseException) -> RescaleError:
     """Any exception as one of ours: what a person did, what the machine lacks, or our bug."""
+    if isinstance(error, typer.Abort) and isinstance(error.__cause__, EOFError):
+        error = error.__cause__  # Typer takes it for the end of the user's input
     if isinstance(error, RescaleError):
         return error
     # Typer keeps its usage errors private; this is the shape that all of them have.

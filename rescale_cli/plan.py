@@ -128,7 +128,7 @@ def make_plan(
     records, odd = find_records(checkpoint)
     if records and not compose:
         raise _already(checkpoint, records)
-    planned = [_plan_head(checkpoint, keys, counts, adjustment) for keys in found.heads]
+    planned = [plan_head(checkpoint, keys, counts, adjustment) for keys in found.heads]
     refuse_shared(checkpoint, [edit.info for head in planned for edit in head.edits])
     notes = [("head", text) for text in found.warnings] + [("record", text) for text in odd]
     notes += [
@@ -169,9 +169,14 @@ def _rows_said(choice: CountsChoice) -> int | None:
     return len(choice.raw.values) if len(choice.raw.values) > 1 else None
 
 
-def _plan_head(
+def plan_head(
     checkpoint: Checkpoint, keys: HeadKeys, counts: ClassCounts, adjustment: Adjustment
 ) -> PlannedHead:
+    """Read one head and work out what the adjustment does to it.
+
+    Raises:
+        BadHead: it cannot be re-scaled.
+    """
     before = read_head(checkpoint, keys)
     update = adjustment.update(before, counts)
     labels = counts.names or ()

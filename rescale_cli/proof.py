@@ -10,7 +10,7 @@ import numpy as np
 
 from rescale_cli.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.counts import ClassCounts
-from rescale_cli.errors import NotProven
+from rescale_cli.errors import BadCounts, NotProven, UsageError
 from rescale_cli.find_head import HeadKeys
 from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import HeaderEdit, read_header
@@ -18,7 +18,7 @@ from rescale_cli.hashing import sha256_of
 from rescale_cli.json_text import clip
 from rescale_cli.methods import Adjustment
 from rescale_cli.patched_file import crc32_of, prove
-from rescale_cli.read_head import read_head
+from rescale_cli.plan import Plan, plan_head
 from rescale_cli.record import (
     Record,
     damaged,
@@ -26,13 +26,14 @@ from rescale_cli.record import (
     sidecar_of,
     undo_file_of,
     unpack,
-    unpack_vectors,
 )
+from rescale_cli.record_writer import describe
 from rescale_cli.regular_file import opened
-from rescale_cli.rewrite import regions
+from rescale_cli.rewrite import RowScaling, regions
 
 #: How far a factor in the record may be from the formula: another machine's pow() may differ.
 _TOLERANCE = 1e-12
+_KEYS = ("weight", "bias", "layout", "num_classes", "feature_dim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +106,7 @@ def _prove_file(record: Record, original: Path, before: Checkpoint) -> int:
                 saw=f"its sha256 is not {wanted[:16]}…, which the record names",
                 fix="give the file that was patched: --against ORIGINAL",
             )
-        _prove_formula(record, before)
-        edits = [edit for edit in record.edits(before) if edit.info.file == original]
-        stretches = regions(edits)
+        stretches = regions(_proven_edits(record, original, before))
         starts = _prove_header(record, original)
         checks = [check for check in before.contents.checksums if check.file == original]
         mended: dict[int, bytes] = {}
@@ -146,37 +145,57 @@ def header_edit(record: Record) -> HeaderEdit:
     raise damaged("no header")
 
 
-def _prove_formula(record: Record, before: Checkpoint) -> None:
-    """The factors in the record are those of its method, strength and counts on this head."""
-    fields = record.fields
+def _proven_edits(record: Record, original: Path, before: Checkpoint) -> list[RowScaling]:
+    """The recorded edits of one file, once they are those of the recorded method and counts.
+
+    Raises:
+        NotProven: other tensors, other factors, or a record that is damaged.
+    """
     try:
-        counts = ClassCounts.of(fields["counts"]).exclude(map(int, fields["skipped"]))
-        if fields["target_prior"] is not None:
-            counts = counts.against_target(fields["target_prior"])
-        adjustment = Adjustment(
-            method=str(fields["method"]),
-            strength=float(fields["gamma"]),
-            normalize=bool(fields["normalize"]),
-            bias=str(fields["bias_policy"]),
-            max_factor=fields["max_factor"],
-            temperature=float(fields["temperature"]),
-        )
-        for entry in fields["head"]:
-            keys = HeadKeys(
-                entry["weight"], entry["bias"], entry["layout"], entry["num_classes"],
-                entry["feature_dim"], "recorded",
-            )  # fmt: skip
-            update = adjustment.update(read_head(before, keys), counts)
-            scale, shift = unpack_vectors(entry["factors"], keys.num_classes)
-            close = np.allclose(update.scale, scale, rtol=_TOLERANCE, atol=0)
-            if not (close and np.allclose(update.shift, shift, rtol=_TOLERANCE, atol=_TOLERANCE)):
-                raise NotProven(
-                    f"the factors of {clip(str(keys.weight))} are not those of the recorded method",
-                    saw=f"{fields['method']}, gamma {fields['gamma']}, {fields['counts_source']}",
-                    fix="patch the original again",
-                )
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        planned = _planned(record, before).edits_of(original)
+    except (LookupError, TypeError, ValueError, UsageError, BadCounts) as error:
         raise damaged(f"{type(error).__name__}: {clip(str(error))}") from None
+    edits = [edit for edit in record.edits(before) if edit.info.file == original]
+    mine, theirs = ({(e.info.name, e.axis): e for e in found} for found in (planned, edits))
+    same = len(edits) == len(theirs) and mine.keys() == theirs.keys()
+    if not same or not all(_close(mine[key], theirs[key]) for key in mine):
+        fields = record.fields
+        raise NotProven(
+            "the recorded changes are not those of the recorded method",
+            saw=f"{fields['method']}, gamma {fields['gamma']}, {fields['counts_source']}",
+            fix="patch the original again",
+        )
+    return edits
+
+
+def _close(one: RowScaling, other: RowScaling) -> bool:
+    """Whether two edits have the same factors, but for another machine's pow()."""
+    near = np.allclose(one.factor, other.factor, rtol=_TOLERANCE, atol=0)
+    return near and np.allclose(one.shift, other.shift, rtol=_TOLERANCE, atol=_TOLERANCE)
+
+
+def _planned(record: Record, before: Checkpoint) -> Plan:
+    """What `apply` would do to the original today, with the recorded decisions."""
+    fields = record.fields
+    counts = ClassCounts.of(fields["counts"]).exclude(map(int, fields["skipped"]))
+    if fields["target_prior"] is not None:
+        counts = counts.against_target(fields["target_prior"])
+    adjustment = Adjustment(
+        method=str(fields["method"]),
+        strength=float(fields["gamma"]),
+        normalize=bool(fields["normalize"]),
+        bias=str(fields["bias_policy"]),
+        max_factor=fields["max_factor"],
+        temperature=float(fields["temperature"]),
+    )
+    heads = []
+    for entry in fields["head"]:
+        keys = HeadKeys(**{key: entry[key] for key in _KEYS}, why="recorded")
+        head = plan_head(before, keys, counts, adjustment)
+        if describe(head) != entry:
+            raise ValueError("another head than that of the original")
+        heads.append(head)
+    return Plan(before, tuple(heads), counts, adjustment)
 
 
 def _prove_side_files(patched: Path, original: Path, records: list[Record]) -> int:

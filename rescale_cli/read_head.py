@@ -37,12 +37,19 @@ def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
             values = decode(block.read(fd), weight.dtype)
             _refuse_nan(weight, values, axis, block.lo if block.axis == axis else 0)
             rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-            squares[block.along(axis)] += (rows**2).sum(axis=1)
+            with np.errstate(over="ignore"):
+                squares[block.along(axis)] += (rows**2).sum(axis=1)
             if keys.layout == "weight_norm":
                 continue
             sums = rows.sum(axis=0)
             total[slice(None) if len(sums) == len(total) else block.along(1 - axis)] += sums
     norms = np.sqrt(squares)
+    if not np.isfinite(norms).all():
+        raise BadHead(
+            f"row {int(np.argmin(np.isfinite(norms)))} of {keys.weight} is too long to measure",
+            saw="the sum of its squares is above the largest float64",
+            fix="use a checkpoint from before the training diverged",
+        )
     length = norms.sum()
     gauge = float(np.sqrt((total**2).sum()) / length) if length else 0.0
     return Head(norms, _read_bias(checkpoint, keys), gauge)

@@ -105,9 +105,9 @@ def _survey(edits: Sequence[RowScaling], undo: bool) -> tuple[bytes | None, str,
             for block in blocks(edit.info):
                 old = block.read(fd)
                 new = edit.rewrite(old, block)
-                in_file_order = new.astype(old.dtype)
-                changed += int((old.view(np.uint8) != in_file_order.view(np.uint8)).sum())
-                state.update(block.flat(in_file_order).tobytes())
+                was, is_ = block.flat(old), block.flat(new.astype(old.dtype))
+                changed += int((was.view(np.uint8) != is_.view(np.uint8)).sum())
+                state.update(is_.tobytes())
                 if undo:
                     writer.add(edit, block, old, new)
     return writer.packed() if undo else None, state.hexdigest(), changed
@@ -130,7 +130,7 @@ def _facts(plan: Plan, source: Path, edits: Sequence[RowScaling], command: str) 
         "counts_source": counts.source,
         "skipped": list(counts.skipped),
         "target_prior": None if counts.target is None else counts.target.tolist(),
-        "head": [describe(head) | {"factors": pack_factors(head)} for head in plan.heads],
+        "head": [describe(head) for head in plan.heads],
         "edits": [
             {
                 "tensor": edit.info.name,
@@ -155,11 +155,6 @@ def describe(head: PlannedHead) -> dict[str, Any]:
         "dtype": weight.dtype,
         "layout": keys.layout,
     }
-
-
-def pack_factors(head: PlannedHead) -> str:
-    """The row factors of one head, exactly."""
-    return pack_vectors(head.update.scale, head.update.shift)
 
 
 def _earlier(plan: Plan, source: Path, final: Path) -> dict[str, Any]:

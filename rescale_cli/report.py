@@ -130,16 +130,12 @@ def verify_result(patched: Path, original: Path, proof: Proof) -> dict[str, Any]
         "bytes_compared": proof.bytes_compared,
         "sha256": dict(proof.sha256),
         "source_sha256": fields.get("source_sha256"),
-        "head": [_without_factors(entry) for entry in fields.get("head", [])],
+        "head": list(fields.get("head", [])),
         "method": fields.get("method"),
         "gamma": fields.get("gamma"),
         "normalize": fields.get("normalize"),
         "bias_policy": fields.get("bias_policy"),
     }
-
-
-def _without_factors(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != "factors"}
 
 
 def revert_result(reverted: Reverted) -> dict[str, Any]:

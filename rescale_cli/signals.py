@@ -23,6 +23,11 @@ def hold_back() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
 
+def ignore() -> None:
+    """Take no more notice of signals."""
+    _replace(signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Inside, the first signal raises KeyboardInterrupt; the next do not disturb the cleaning up.
@@ -61,7 +66,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    _replace(signal.SIG_IGN)
+    ignore()
     raise KeyboardInterrupt
 
 

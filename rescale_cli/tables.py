@@ -146,14 +146,14 @@ def show_verify(result: Mapping[str, Any]) -> None:
     heads = ", ".join(entry["weight"] for entry in result["head"])
     say(
         f"proven: {result['patched']} is {result['original']} with {heads} changed by "
-        f"{result['method']}, strength {result['gamma']:g}, and nothing else",
+        f"{result['method']}, strength {result['gamma']}, and nothing else",
         f"{result['bytes_compared']:,} bytes compared",
     )
 
 
 def show_revert(result: Mapping[str, Any]) -> None:
     """`revert` for a person."""
-    say(f"{result['method']}, strength {result['gamma']:g}, taken back, bit for bit")
+    say(f"{result['method']}, strength {result['gamma']}, taken back, bit for bit")
     for file, sha256 in result["files"].items():
         say(f"wrote {file}", f"sha256 {sha256}")
 

@@ -87,6 +87,8 @@ def overlaps_itself(info: TensorInfo) -> bool:
 
 def share_bytes(one: TensorInfo, other: TensorInfo) -> bool:
     """Whether two tensors have at least one byte of one file in common."""
+    if not one.numel or not other.numel:
+        return False
     if one.file != other.file or one.stop <= other.start or other.stop <= one.start:
         return False
     if one.is_contiguous and other.is_contiguous:

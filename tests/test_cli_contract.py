@@ -214,7 +214,7 @@ def test_whatever_else_happens_is_one_clear_error(
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err
-    assert err.startswith("error: ")
+    assert err.lstrip().startswith("error: ")
     assert main(["-vv", *APPLY]) == code
     if code == 1:
         assert "Traceback" in capsys.readouterr().err
