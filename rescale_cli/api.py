@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.checkpoint import Checkpoint, open_checkpoint
+from rescale_cli.class_names import read_class_names
 from rescale_cli.class_order import RawCounts
-from rescale_cli.count_sources import json_counts, read_class_names, read_counts
+from rescale_cli.count_sources import json_counts, read_counts
 from rescale_cli.counts import ClassCounts
 from rescale_cli.errors import BadHead, RescaleError
 from rescale_cli.find_head import FoundHeads, find_heads

@@ -9,13 +9,13 @@ import io
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rescale_cli.array_labels import idx_labels, npy_array
+from rescale_cli.class_names import is_json, names_in
 from rescale_cli.class_order import RawCounts
 from rescale_cli.csv_counts import bad_file, text_counts
 from rescale_cli.errors import BadCounts, BadInput, UsageError
@@ -50,7 +50,7 @@ def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
     data = (stdin or sys.stdin.buffer).read(MAX_COUNTS + 1)
     if len(data) > MAX_COUNTS:
         raise bad_file("there is too much on stdin", f"more than {MAX_COUNTS:,} bytes")
-    if _is_json(data):
+    if is_json(data):
         return json_counts(parse_json(data, "stdin", BadCounts), "stdin")
     try:
         return text_counts(io.StringIO(data.decode("utf-8-sig")), "stdin")
@@ -151,7 +151,7 @@ def _by_content(path: Path) -> RawCounts:
         return idx_labels(path)
     if head.startswith(b"\x93NUMPY"):
         return _npy_counts(path)
-    if _is_json(head):
+    if is_json(head):
         coco = b'"images"' in head or b'"annotations"' in head
         data = read_whole(path, MAX_BYTES if coco else MAX_COUNTS, BadCounts)
         value = parse_json(data, path.name, BadCounts)
@@ -160,10 +160,6 @@ def _by_content(path: Path) -> RawCounts:
         return json_counts(value, path.name)
     with text_of(path) as lines:
         return text_counts(lines, path.name)
-
-
-def _is_json(data: bytes) -> bool:
-    return data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
 
 
 def _npy_counts(path: Path) -> RawCounts:
@@ -205,7 +201,7 @@ def _listed(values: list[Any], rest: dict[Any, Any], source: str) -> RawCounts:
     """{"counts": [...]} with or without "classes"."""
     if rest.get("classes") is None:
         return RawCounts(tuple(values), None, "list", source)
-    names = [str(n) if type(n) is int else n for n in _names_in(rest)]
+    names = [str(n) if type(n) is int else n for n in names_in(rest)]
     if len(names) != len(values) or not all(isinstance(name, str) for name in names):
         saw = f"{len(values)} counts, {len(names)} classes"
         raise bad_file(f"{source} does not give each count one name", saw)
@@ -213,48 +209,6 @@ def _listed(values: list[Any], rest: dict[Any, Any], source: str) -> RawCounts:
     if rest.get("order") == "label":
         return replace(raw, kind="index")
     return raw
-
-
-def read_class_names(path: Path | str) -> tuple[str, ...]:
-    """The names of the head's rows, from `--classes FILE`.
-
-    Args:
-        path: text, one a line; a JSON list; {"0": "cat"}; {"cat": 0}; {"counts", "classes"}.
-
-    Raises:
-        BadInput: none of these, a row without a name, or a name given twice.
-    """
-    path = Path(path)
-    data = read_whole(path, MAX_COUNTS, BadInput)
-    fix = "give one name a row, in the order of the head's rows, one a line: --classes FILE"
-    if _is_json(data):
-        listed = _names_in(parse_json(data, path.name, BadInput))
-        names = [str(name) if type(name) is int else name for name in listed]
-    else:
-        with text_of(path) as lines:
-            names = [line.strip() for line in lines.read().rstrip().split("\n")]
-    if not names or not all(isinstance(name, str) and name for name in names):
-        saw = "an empty line" if names and "" in names else "no list of names"
-        raise BadInput(f"{path.name} does not name the classes", saw=saw, fix=fix)
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        saw = ", ".join(clip(name, 80) for name in twice[:5])
-        raise BadInput(f"{path.name} gives a name to two rows", saw=saw, fix=fix)
-    return tuple(names)
-
-
-def _names_in(value: Any) -> list[Any]:
-    """The names in head order, from parsed JSON; [] if there are none."""
-    match value:
-        case {"classes": list(names)} | list(names):
-            return names
-        case {"classes": dict(table)} | dict(table):
-            size = len(table)
-            if all(type(row) is int for row in table.values()):
-                table = {str(row): name for name, row in table.items()}
-            rows = [table.get(str(i)) for i in range(size)]
-            return rows if None not in rows else []
-    return []
 
 
 def write_counts(raw: RawCounts) -> dict[str, object] | list[object]:

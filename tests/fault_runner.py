@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from rescale_cli import cli
 from rescale_cli.errors import OutputExists, RescaleError
 from rescale_cli.proof import verify
+from rescale_cli.signals import hold_back
 
 FORMATS = {"safetensors": "m.safetensors", "zip": "m.pth", "legacy": "l.pth", "folder": "hf"}
 MODES = ("fresh", "force", "in-place", "revert")
@@ -98,6 +99,7 @@ def run(words: list[str], strace: list[str] = [], heard: Path = Path(os.devnull)
     start, go = os.pipe()
     child = os.fork()
     if not child:
+        hold_back()
         for stream in (1, 2):
             os.dup2(os.open(heard, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
         os.read(start, 1)

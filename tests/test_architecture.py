@@ -21,7 +21,7 @@ LAYERS = {
     "io": """
         formats checkpoint regular_file hashing kernel_copy exchange folder_lock staging
         output_folder
-        array_labels count_sources csv_counts label_sources
+        array_labels class_names count_sources csv_counts label_sources
         inert_pickle inert_values pickle_literals pickle_opcodes pickle_policy pickled_names
         pickled_tensors tensor_views tensor_bytes read_head zip_directory zip_table
     """,
@@ -35,9 +35,7 @@ LAYERS = {
 TOP = "__init__"
 
 #: Longer files, each with its reason.
-LONG: dict[str, str] = {
-    "count_sources.py": "one idea, every spelling of counts; its parts are split off already",
-}
+LONG: dict[str, str] = {}
 MOST_LINES = 250
 
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -14,15 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rescale_cli.class_names import read_class_names
 from rescale_cli.class_order import match
-from rescale_cli.count_sources import (
-    count_data,
-    counts,
-    parse_spec,
-    read_class_names,
-    read_counts,
-    write_counts,
-)
+from rescale_cli.count_sources import count_data, counts, parse_spec, read_counts, write_counts
 from rescale_cli.errors import BadCounts, BadInput, RescaleError, UsageError
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")

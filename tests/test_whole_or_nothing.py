@@ -195,7 +195,9 @@ import os, random, shutil, signal, sys, time
 from pathlib import Path
 from rescale_cli.cli import main
 from rescale_cli.proof import verify
+from rescale_cli.signals import hold_back
 
+hold_back()  # inherited: a child that is struck before main() is ready waits with it until then
 place, number, rounds, force = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 source, output, random = place / "in/m.pth", place / "out/m.pth", random.Random(number)
 words = ["apply", str(source), "--counts", str(place / "in/counts.json"), "-o", str(output), "-g"]
@@ -250,8 +252,7 @@ def test_a_signal_at_any_time_leaves_nothing_or_a_whole_file(
     done = run_alone(STRIKE, place, int(number), 15, force)
     assert done.returncode == 0, done.stderr
     codes = set(json.loads(done.stdout))
-    # A child that is struck before main() has set its handlers dies as every process does.
-    assert codes <= ({0, -9} if name == "SIGKILL" else {0, 130, -number, 1}), codes
+    assert codes <= ({0, -9} if name == "SIGKILL" else {0, 130}), codes
     assert hashes(place / "in") == original
     assert "bug of ours" not in (place / "heard").read_text()
 
