@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rescale_cli.signals import hold_back, ignore
+from rescale_cli.signals import hold_back
 
 
 def run() -> None:
@@ -12,9 +12,7 @@ def run() -> None:
     hold_back()
     from rescale_cli.cli import main
 
-    code = main()
-    ignore()  # all is done: a signal now would only make it look undone
-    sys.exit(code)
+    sys.exit(main())
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ def ignore() -> None:
 def interruptible() -> Iterator[None]:
     """Inside, the first signal raises KeyboardInterrupt; the next do not disturb the cleaning up.
 
-    A signal that was ignored at the start, as under nohup, stays ignored. Afterwards, what was held
-    back before is held back again.
+    A signal that was ignored at the start, as under nohup, stays ignored. Afterwards all is as it
+    was before; but after `hold_back`, signals are ignored: they would make what is done look undone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets only the main thread handle signals
@@ -46,7 +46,10 @@ def interruptible() -> Iterator[None]:
     finally:
         if masked:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _restore(before)
+        if mask.issuperset(STOPPING):
+            ignore()
+        else:
+            _restore(before)
 
 
 @contextlib.contextmanager
