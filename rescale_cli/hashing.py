@@ -92,17 +92,47 @@ def sha256_of(fd: int, stop: threading.Event | None = None) -> str:
     return digest.hexdigest()
 
 
-def sha256_mapped(fd: int, stop: threading.Event, ready: Future[bytes]) -> str:
-    """The same of a file of our own making, once `ready`; mapped, so that nothing is copied.
+class Front:
+    """How far a file that is being written is final; who reads it waits for the part."""
 
-    A file of others is not mapped: it may be cut short meanwhile, which would end the process.
+    def __init__(self) -> None:
+        self._at, self._changed, self._given_up = 0, threading.Condition(), False
+
+    def advance(self, to: int) -> None:
+        """Everything before offset `to` is final now."""
+        with self._changed:
+            self._at = max(self._at, to)
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        """The file will not be finished: nobody need wait, or go on reading."""
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+
+    def wait(self, to: int) -> None:
+        """Wait until everything before offset `to` is final.
+
+        Raises:
+            RuntimeError: it will never be.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._at >= to or self._given_up)
+            if self._given_up:
+                raise RuntimeError("the writing was given up")
+
+
+def sha256_behind(fd: int, size: int, front: Front, headed: Future[bytes]) -> str:
+    """The SHA-256 of a file of our own making, computed behind the front of its writing.
+
+    It is mapped, so that nothing is copied. A file of others is not mapped: it may be cut short
+    meanwhile, which would end the process.
     """
-    ready.result()
-    digest, size = hashlib.sha256(), os.fstat(fd).st_size
+    headed.result()
+    digest = hashlib.sha256()
     for start in range(0, size, _WINDOW):
-        if stop.is_set():
-            break
         length = min(_WINDOW, size - start)
+        front.wait(start + length)
         with mmap.mmap(fd, length, prot=mmap.PROT_READ, offset=start) as window:
             digest.update(window)
     return digest.hexdigest()

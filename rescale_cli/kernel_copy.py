@@ -12,20 +12,30 @@ _UNABLE = {
     errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ENOTTY,
     errno.ETXTBSY, errno.EBADF,
 }  # fmt: skip
-_STEP = 256 << 20
+_STEP = 32 << 20
 _FICLONE = 0x40049409
 
 
-def copy_bytes(source: int, target: int, size: int, start: int = 0, to: int = 0) -> str:
+def copy_bytes(
+    source: int,
+    target: int,
+    size: int,
+    start: int = 0,
+    to: int = 0,
+    copied: Callable[[int], None] = lambda _: None,
+) -> str:
     """Copy `size` bytes from offset `start` of one descriptor to offset `to` of another.
 
     A reflink shares the blocks where the file system can; else the kernel copies; only where it
     cannot do that either do the bytes pass through a buffer of ours.
 
+    `copied` is told after each step how many bytes are there.
+
     Returns:
         How it was done: reflink, copy_file_range, sendfile or buffer.
     """
     if start == to == 0 and os.fstat(source).st_size == size and _reflink(source, target):
+        copied(size)
         return "reflink"
     ways: list[tuple[str, Callable[[int, int, int, int, int], int]]] = [("buffer", _buffer)]
     if hasattr(os, "sendfile"):
@@ -40,6 +50,7 @@ def copy_bytes(source: int, target: int, size: int, start: int = 0, to: int = 0)
                 if not count:
                     break
                 done += count
+                copied(done)
         except OSError as error:
             if error.errno not in _UNABLE or name == "buffer":
                 raise

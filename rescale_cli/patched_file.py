@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
-import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,18 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
-from rescale_cli.errors import BadCheckpoint, NotProven
+from rescale_cli.byte_proof import crc32_of, differs, prove
+from rescale_cli.errors import BadCheckpoint
 from rescale_cli.formats._interface import Checksum
-from rescale_cli.hashing import Hashing, hashing_of, sha256_mapped
+from rescale_cli.hashing import Front, Hashing, hashing_of, sha256_behind
 from rescale_cli.json_text import clip
 from rescale_cli.kernel_copy import copy_bytes
 from rescale_cli.regular_file import opened, read_at
 from rescale_cli.rewrite import Edit, Region, regions
 
 T = TypeVar("T")
-_CHUNK = 1 << 20
 
 #: Gives the header of the source and that of the target, for the sha256 of the source.
 HeaderChange = Callable[[str], tuple[bytes, bytes]]
@@ -47,9 +44,10 @@ def write_changed(
 ) -> Written:
     """Copy `source` to the new file `target`, change the edits' tensors, and prove the result.
 
-    Hashing and syncing run beside the copying. When this returns, the target is on the disk, every
-    byte of it has been read back, and it has the mode of the source. Memory use does not depend on
-    the size of the file.
+    The target is hashed and compared behind the front of the copying; only its header, which holds
+    the sha256 of the source, has to wait for that. When this returns, the target is on the disk,
+    every byte of it has been read back, and it has the mode of the source. Memory use does not
+    depend on the size of the file.
 
     Args:
         source: opened read-only.
@@ -63,27 +61,48 @@ def write_changed(
         OSError: the system refused something.
     """
     with opened(source) as src, _created(target) as dst, _Background() as background:
-        source_hash = background.hash(src)
+        source_hash, front = background.hash(src), background.front
         before, after = (len(text) for text in header("0" * 64)) if header else (0, 0)
-        size = os.fstat(src).st_size
-        copy_bytes(src, dst, size - before, before, after)
-        stretches, shift = regions(edits), after - before
-        for region in stretches:
-            _write_at(dst, region.rewritten(src), region.start + shift)
-        mended = mend(dst, checksums, stretches, shift)
-        os.fchmod(dst, stat.S_IMODE(os.fstat(src).st_mode) & 0o777)
-        # The disk writes and the target is compared and hashed, all at once; only the header, which
-        # holds the source's sha256, has to wait for that.
-        flushed = background.run(lambda: os.fsync(dst))
+        stretches, size = regions(edits), os.fstat(src).st_size
+        shift, mended = after - before, dict[int, bytes]()
         headed = background.run(lambda: _write_header(dst, header, source_hash.result()))
-        target_hash = background.run(lambda: sha256_mapped(dst, background.stop, headed))
-        prove(src, dst, (before, after), stretches, mended)
-        flushed.result()
+        hashed = background.run(lambda: sha256_behind(dst, size + shift, front, headed))
+
+        def compare() -> None:
+            if checksums:
+                front.wait(size + shift)
+            prove(src, dst, (before, after), stretches, mended, front)
+
+        proven = background.run(compare)
+        _copy(src, dst, (before, after), stretches, None if checksums else front)
+        mended |= mend(dst, checksums, stretches, shift)
+        os.fchmod(dst, stat.S_IMODE(os.fstat(src).st_mode) & 0o777)
+        front.advance(size + shift)
+        os.fsync(dst)
+        proven.result()
         written = headed.result()  # before it is read back: until then, zeros may stand there
         if read_at(dst, 0, after) != written:
-            raise _differs(0)
+            raise differs(0)
         os.fsync(dst)
-        return Written(target_hash.result(), source_hash.result())
+        return Written(hashed.result(), source_hash.result())
+
+
+def _copy(
+    src: int, dst: int, starts: tuple[int, int], stretches: Sequence[Region], front: Front | None
+) -> None:
+    """Copy what is behind the header, rewrite each stretch once it is there, tell the front."""
+    shift, pending = starts[1] - starts[0], deque(stretches)
+
+    def copied(count: int) -> None:
+        end = starts[0] + count
+        while pending and pending[0].stop <= end:
+            region = pending.popleft()
+            _write_at(dst, region.rewritten(src), region.start + shift)
+        if front is not None:
+            front.advance(min([end, *(region.start for region in pending)]) + shift)
+
+    size = os.fstat(src).st_size - starts[0]
+    copy_bytes(src, dst, size, *starts, copied)
 
 
 def _write_header(fd: int, header: HeaderChange | None, source_sha256: str) -> bytes:
@@ -125,90 +144,6 @@ def mend(
     return written
 
 
-def prove(
-    source: int,
-    target: int,
-    starts: tuple[int, int],
-    stretches: Sequence[Region],
-    mended: dict[int, bytes],
-) -> int:
-    """Hold every byte behind the headers of two files against what it must be.
-
-    Outside the stretches and the mended checksums the target equals the source; in a stretch it
-    equals the source's bytes, changed by the edits and rounded once.
-
-    Args:
-        source: a descriptor.
-        target: a descriptor.
-        starts: where the headers end, in the source and in the target.
-        stretches: by offsets in the source.
-        mended: offset in the target -> bytes there.
-
-    Returns:
-        How many bytes were compared.
-
-    Raises:
-        NotProven: the offset of the first difference.
-    """
-    size, shift = os.fstat(source).st_size, starts[1] - starts[0]
-    if os.fstat(target).st_size != size + shift:
-        raise NotProven(
-            "the two files differ in size",
-            saw=f"{os.fstat(target).st_size:,} bytes where {size + shift:,} are due",
-            fix="patch the original again",
-        )
-    fixed = [(at - shift, crc) for at, crc in mended.items()]
-    special = sorted([(r.start, r.stop) for r in stretches] + [(a, a + len(c)) for a, c in fixed])
-    position = starts[0]
-    for start, stop in special:
-        _same(source, target, position, start, shift)
-        position = max(position, stop)
-    _same(source, target, position, size, shift)
-    for region in stretches:
-        if read_at(target, region.start + shift, region.stop - region.start) != region.rewritten(
-            source
-        ):
-            raise _differs(region.start + shift)
-    for at, crc in mended.items():
-        if read_at(target, at, len(crc)) != crc:
-            raise _differs(at)
-    return size - starts[0]
-
-
-def _same(source: int, target: int, start: int, stop: int, shift: int) -> None:
-    """Compare [start, stop) of the source with the target, `shift` bytes further on."""
-    mine, theirs = bytearray(_CHUNK), bytearray(_CHUNK)
-    while start < stop:
-        size = min(_CHUNK, stop - start)
-        for fd, buffer, at in ((source, mine, start), (target, theirs, start + shift)):
-            if os.preadv(fd, [memoryview(buffer)[:size]], at) != size:
-                raise _differs(at)
-        left, right = (np.frombuffer(buffer, np.uint8, size) for buffer in (mine, theirs))
-        if not np.array_equal(left, right):
-            raise _differs(start + shift + int(np.argmax(left != right)))
-        start += size
-
-
-def _differs(offset: int) -> NotProven:
-    return NotProven(
-        f"byte {offset:,} is not what it must be",
-        saw="a difference outside the head, or a head that is not as recorded",
-        fix="patch the original again; if it happens twice, check the disk",
-    )
-
-
-def crc32_of(fd: int, start: int, stop: int) -> int:
-    """The CRC-32 of the bytes [start, stop) of a file."""
-    crc, buffer = 0, bytearray(_CHUNK)
-    while start < stop:
-        count = os.preadv(fd, [memoryview(buffer)[: min(_CHUNK, stop - start)]], start)
-        if not count:
-            raise _differs(start)
-        crc = zlib.crc32(memoryview(buffer)[:count], crc)
-        start += count
-    return crc
-
-
 def _write_at(fd: int, data: bytes | bytearray, at: int) -> None:
     left = memoryview(data)
     while left:
@@ -229,7 +164,7 @@ class _Background:
     """Threads for hashing and syncing, told to stop when the block is left by an error."""
 
     def __init__(self) -> None:
-        self.stop = threading.Event()
+        self.front = Front()
         self._hashing: Hashing | None = None
         self._pool = ThreadPoolExecutor(4)
 
@@ -244,7 +179,7 @@ class _Background:
         return self._pool.submit(work)
 
     def __exit__(self, *error: object) -> None:
-        self.stop.set()
+        self.front.give_up()
         if self._hashing is not None:
             self._hashing.stop()
         self._pool.shutdown(cancel_futures=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescale_cli.byte_proof import crc32_of, prove
 from rescale_cli.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.counts import ClassCounts
 from rescale_cli.errors import BadCounts, NotProven, UsageError
@@ -17,7 +18,6 @@ from rescale_cli.formats.safetensors_file import HeaderEdit, read_header
 from rescale_cli.hashing import sha256_of
 from rescale_cli.json_text import clip
 from rescale_cli.methods import Adjustment
-from rescale_cli.patched_file import crc32_of, prove
 from rescale_cli.plan import Plan, plan_head
 from rescale_cli.record import (
     Record,
