@@ -22,6 +22,8 @@ from rescale_cli.tensor_info import TensorInfo
 
 #: A winner needs so many points, and so many more than the next that is not its partner.
 ENOUGH, CLEAR = 4.0, 1.5
+#: No network has more final heads than this; a file made to keep us busy may.
+_MOST = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,14 @@ def _decide(
         raise refuse_without_head(tensors, saw)
     best = fitting[0]
     rest = [s for s in fitting[1:] if s.points > ENOUGH - 1 or _auxiliary(s)]
+    if len(rest) > _MOST:
+        raise ambiguous([best, *rest])
     twins = [s for s in rest if s.end == best.end and s.matrix.rows == best.matrix.rows]
     winners = [best]
     for winner in winners:  # grows while it is walked: a partner of a partner is one as well
-        winners += [s for s in twins if s not in winners and _partners(winner, s)]
+        partners = [s for s in twins if _partners(winner, s)]
+        winners += partners
+        twins = [s for s in twins if s not in partners]
     rivals = [
         s
         for s in rest
@@ -207,15 +213,16 @@ def _copied(
     heads: Sequence[HeadKeys], roots: tuple[str, ...], model: Sequence[TensorInfo]
 ) -> list[HeadKeys]:
     """The same heads in the other copies of the model."""
-    there = {t.name for t in model}
+    shapes: dict[str | None, tuple[int, ...]] = {t.name: t.shape for t in model}
     found = []
     for root in roots[1:]:
         for head in heads:
-            name = root + head.weight.removeprefix(roots[0])
-            if name == head.weight or name not in there:
-                continue
-            bias = head.bias and root + head.bias.removeprefix(roots[0])
-            direction = head.direction and root + head.direction.removeprefix(roots[0])
-            why = f"a copy of {head.weight}"
-            found.append(replace(head, weight=name, bias=bias, direction=direction, why=why))
+            own = (head.weight, head.bias, head.direction)
+            twins = [name and root + name.removeprefix(roots[0]) for name in own]
+            # A teacher may have other classes, or no bias: then its head is one of its own.
+            alike = all(shapes.get(a) == shapes.get(b) for a, b in zip(own, twins, strict=True))
+            weight, bias, direction = twins
+            if weight and weight != head.weight and alike:
+                why = f"a copy of {head.weight}"
+                found.append(replace(head, weight=weight, bias=bias, direction=direction, why=why))
     return found

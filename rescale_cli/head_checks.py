@@ -23,6 +23,9 @@ _QUANTISED = re.compile(
     r"|weight\.quant_(map|state.*)|weight_packed)$"
 )
 
+#: A weight of a frozen TorchScript file: its code may use it in any way, and more than once.
+_FROZEN = re.compile(r"constants\.[0-9]+")
+
 #: The tasks of transformers that have no classes of the user's, by the end of the class name.
 _OTHER_TASKS = (
     ("Model", "a feature extractor, without a classification layer"),
@@ -61,8 +64,14 @@ def refuse_by_config(config: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
-    """Raise if a head cannot be re-scaled: 8-bit rows, or rows normalised at run time."""
+    """Raise if a head cannot be re-scaled: 8-bit or frozen rows, or rows normalised at run time."""
     where = f"{m.weight.name} {m.weight.shape}, {m.weight.dtype}"
+    if _FROZEN.fullmatch(m.weight.name):
+        raise BadHead(
+            "the head is frozen into the code of this TorchScript file",
+            saw=where,
+            fix="re-scale the file from before torch.jit.freeze, and freeze that",
+        )
     inside = {t.name.removeprefix(m.module + "."): t for t in tensors if _below(t.name, m.module)}
     beside = next((rest for rest in inside if _QUANTISED.search(rest)), None)
     if m.weight.dtype not in HEAD_DTYPES or beside:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from rescale_cli.head_names import FOLLOWERS, is_foreign
+from rescale_cli.head_names import FOLLOWERS, WRAPPERS, is_foreign
 from rescale_cli.tensor_info import TensorInfo
 
 
@@ -19,7 +19,7 @@ def copies(tensors: Sequence[TensorInfo]) -> tuple[str, ...]:
 
     Two branches of the tree of names are copies when nearly every tensor of one has its twin, by
     name and shape, in the other, and together they are most of the file. Numbered branches are
-    blocks, not copies.
+    blocks, and a branch with nothing but its own weight is a layer: neither are copies.
 
     Returns:
         at least two prefixes, each ending in a dot, or () when there is one model only.
@@ -33,7 +33,7 @@ def copies(tensors: Sequence[TensorInfo]) -> tuple[str, ...]:
             if dot:
                 branches[head].append((tail, shape))
         big = {b: _descend(v) for b, v in branches.items() if len(v) >= 0.25 * total}
-        keys = [key for key in big if not key.isdigit()]
+        keys = [key for key in big if not key.isdigit() and _is_model(key, branches[key])]
         for i, key in enumerate(keys):
             mine = set(big[key][1])
             twins = [
@@ -50,6 +50,12 @@ def copies(tensors: Sequence[TensorInfo]) -> tuple[str, ...]:
         if len(items) < 0.5 * total:
             return ()
     return ()
+
+
+def _is_model(key: str, items: list[tuple[str, tuple[int, ...]]]) -> bool:
+    """Whether a branch is more than one layer, or is called a model."""
+    named = key.lower() in WRAPPERS or FOLLOWERS.search(key.lower())
+    return bool(named) or any("." in name for name, _ in items)
 
 
 def _descend(

@@ -44,8 +44,8 @@ def write_changed(
 ) -> Written:
     """Copy `source` to the new file `target`, change the edits' tensors, and prove the result.
 
-    The target is hashed and compared behind the front of the copying; only its header, which holds
-    the sha256 of the source, has to wait for that. When this returns, the target is on the disk,
+    The target is hashed behind the front of the copying, once its header is there, which holds the
+    sha256 of the source. When this returns, the target is on the disk,
     every byte of it has been read back, and it has the mode of the source. Memory use does not
     depend on the size of the file.
 
@@ -64,22 +64,16 @@ def write_changed(
         source_hash, front = background.hash(src), background.front
         before, after = (len(text) for text in header("0" * 64)) if header else (0, 0)
         stretches, size = regions(edits), os.fstat(src).st_size
-        shift, mended = after - before, dict[int, bytes]()
+        shift = after - before
         headed = background.run(lambda: _write_header(dst, header, source_hash.result()))
         hashed = background.run(lambda: sha256_behind(dst, size + shift, front, headed))
-
-        def compare() -> None:
-            if checksums:
-                front.wait(size + shift)
-            prove(src, dst, (before, after), stretches, mended, front)
-
-        proven = background.run(compare)
         _copy(src, dst, (before, after), stretches, None if checksums else front)
-        mended |= mend(dst, checksums, stretches, shift)
+        mended = mend(dst, checksums, stretches, shift)
         os.fchmod(dst, stat.S_IMODE(os.fstat(src).st_mode) & 0o777)
         front.advance(size + shift)
-        os.fsync(dst)
-        proven.result()
+        flushed = background.run(lambda: os.fsync(dst))
+        prove(src, dst, (before, after), stretches, mended)
+        flushed.result()
         written = headed.result()  # before it is read back: until then, zeros may stand there
         if read_at(dst, 0, after) != written:
             raise differs(0)

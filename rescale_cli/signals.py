@@ -33,7 +33,7 @@ def interruptible() -> Iterator[None]:
     """Inside, the first signal raises KeyboardInterrupt; the next do not disturb the cleaning up.
 
     A signal that was ignored at the start, as under nohup, stays ignored. Afterwards all is as it
-    was before; after `hold_back`, signals are ignored: they would make the done look undone.
+    was; but after `hold_back`, signals are ignored: they would make what is done look undone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets only the main thread handle signals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from rescale_cli.errors import BadCheckpoint, NeedsDecision
 from rescale_cli.formats._interface import Contents
 from rescale_cli.json_text import clip, parse_json
-from rescale_cli.regular_file import read_whole
+from rescale_cli.regular_file import opened, read_whole, refuse_lfs_pointer
 
 NAME = "folder of weights"
 
@@ -141,6 +142,8 @@ def _stay_inside(folder: Path, file: Path) -> None:
 def _list_file(file: Path, accept: frozenset[str]) -> Contents:
     module = file_format(file)
     if module is None:
+        with opened(file) as fd:
+            refuse_lfs_pointer(file, os.pread(fd, 64, 0))
         raise BadCheckpoint(
             f"{file.name} is no checkpoint file",
             saw="neither safetensors nor a torch file",
