@@ -6,6 +6,8 @@ import os
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from rescale_cli.errors import NotProven
 from rescale_cli.regular_file import read_at
 from rescale_cli.rewrite import Region
@@ -77,8 +79,8 @@ def _same(source: int, target: int, start: int, stop: int, shift: int) -> None:
             if os.preadv(fd, [buffer], at) != len(buffer):
                 raise differs(at)
         if mine != theirs:  # one memcmp
-            same = os.path.commonprefix([bytes(mine), bytes(theirs)])
-            raise differs(start + shift + len(same))
+            unequal = np.frombuffer(mine, np.uint8) != np.frombuffer(theirs, np.uint8)
+            raise differs(start + shift + int(np.argmax(unequal)))
         start += len(mine)
 
 
