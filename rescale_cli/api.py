@@ -17,11 +17,12 @@ from rescale_cli.class_order import RawCounts
 from rescale_cli.count_sources import json_counts, read_counts
 from rescale_cli.counts import ClassCounts
 from rescale_cli.errors import BadHead, RescaleError
-from rescale_cli.find_head import FoundHeads, find_heads
+from rescale_cli.find_head import FoundHeads
 from rescale_cli.head import Head
+from rescale_cli.locate_head import locate, one_size
 from rescale_cli.methods import Adjustment
 from rescale_cli.patch import Patched, Target, apply_plan, default_output
-from rescale_cli.plan import CountsChoice, Plan, make_plan, one_size
+from rescale_cli.plan import CountsChoice, Plan, make_plan
 from rescale_cli.read_head import read_head, refuse_shared
 from rescale_cli.record import Record, find_records
 from rescale_cli.summary import warnings_of
@@ -101,10 +102,7 @@ def inspect(
     names = _as_names(classes)
     raw = None if counts is None else as_raw_counts(counts)
     said = len(names) if names else len(raw.values) if raw and len(raw.values) > 1 else None
-    contents = checkpoint.contents
-    found = find_heads(
-        contents.tensors, config=contents.config, num_classes=num_classes or said, names=heads
-    )
+    found = locate(checkpoint, heads, num_classes, said)
     first = one_size(found)
     own = names or checkpoint.names_of(first.num_classes)
     matched = None

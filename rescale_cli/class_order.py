@@ -139,9 +139,13 @@ def _usable_names(
         return given
     if own is None or len(own) != num_classes or len(set(own)) != num_classes:
         return None
-    generic = (re.fullmatch(r"(?i:(?:label|class)[ _-]?)?([0-9]{1,9})", name) for name in own)
-    placeholders = all(found and int(found[1]) == i for i, found in enumerate(generic))
-    return None if placeholders and set(raw.names or ()) != set(own) else own
+    return None if are_placeholders(own) and set(raw.names or ()) != set(own) else own
+
+
+def are_placeholders(names: tuple[str, ...]) -> bool:
+    """Whether names say no more than their place: LABEL_0, LABEL_1, ...; or 0, 1, ..."""
+    found = [re.fullmatch(r"(?i:(?:label|class)[ _-]?)?([0-9]{1,9})", name) for name in names]
+    return all(place and int(place[1]) == i for i, place in enumerate(found))
 
 
 def _wrong_length(raw: RawCounts, num_classes: int, head: str) -> BadCounts:
@@ -158,7 +162,8 @@ def _unknown_order(raw: RawCounts, own: tuple[str, ...] | None) -> UnknownClassO
     return UnknownClassOrder(
         f"{raw.source} names its classes, and nothing says which row of the head each name is",
         saw=f"it counts {few(raw.names or ())}; the checkpoint has {have}",
-        fix="give the names in the order of the head's rows, one a line: --classes FILE",
+        fix="give the names in the order of the head's rows: --classes FILE; if the model was "
+        "trained on this data in this order, that is the same file",
     )
 
 

@@ -67,7 +67,7 @@ def run_demo(folder: Path) -> Demo:
         OutputExists: the folder is there already.
     """
     with system_errors(f"writing {folder}"):
-        refuse_existing(folder, replace=False)
+        refuse_existing(folder, replace=False, folder=True)
         with Staging(folder.parent, replace=False) as staging:
             copy_folder(bundled(), staging.aside(folder), [])
             staging.commit()

@@ -112,7 +112,7 @@ class Adjustment:
         knob = METHODS.entry(self.method).facts["knob"]
         if not 0 <= self.strength <= 4:
             raise UsageError(
-                f"{knob} must lie between 0 and 4", saw=f"{self.strength}", fix=f"--{knob} 0.3"
+                f"{knob} must lie between 0 and 4", saw=f"{self.strength}", fix=f"--{knob} 0.2"
             )
         if self.bias not in ("", *BIAS_POLICIES):
             raise UsageError("no such bias policy", saw=self.bias, fix="--bias keep, scale or drop")

@@ -35,7 +35,10 @@ def named_heads(
         ]
         if not hits:
             known = [m.module or m.weight.name for m in everywhere]
-            close = difflib.get_close_matches(name, known, 3, 0.4) or known[-3:]
+            steps = name.removesuffix(".weight").split(".")
+            ends = {".".join(module.split(".")[-len(steps) :]): module for module in known}
+            meant = difflib.get_close_matches(".".join(steps), ends, 3, 0.5)
+            close = [ends[end] for end in meant] or known[-3:]
             raise BadInput(
                 f"no linear layer is called {name}",
                 saw=", ".join(close) or "no matrix at all",

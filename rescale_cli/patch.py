@@ -15,7 +15,7 @@ from rescale_cli.patched_file import Written, refuse_wrong_crc, write_changed
 from rescale_cli.plan import Plan
 from rescale_cli.record import sidecar_of, undo_file_of
 from rescale_cli.record_writer import RecordWriter
-from rescale_cli.staging import Staging, refuse_existing, system_errors, write_new
+from rescale_cli.staging import Staging, refuse_existing, status, system_errors, write_new
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,11 @@ def _in_place(plan: Plan, target: Target) -> Patched:
         )
     backup = source.with_name(source.name + ".bak")
     same = backup.is_file() and backup.samefile(source)  # left by a run that was killed
-    refuse_existing(backup, replace=target.replace or same)
+    if status(backup) is not None and not same:
+        raise OutputExists(
+            f"{backup} exists already, and may be the only original",
+            fix=f"move it away, or write a new file: --output {default_output(source)}",
+        )
     refuse_wrong_crc(plan.checkpoint.contents.checksums, plan.files)
     with Staging(source.parent, replace=True) as staging:
         copy_aside = staging.aside(backup)
@@ -178,8 +182,8 @@ def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:
     if inside or around or sources & written:
         raise OutputExists(
             "the output is the source",
-            saw=f"{output} and {path} are one file or lie in one another",
-            fix="name another output: --output FILE, or replace it, keeping a backup: --in-place",
+            saw=f"{output} is {path}, by this or another name, or lies in it",
+            fix="name another output: --output FILE",
         )
 
 

@@ -10,12 +10,14 @@ from typing import Literal
 import numpy as np
 
 from rescale_cli.checkpoint import Checkpoint
-from rescale_cli.class_order import RawCounts, in_head_order, match
+from rescale_cli.class_order import RawCounts, are_placeholders, in_head_order, match
 from rescale_cli.counts import ClassCounts
-from rescale_cli.errors import AlreadyRescaled, AmbiguousHead
-from rescale_cli.find_head import FoundHeads, HeadKeys, find_heads
+from rescale_cli.errors import AlreadyRescaled
+from rescale_cli.find_head import HeadKeys
 from rescale_cli.floats import Float64
 from rescale_cli.head import Head, RowUpdate
+from rescale_cli.json_text import clip
+from rescale_cli.locate_head import locate, one_size
 from rescale_cli.methods import Adjustment
 from rescale_cli.read_head import class_axis, read_head, refuse_shared
 from rescale_cli.record import Record, find_records
@@ -24,6 +26,10 @@ from rescale_cli.summary import warnings_of
 from rescale_cli.tensor_info import TensorInfo
 
 Warnings = tuple[tuple[str, str], ...]
+
+
+#: Factors further apart than this are taken for a mistake worth a word.
+LARGE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +121,7 @@ def make_plan(
         BadCounts, UnknownClassOrder: the counts are not those of its rows.
         AlreadyRescaled: it was re-scaled before, and `compose` is not given.
     """
-    found = find_heads(
-        checkpoint.contents.tensors,
-        config=checkpoint.contents.config,
-        num_classes=num_classes or _rows_said(choice),
-        names=heads,
-    )
+    found = locate(checkpoint, heads, num_classes, _rows_said(choice))
     first = one_size(found)
     own = checkpoint.names_of(first.num_classes)
     label = f"{first.weight} ({first.num_classes}, {first.feature_dim}) in {checkpoint.path.name}"
@@ -130,7 +131,8 @@ def make_plan(
         raise _already(checkpoint, records)
     planned = [plan_head(checkpoint, keys, counts, adjustment) for keys in found.heads]
     refuse_shared(checkpoint, [edit.info for head in planned for edit in head.edits])
-    notes = [("head", text) for text in found.warnings] + [("record", text) for text in odd]
+    notes = _about_choice(choice, own, planned[0])
+    notes += [("head", text) for text in found.warnings] + [("record", text) for text in odd]
     notes += [
         ("other-weights", f"{name} holds weights, too, and is copied as it is: do not load it")
         for name in checkpoint.other_weights
@@ -145,21 +147,29 @@ def make_plan(
     )
 
 
-def one_size(found: FoundHeads) -> HeadKeys:
-    """The first head, if all have as many classes; a user must say which are meant otherwise."""
-    sizes = {head.num_classes for head in found.heads}
-    if len(sizes) > 1:
-        shown = ", ".join(f"{h.weight} ({h.num_classes} classes)" for h in found.heads)
-        raise AmbiguousHead(
-            "the heads have different numbers of classes",
-            saw=shown,
-            fix=f"name one: --head {found.heads[0].weight}",
-            candidates=tuple(
-                {"weight": h.weight, "shape": [h.num_classes, h.feature_dim], "why": h.why}
-                for h in found.heads
-            ),
+def _about_choice(
+    choice: CountsChoice, own: tuple[str, ...] | None, head: PlannedHead
+) -> list[tuple[str, str]]:
+    """What is odd about the names and the size of the factors."""
+    notes = []
+    differ = choice.classes not in (None, own)
+    if choice.classes and own and differ and not are_placeholders(own):
+        row = next(
+            i for i, pair in enumerate(zip(choice.classes, own, strict=True)) if len({*pair}) > 1
         )
-    return found.heads[0]
+        notes.append((
+            "classes-differ",
+            f"--classes calls row {row} {clip(choice.classes[row], 40)}, the checkpoint calls it "
+            f"{clip(own[row], 40)}; --classes was followed",
+        ))  # fmt: skip
+    largest = float(head.update.scale.max() / head.update.scale.min())
+    if largest > LARGE:
+        notes.append((
+            "large-factors",
+            f"the factors are {largest:.3g} apart: so large a correction nearly always harms; "
+            "compare a smaller strength on held-out data",
+        ))  # fmt: skip
+    return notes
 
 
 def _rows_said(choice: CountsChoice) -> int | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -47,18 +48,25 @@ class Proof:
     """Patched file name -> its SHA-256."""
 
 
-def verify(patched: Path, original: Path, accept: frozenset[str] = frozenset()) -> Proof:
+def verify(
+    patched: str | PathLike[str],
+    original: str | PathLike[str],
+    *,
+    accept_global: Sequence[str] = (),
+) -> Proof:
     """Compare every byte of a patched checkpoint with what original and record make of it.
 
     Args:
         patched: a file or folder that `apply` wrote.
         original: what it was made from.
-        accept: full names of pickle globals that are let pass.
+        accept_global: full names of pickle globals that are let pass.
 
     Raises:
         NotProven: no record, another original, a factor that is not the formula's, or a byte that
             is not what it must be.
     """
+    patched, original = Path(patched), Path(original)
+    accept = frozenset(accept_global)
     after, before = open_checkpoint(patched, accept), open_checkpoint(original, accept)
     records, _ = find_records(after)
     if not records:

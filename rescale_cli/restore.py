@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from rescale_cli.checkpoint import Checkpoint, open_checkpoint
@@ -38,12 +39,12 @@ class Reverted:
 
 
 def revert(
-    patched: Path,
-    output: Path,
+    patched: str | PathLike[str],
+    output: str | PathLike[str],
     *,
-    against: Path | None = None,
-    replace: bool = False,
-    accept: frozenset[str] = frozenset(),
+    against: str | PathLike[str] | None = None,
+    force: bool = False,
+    accept_global: Sequence[str] = (),
 ) -> Reverted:
     """Write the checkpoint as it was before the last re-scaling.
 
@@ -51,15 +52,17 @@ def revert(
         patched: a file or folder that `apply` wrote.
         output: where the original goes.
         against: the original itself, where the record was written without its undo part.
-        replace: whether something of the output's name may be replaced.
-        accept: full names of pickle globals that are let pass.
+        force: whether something of the output's name may be replaced.
+        accept_global: full names of pickle globals that are let pass.
 
     Raises:
         NotProven: no record; a damaged one; or what comes out is not the original.
         BadInput: the record has no undo part, and `against` is not given.
         OutputExists: the output is there, or is the patched file itself.
     """
-    checkpoint = open_checkpoint(patched, accept)
+    patched, output = Path(patched), Path(output)
+    original = None if against is None else Path(against)
+    checkpoint = open_checkpoint(patched, frozenset(accept_global))
     records, _ = find_records(checkpoint)
     if not records:
         raise NotProven(
@@ -67,14 +70,14 @@ def revert(
             saw=f"no {sidecar_of(patched).name} beside it, none in its metadata",
             fix="name a file that rescale-cli apply wrote, with the record beside it",
         )
-    if against is not None:
-        verify(patched, against, accept)
+    if original is not None:
+        verify(patched, original, accept_global=accept_global)
     with system_errors(f"writing {output}"):
         refuse_source(checkpoint.path, checkpoint.contents.files, output)
-        if against is not None:
-            refuse_source(against, (), output)
-        refuse_existing(output, replace=replace, folder=checkpoint.path.is_dir())
-        with Staging(output.parent, replace=replace) as staging:
+        if original is not None:
+            refuse_source(original, (), output)
+        refuse_existing(output, replace=force, folder=checkpoint.path.is_dir())
+        with Staging(output.parent, replace=force) as staging:
             if checkpoint.path.is_dir():
                 refuse_other_tree(checkpoint.path, output)
                 aside = staging.aside(output)
@@ -87,7 +90,7 @@ def revert(
                 beside_aside = staging.aside(sidecar_of(output)) if earlier else sidecar_of(output)
                 staging.outdate(sidecar_of(output), undo_file_of(output))
                 pairs = [(records[0], staging.aside(output), beside_aside)]
-            hashes = [_restore(checkpoint, *pair, against).sha256 for pair in pairs]
+            hashes = [_restore(checkpoint, *pair, original).sha256 for pair in pairs]
             checkpoint.refuse_changed()
             staging.commit()
     root = output if checkpoint.path.is_dir() else None

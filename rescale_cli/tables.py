@@ -104,6 +104,9 @@ def _factor_table(applied: Applied, head: PlannedHead) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("row", "class", "count", "factor", "norm before", "after"):
         table.add_column(title, justify="left" if title == "class" else "right")
+    moved = bool(head.update.shift.any())
+    if moved:
+        table.add_column("bias shift", justify="right")
     order = np.argsort(-counts.values, kind="stable")
     for place in _ends(len(order)):
         if place is None:
@@ -117,6 +120,7 @@ def _factor_table(applied: Applied, head: PlannedHead) -> Table:
             f"{head.update.scale[row]:.4g}",
             f"{head.before.norms[row]:.4g}",
             f"{head.norms_after[row]:.4g}",
+            *([f"{head.update.shift[row]:+.4g}"] if moved else []),
         )
     return table
 

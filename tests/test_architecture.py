@@ -26,7 +26,8 @@ LAYERS = {
         pickled_tensors tensor_views tensor_bytes read_head zip_directory zip_table
     """,
     "work": """
-        plan rewrite byte_proof patch patched_file undo record record_writer proof restore demo api live_module
+        locate_head plan rewrite byte_proof patch patched_file undo
+        record record_writer proof restore demo api live_module
     """,
     "face": "commands cli screen report tables options __main__",
 }

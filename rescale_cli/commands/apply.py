@@ -21,7 +21,7 @@ def apply(
     gamma: Annotated[
         str,
         typer.Option(
-            "-g", "--gamma", "--tau", metavar="FLOAT", help="Strength, 0 to 4, or @sweep.json."
+            "-g", "--gamma", "--tau", metavar="FLOAT", help="Strength, 0 to 4; 0 changes nothing."
         ),
     ],
     output: Annotated[
@@ -133,5 +133,5 @@ def read_strength(text: str) -> float:
         raise UsageError(
             "--gamma is neither a number nor a sweep's choice",
             saw=f"{clip(json_module.dumps(text))}: {clip(str(error))}",
-            fix="--gamma 0.3, or --gamma @sweep.json",
+            fix="--gamma 0.2",
         ) from None

@@ -29,7 +29,8 @@ def revert(
     """Take the last re-scaling back: the file as it was before, bit for bit."""
     from rescale_cli import report, restore, tables
 
-    accept = frozenset(accept_global or ())
-    done = restore.revert(patched, output, against=against, replace=force, accept=accept)
+    done = restore.revert(
+        patched, output, against=against, force=force, accept_global=accept_global or ()
+    )
     result = report.revert_result(done)
     Screen("revert", json).result(result, [], lambda: tables.show_revert(result))

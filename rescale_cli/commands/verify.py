@@ -24,6 +24,6 @@ def verify(
     """Prove that only the head changed, and that it changed as the record says."""
     from rescale_cli import proof, report, tables
 
-    found = proof.verify(patched, against, frozenset(accept_global or ()))
+    found = proof.verify(patched, against, accept_global=accept_global or ())
     result = report.verify_result(patched, against, found)
     Screen("verify", json).result(result, [], lambda: tables.show_verify(result))
