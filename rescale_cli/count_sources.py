@@ -30,7 +30,7 @@ from rescale_cli.label_sources import (
 )
 from rescale_cli.regular_file import opened, read_whole, refuse_lfs_pointer
 
-MAX_COUNTS = 64 << 20
+MAX_COUNTS = 16 << 20
 
 
 def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
@@ -38,7 +38,7 @@ def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
 
     Args:
         spec: `-`, a path, or a source of `counts DATA` such as `list:train.txt`.
-        stdin: read for `-`, at most 64 MiB; sys.stdin's bytes if None.
+        stdin: read for `-`, at most 16 MiB; sys.stdin's bytes if None.
 
     Raises:
         BadCounts: not counts in a known form, damaged, too large, or a key given twice.

@@ -71,7 +71,7 @@ class ClassCounts:
             word = "there are no counts" if not entries else "there is a count for one class only"
             raise bad_counts(word, f"{len(entries)} entries, at least 2 are needed", source)
         label = None if names is None else tuple(names)
-        whole = [_whole(entry, i, label, source) for i, entry in enumerate(entries)]
+        whole = whole_numbers(entries, label, source)
         empty = tuple(i for i, n in enumerate(whole) if n == 0)
         if len(empty) == len(whole):
             raise bad_counts("no class has any training sample", "all counts are 0", source)
@@ -181,6 +181,13 @@ class ClassCounts:
             fix = f"name a class, or a row from 0 to {self.num_classes - 1}: --exclude-class NAME"
             raise UsageError(f"{what} {clip(str(name), 80)!r}", saw=saw, fix=fix)
         return found[0]
+
+
+def whole_numbers(
+    entries: Sequence[object], names: tuple[str, ...] | None, source: str
+) -> list[int]:
+    """The entries (C,) as whole numbers; BadCounts if one is none, or not from 0 to 10^15."""
+    return [_whole(entry, row, names, source) for row, entry in enumerate(entries)]
 
 
 def _whole(entry: object, row: int, names: tuple[str, ...] | None, source: str) -> int:

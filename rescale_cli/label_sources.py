@@ -5,6 +5,7 @@ To add a source, write one function here under `@counts.register("name", options
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections import Counter
@@ -24,6 +25,7 @@ from rescale_cli.registry import Registry
 from rescale_cli.regular_file import opened, read_whole, refuse_lfs_pointer
 
 MAX_BYTES = 1 << 30
+MAX_LINE = 1 << 20
 MAX_LABEL = 1_000_000
 #: torchvision.datasets.folder.IMG_EXTENSIONS: what ImageFolder takes for an image.
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -49,6 +51,18 @@ def bad_data(what: str, saw: str, fix: str = "name the labels of the training se
     return BadInput(what, saw=clip(saw, 200), fix=fix)
 
 
+class _Lines(io.TextIOWrapper):
+    """Text whose lines are bounded: a sparse file is one line of a gigabyte."""
+
+    def __next__(self) -> str:  # type: ignore[override]
+        line = self.readline(MAX_LINE)
+        if len(line) == MAX_LINE:
+            raise bad_data("a line is too long for a list of labels", clip(repr(line[:80])))
+        if not line:
+            raise StopIteration
+        return line
+
+
 @contextmanager
 def text_of(path: Path) -> Iterator[TextIO]:
     """The lines of a regular UTF-8 file of at most 1 GiB; damage found on the way is an error."""
@@ -57,7 +71,7 @@ def text_of(path: Path) -> Iterator[TextIO]:
         refuse_lfs_pointer(path, os.pread(fd, 64, 0), BadInput)
         if size > MAX_BYTES:
             raise bad_data(f"{path.name} is too large for a list of labels", f"{size:,} bytes")
-        with os.fdopen(fd, encoding="utf-8-sig", closefd=False) as text:
+        with _Lines(os.fdopen(fd, "rb", closefd=False), encoding="utf-8-sig") as text:
             try:
                 yield text
             except UnicodeDecodeError as error:
@@ -76,10 +90,13 @@ def tally(labels: NDArray[Any], source: str, names: tuple[str, ...] | None = Non
     low, high = labels.min(), labels.max()
     if not (low >= 0 and high <= MAX_LABEL):
         raise bad_data(f"{source} has labels outside 0 to {MAX_LABEL:,}", f"from {low} to {high}")
-    whole = labels.astype(np.int64)
-    if labels.dtype.kind == "f" and not np.array_equal(whole, labels):
-        raise bad_data(f"{source} has fractional labels", f"e.g. {labels[whole != labels][0]}")
-    total = np.bincount(whole, minlength=len(names or ()))
+    total = np.zeros(max(int(high) + 1, len(names or ())), np.int64)
+    for start in range(0, len(labels), 1 << 22):  # as int64 a byte would take eight
+        part = labels[start : start + (1 << 22)]
+        whole = part.astype(np.int64)
+        if labels.dtype.kind == "f" and not np.array_equal(whole, part):
+            raise bad_data(f"{source} has fractional labels", f"e.g. {part[whole != part][0]}")
+        total += np.bincount(whole, minlength=len(total))
     known = names if names is not None and len(names) == len(total) else None
     return RawCounts(tuple(total.tolist()), known, "index", source)
 

@@ -121,10 +121,11 @@ class Adjustment:
                 f"--normalize goes with --method rescale, not {self.method}",
                 fix="leave one of the two out",
             )
-        if self.max_factor is not None and (self.method != "rescale" or not self.max_factor >= 1):
+        most = self.max_factor
+        if most is not None and (self.method != "rescale" or not 1 <= most < float("inf")):
             raise UsageError(
                 "--max-factor is a number of at least 1 and goes with --method rescale",
-                saw=f"{self.max_factor}, {self.method}",
+                saw=f"{most}, {self.method}",
                 fix="--max-factor 10",
             )
         if not 0 < self.temperature < float("inf"):

@@ -9,7 +9,7 @@ from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
 from typing import Any
 
-from rescale_cli.errors import NeedsDecision, OutputExists
+from rescale_cli.errors import NeedsDecision, OutputExists, UsageError
 from rescale_cli.output_folder import copy_file, copy_folder, refuse_other_tree
 from rescale_cli.patched_file import Written, refuse_wrong_crc, write_changed
 from rescale_cli.plan import Plan
@@ -174,7 +174,14 @@ def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:
 
     Raises:
         OutputExists: same path, a link to it, a second name of it, or one inside the other.
+        UsageError: no name for a checkpoint.
     """
+    if not output.name or output.name.endswith((".rescale.json", ".rescale.undo")):
+        raise UsageError(
+            f"{output} is no name for a checkpoint",
+            saw="the name of a folder that is there, or of a record",
+            fix="name another output: --output FILE",
+        )
     place = output.parent.resolve() / output.name
     inside = path.is_dir() and place.is_relative_to(path.resolve())
     around = path.resolve().is_relative_to(place)

@@ -24,6 +24,7 @@ from rescale_cli.record import (
     Record,
     damaged,
     find_records,
+    seal,
     sidecar_of,
     undo_file_of,
     unpack,
@@ -122,7 +123,10 @@ def _prove_file(record: Record, original: Path, before: Checkpoint) -> int:
             if any(check.start < r.stop and r.start < check.stop for r in stretches):
                 crc = crc32_of(dst, check.start, check.stop).to_bytes(4, "little")
                 mended |= dict.fromkeys(check.at, crc)
-        return prove(src, dst, starts, stretches, mended)
+        compared = prove(src, dst, starts, stretches, mended)
+    if record.fields.get("record_sha256") != seal(record.fields):
+        raise damaged("it is not as it was written")
+    return compared
 
 
 def _prove_header(record: Record, original: Path) -> tuple[int, int]:

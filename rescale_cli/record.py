@@ -30,7 +30,7 @@ from rescale_cli.tensor_info import TensorInfo
 
 #: The undo part stands inside the record up to this size, else in a file beside the output.
 MAX_INSIDE = 1 << 20
-_MAX_SIDECAR = 256 << 20
+MAX_SIDECAR = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _text_of(file: Path) -> str | None:
     sidecar = sidecar_of(file)
     if not sidecar.is_file():
         return None
-    return read_whole(sidecar, _MAX_SIDECAR, NotProven).decode("utf-8", "replace")
+    return read_whole(sidecar, MAX_SIDECAR, NotProven).decode("utf-8", "replace")
 
 
 def _describes(fields: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
@@ -185,6 +185,12 @@ def unpack_vectors(text: object, size: int) -> tuple[Float64, Float64]:
     if not np.isfinite(both).all():
         raise damaged("a factor that is not finite")
     return both[:size], both[size:]
+
+
+def seal(fields: Mapping[str, Any]) -> str:
+    """The SHA-256 of a record: of all of it but this, and the record of a file that is no more."""
+    kept = {key: value for key, value in fields.items() if key not in ("record_sha256", "replaced")}
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def dump(fields: Mapping[str, Any]) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 import rescale_cli
-from rescale_cli.errors import BadHead
+from rescale_cli.errors import BadHead, BadInput
 from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import HeaderEdit, plan_edit, read_header
+from rescale_cli.json_text import parse_json
 from rescale_cli.plan import Plan, PlannedHead
-from rescale_cli.record import MAX_INSIDE, dump, pack, pack_vectors, sidecar_of
+from rescale_cli.record import MAX_INSIDE, MAX_SIDECAR, dump, pack, pack_vectors, seal, sidecar_of
 from rescale_cli.regular_file import opened, read_whole
 from rescale_cli.rewrite import RowScaling
 from rescale_cli.tensor_bytes import blocks
@@ -67,7 +68,8 @@ class RecordWriter:
 
     def fields(self, source_sha256: str) -> dict[str, Any]:
         """The record as a JSON object."""
-        return {**self.base, "source_sha256": source_sha256}
+        fields = {**self.base, "source_sha256": source_sha256}
+        return fields | {"record_sha256": seal(fields)}
 
     def text(self, source_sha256: str, indent: int | None = None) -> str:
         """The record as JSON."""
@@ -169,8 +171,8 @@ def _earlier(plan: Plan, source: Path, final: Path) -> dict[str, Any]:
     beside = sidecar_of(final)
     if beside.is_file():
         try:
-            old = json.loads(read_whole(beside, 256 << 20))
-        except ValueError:
+            old = parse_json(read_whole(beside, MAX_SIDECAR), beside.name)
+        except BadInput:  # no record of ours
             old = None
         if isinstance(old, dict):
             old.pop("replaced", None)

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from rescale_cli.errors import AmbiguousHead, RescaleError
+from rescale_cli.json_text import clip
 
 Warning_ = tuple[str, str]
 
 #: Control characters, and the marks by which CI systems take a line for a command.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _COMMAND = re.compile(r"::|##(?=\[|vso)")
+#: Characters of an error's line: names in a file may be as long as they like.
+_LONGEST = 4000
 
 
 def plain(text: object) -> str:
@@ -62,18 +65,17 @@ class Screen:
 
     def error(self, error: RescaleError) -> None:
         """Say what went wrong, what was seen, and what to do."""
+        what, saw, fix = (clip(text, _LONGEST) for text in (error.what, error.saw, error.fix))
         if self.as_json:
-            said: dict[str, Any] = {
-                "code": error.code, "what": error.what, "saw": error.saw, "fix": error.fix,
-            }  # fmt: skip
+            said: dict[str, Any] = {"code": error.code, "what": what, "saw": saw, "fix": fix}
             if isinstance(error, AmbiguousHead):
                 said["candidates"] = list(error.candidates)
             self._document({"ok": False, "error": said})
             return
-        talk("error", error.what, style="bold red")
-        if error.saw:
-            talk("  saw", error.saw)
-        talk("  fix", error.fix, style="green")
+        talk("error", what, style="bold red")
+        if saw:
+            talk("  saw", saw)
+        talk("  fix", fix, style="green")
 
     def _document(self, content: dict[str, Any]) -> None:
         document = {"schema": f"rescale-cli/{self.command}@1", **content}

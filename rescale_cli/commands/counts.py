@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,8 +30,10 @@ def counts(
     """Count the samples of each class in a data set, without decoding an image."""
     from rescale_cli import report, tables
     from rescale_cli.count_sources import count_data, write_counts
+    from rescale_cli.counts import whole_numbers
 
     raw = count_data(data)
+    raw = replace(raw, values=tuple(whole_numbers(raw.values, raw.names, raw.source)))
     saved = write_counts(raw)
     table = saved if isinstance(saved, dict) else {"counts": saved, "classes": None}
     if output is not None:
