@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rescale_cli.errors import NotProven
-from rescale_cli.regular_file import read_at
+from rescale_cli.regular_file import page_buffer, read_at
 from rescale_cli.rewrite import Region
 
 _CHUNK = 256 << 10  # two of them stay in the processor's cache
@@ -71,17 +71,16 @@ def _same_size(fd: int, size: int) -> None:
 
 def _same(source: int, target: int, start: int, stop: int, shift: int) -> None:
     """Compare [start, stop) of the source with the target, `shift` bytes further on."""
-    mine, theirs = bytearray(_CHUNK), bytearray(_CHUNK)
+    mine, theirs = page_buffer(_CHUNK), page_buffer(_CHUNK)
     while start < stop:
-        if stop - start < _CHUNK:
-            mine, theirs = mine[: stop - start], theirs[: stop - start]
+        size = min(_CHUNK, stop - start)
         for fd, buffer, at in ((source, mine, start), (target, theirs, start + shift)):
-            if os.preadv(fd, [buffer], at) != len(buffer):
+            if os.preadv(fd, [buffer[:size]], at) != size:
                 raise differs(at)
-        if mine != theirs:  # one memcmp
-            unequal = np.frombuffer(mine, np.uint8) != np.frombuffer(theirs, np.uint8)
+        unequal = np.frombuffer(mine[:size], np.uint8) != np.frombuffer(theirs[:size], np.uint8)
+        if unequal.any():
             raise differs(start + shift + int(np.argmax(unequal)))
-        start += len(mine)
+        start += size
 
 
 def differs(offset: int) -> NotProven:
@@ -95,11 +94,11 @@ def differs(offset: int) -> NotProven:
 
 def crc32_of(fd: int, start: int, stop: int) -> int:
     """The CRC-32 of the bytes [start, stop) of a file."""
-    crc, buffer = 0, bytearray(_CHUNK)
+    crc, buffer = 0, page_buffer(_CHUNK)
     while start < stop:
-        count = os.preadv(fd, [memoryview(buffer)[: min(_CHUNK, stop - start)]], start)
+        count = os.preadv(fd, [buffer[: min(_CHUNK, stop - start)]], start)
         if not count:
             raise differs(start)
-        crc = zlib.crc32(memoryview(buffer)[:count], crc)
+        crc = zlib.crc32(buffer[:count], crc)
         start += count
     return crc

@@ -12,10 +12,14 @@ import hashlib
 import mmap
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
-_CHUNK = 4 << 20
+from rescale_cli.regular_file import page_buffer
+
+_LARGE = 64 << 20
+_CHUNK = 16 << 20
 _WINDOW = 16 << 20
 _begun: dict[tuple[int, ...], Hashing] = {}
 
@@ -55,17 +59,20 @@ class Hashing:
                 os.close(self._fd)
 
 
-def begin(path: Path) -> None:
-    """Begin to hash a file that is about to be patched; a path that is none is left to others."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError):
+def begin(words: Sequence[str]) -> None:
+    """Begin to hash the large file that is about to be patched, before typer is even loaded.
+
+    Args:
+        words: of the command line; all but `apply MODEL` is left to others.
+    """
+    if "apply" not in words or "--dry-run" in words:
         return
-    try:
-        if path.is_file():
-            _begun[_identity(fd)] = Hashing(fd)
-    finally:
-        os.close(fd)
+    for word in words:
+        with contextlib.suppress(OSError, ValueError):
+            if Path(word).is_file() and Path(word).stat().st_size >= _LARGE:
+                with Path(word).open("rb") as file:
+                    _begun[_identity(file.fileno())] = Hashing(file.fileno())
+                return
 
 
 def hashing_of(fd: int) -> Hashing:
@@ -80,15 +87,10 @@ def _identity(fd: int) -> tuple[int, ...]:
 
 def sha256_of(fd: int, stop: threading.Event | None = None) -> str:
     """The SHA-256 of a whole file, in hexadecimal; cut short if `stop` is set."""
-    digest, at = hashlib.sha256(), 0
-    buffer, next_buffer = bytearray(_CHUNK), bytearray(_CHUNK)
-    with ThreadPoolExecutor(1) as reader:  # a part is read while the one before it is hashed
-        pending = reader.submit(os.preadv, fd, [buffer], at)
-        while (count := pending.result()) and not (stop is not None and stop.is_set()):
-            at += count
-            pending = reader.submit(os.preadv, fd, [next_buffer], at)
-            digest.update(memoryview(buffer)[:count])
-            buffer, next_buffer = next_buffer, buffer
+    digest, at, buffer = hashlib.sha256(), 0, page_buffer(_CHUNK)
+    while (count := os.preadv(fd, [buffer], at)) and not (stop is not None and stop.is_set()):
+        at += count
+        digest.update(buffer[:count])
     return digest.hexdigest()
 
 

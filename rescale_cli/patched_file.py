@@ -72,9 +72,9 @@ def write_changed(
         os.fchmod(dst, stat.S_IMODE(os.fstat(src).st_mode) & 0o777)
         front.advance(size + shift)
         flushed = background.run(lambda: os.fsync(dst))
+        written = headed.result()  # before it is read back: until then, zeros may stand there
         prove(src, dst, (before, after), stretches, mended)
         flushed.result()
-        written = headed.result()  # before it is read back: until then, zeros may stand there
         if read_at(dst, 0, after) != written:
             raise differs(0)
         os.fsync(dst)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -99,6 +100,14 @@ def read_at(fd: int, start: int, size: int) -> bytes:
         parts.append(part)
         start, size = start + len(part), size - len(part)
     return b"".join(parts)
+
+
+def page_buffer(size: int) -> memoryview:
+    """A buffer for reading in bulk, at the start of a page.
+
+    A bytearray begins 16 bytes into one, where AMD's processors copy at a sixth of their speed.
+    """
+    return memoryview(mmap.mmap(-1, size))
 
 
 def read_whole(path: Path, limit: int, kind: type[BadInput] = BadCheckpoint) -> bytes:

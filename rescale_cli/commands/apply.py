@@ -79,10 +79,6 @@ def apply(
     json: options.Json = False,
 ) -> None:
     """Write the checkpoint with its head adjusted; every other byte is proven equal."""
-    from rescale_cli import hashing
-
-    if not dry_run:
-        hashing.begin(model)
     from rescale_cli import api, report, tables
 
     if in_place and output is not None:
