@@ -15,7 +15,7 @@ ROOT = Path(rescale_cli.__file__).parent
 LAYERS = {
     "ground": "errors registry json_text signals",
     "core": """
-        tensor_info floats head counts class_order methods metrics summary
+        tensor_info floats head counts class_order methods metrics summary predictions images
         find_head head_checks head_evidence head_names matrices model_copies named_head shape_graph
     """,
     "io": """

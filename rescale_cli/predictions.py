@@ -1,0 +1,35 @@
+"""What a model said of a data set: the one thing that evaluation, sweep and comparison read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Logits and labels of N samples."""
+
+    logits: NDArray[Any]
+    """(N, C), float32 or float64, never NaN; a file mapped into memory where it is large."""
+    labels: Labels | None
+    """(N,), 0 to C - 1; None where nobody knows them."""
+    source: str
+    """What they are, for messages and records."""
+    names: Sequence[str] | None = None
+    """(N,): the file or key of each sample, where it has one."""
+    images_per_second: float | None = None
+    """How fast the model was, where one was run."""
+    skipped: tuple[str, ...] = ()
+    """Samples that could not be read, left out by `--skip-bad`."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return int(self.logits.shape[1])
