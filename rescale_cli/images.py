@@ -39,7 +39,7 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """From an image to a model's input: resize, crop, scale to 0..1, subtract mean, divide by std."""
+    """From an image to a model's input: resize, crop, scale to 0..1, less mean, over std."""
 
     size: tuple[int, int]
     """Height and width of the model's input, pixels."""
