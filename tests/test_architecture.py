@@ -16,6 +16,7 @@ LAYERS = {
     "ground": "errors registry json_text signals",
     "core": """
         tensor_info floats head counts class_order methods metrics summary predictions images
+        calibration temperature significance
         find_head head_checks head_evidence head_names matrices model_copies named_head shape_graph
     """,
     "io": """
