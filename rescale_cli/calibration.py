@@ -119,8 +119,9 @@ def blocks(logits: NDArray[Any], adjust: Adjust | None) -> Iterator[tuple[slice,
 def peaks(z: Float64) -> Float64:
     """The largest logit of each row, (n,)."""
     peak: Float64 = z.max(axis=1)
-    if np.isnan(peak).any():
-        raise BadInput("the logits hold NaN", fix="write them again, in float32 or float64")
+    if bad := np.count_nonzero(np.isnan(peak)):
+        saw = f"{bad} of the {len(z)} rows that were read together"
+        raise BadInput("the logits hold NaN", saw=saw, fix="write them again, in float32")
     return peak
 
 

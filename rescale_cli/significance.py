@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.calibration import check_labels
-from rescale_cli.errors import UsageError
+from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.head import Float64
 from rescale_cli.metrics import Groups, Labels, Tallies, table_of
 
@@ -136,11 +136,20 @@ def mcnemar(first: Labels, second: Labels, labels: Labels) -> McNemar:
         second: predictions (N,) on the same samples.
         labels: (N,).
 
+    Raises:
+        BadInput: unequal lengths.
+
     Example:
         >>> truth = np.zeros(10, int)
         >>> mcnemar(np.array([1] * 5 + [0] * 5), truth, truth).p
         0.0625
     """
+    if not len(first) == len(second) == len(labels):
+        raise BadInput(
+            "the two models did not see the same samples",
+            saw=f"{len(first)} and {len(second)} predictions, {len(labels)} labels",
+            fix="evaluate both on the same data",
+        )
     right, wrong = first == labels, second != labels
     b = int(np.count_nonzero(right & wrong))
     c = int(np.count_nonzero(~right & ~wrong))
