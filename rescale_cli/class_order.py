@@ -131,15 +131,24 @@ def _usable_names(
 ) -> tuple[str, ...] | None:
     """The names in head order, all different, or None."""
     if given is not None:
-        twice = [name for name, times in Counter(given).items() if times > 1]
-        if len(given) != num_classes or twice:
-            saw = f"{len(given)} names" + (f", twice: {few(twice)}" if twice else "")
-            what = f"--classes does not name the {num_classes} rows of the head once each"
-            raise BadInput(what, saw=saw, fix="give one name a row, in head order: --classes FILE")
-        return given
+        return given_names(given, num_classes)
     if own is None or len(own) != num_classes or len(set(own)) != num_classes:
         return None
     return None if are_placeholders(own) and set(raw.names or ()) != set(own) else own
+
+
+def given_names(given: tuple[str, ...], num_classes: int) -> tuple[str, ...]:
+    """The names that the user says, if they are one for each row of the head.
+
+    Raises:
+        BadInput: not C of them, or one is given twice.
+    """
+    twice = [name for name, times in Counter(given).items() if times > 1]
+    if len(given) != num_classes or twice:
+        saw = f"{len(given)} names" + (f", twice: {few(twice)}" if twice else "")
+        what = f"--classes does not name the {num_classes} rows of the head once each"
+        raise BadInput(what, saw=saw, fix="give one name a row, in head order: --classes FILE")
+    return given
 
 
 def are_placeholders(names: tuple[str, ...]) -> bool:

@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-from rescale_cli.array_labels import idx_labels, npy_array
+from rescale_cli import (  # noqa: F401 - they register themselves
+    cifar_batches,
+    class_folders,
+    hugging_face_data,
+    parquet_table,
+    tar_shards,
+    user_data,
+)
+from rescale_cli.array_labels import npy_array
 from rescale_cli.class_names import is_json, names_in
 from rescale_cli.class_order import RawCounts
+from rescale_cli.coco_json import coco_counts
 from rescale_cli.csv_counts import bad_file, text_counts
-from rescale_cli.errors import BadCounts, BadInput, UsageError
-from rescale_cli.json_text import clip, parse_json
-from rescale_cli.label_sources import (
-    MAX_BYTES,
-    SPLITS,
-    DataSpec,
-    coco_counts,
-    counts,
-    text_of,
-)
+from rescale_cli.data_spec import DataSpec, counts, named_folder, no_split, parse_spec
+from rescale_cli.errors import BadCounts, BadInput
+from rescale_cli.idx_files import idx_labels
+from rescale_cli.json_text import parse_json
+from rescale_cli.label_sources import MAX_BYTES, text_of
 from rescale_cli.regular_file import opened, read_whole, refuse_lfs_pointer
 
 MAX_COUNTS = 16 << 20
@@ -65,79 +67,13 @@ def count_data(spec: str) -> RawCounts:
         BadInput: no such file, damaged, or not labels; BadCounts for a file of counts.
         UsageError: an unknown source, option or split.
     """
-    parsed = parse_spec(spec)
+    parsed = parse_spec(spec, counts)
     if not parsed.name:
         if not os.path.isdir(parsed.path):  # noqa: PTH112 - Path.is_dir raises for some paths
-            _check_known("a file", [parsed.split] if parsed.split else [], (), "@")
+            no_split(parsed)
             return _by_content(parsed.path)
-        parsed = replace(parsed, name=_folder_source(parsed.path))
-        _check_spec(parsed)
+        parsed = named_folder(parsed, counts)
     return counts[parsed.name](parsed)
-
-
-def parse_spec(text: str) -> DataSpec:
-    """Read `name:PATH?key=value&key=value@split`, or PATH; what exists under that name is a path.
-
-    Raises:
-        UsageError: an unknown source, option or split.
-
-    Example:
-        >>> parse_spec("csv:train.csv?label=species").options
-        {'label': 'species'}
-        >>> parse_spec("cifar10:data@test").split
-        'test'
-    """
-    if os.path.lexists(text):
-        return DataSpec("", Path(text))
-    head = re.match(r"([a-z][a-z0-9-]*):", text)
-    name, rest = (head[1], text[head.end() :]) if head else ("", text)
-    split, options = None, {}
-    if not os.path.lexists(rest):
-        if found := re.search(r"@([a-z]+)$", rest):
-            split, rest = found[1], rest[: found.start()]
-        rest, _, query = rest.partition("?")
-        pairs = [pair.partition("=") for pair in query.split("&") if pair]
-        options = {key: value for key, _, value in pairs}
-    if not rest:
-        raise UsageError(
-            "the path is empty", saw=repr(clip(text, 80)), fix=f"{name or 'folder'}:PATH"
-        )
-    # Path.expanduser raises where there is no such user.
-    spec = DataSpec(name, Path(os.path.expanduser(rest)), options, split)  # noqa: PTH111
-    _check_spec(spec)
-    return spec
-
-
-def _check_spec(spec: DataSpec) -> None:
-    facts = counts.entry(spec.name).facts if spec.name else {"splits": SPLITS}
-    options, splits = (cast("tuple[str, ...]", facts.get(k, ())) for k in ("options", "splits"))
-    _check_known(spec.name or "a path", spec.options, options, "?")
-    _check_known(spec.name or "a path", [spec.split] if spec.split else [], splits, "@")
-
-
-def _check_known(who: str, words: Collection[str], known: tuple[str, ...], mark: str) -> None:
-    for word in words:
-        if word not in known:
-            what = f"{who} knows no {mark}{clip(word, 80)}"
-            fix = f"leave out {mark}{clip(word, 80)}"
-            fix += f", or use one of: {', '.join(mark + k for k in known)}" if known else ""
-            raise UsageError(what, saw=f"known: {', '.join(known) or 'none'}", fix=fix)
-
-
-def _folder_source(path: Path) -> str:
-    """The source that reads this folder; class folders if nothing in it says otherwise."""
-    marks = {
-        "train2018.json": "inaturalist2018",
-        "ImageNet_LT_train.txt": "imagenet-lt",
-        "Places_LT_train.txt": "places-lt",
-        "wnids.txt": "tiny-imagenet",
-        "FashionMNIST": "fashion-mnist",
-        "data_batch_1": "cifar10",
-        "data_batch_1.bin": "cifar10",
-        "fine_label_names.txt": "cifar100",
-        **{f"train-labels{m}idx1-ubyte{z}": "mnist" for m in "-." for z in ("", ".gz")},
-    }
-    return next((name for mark, name in marks.items() if os.path.lexists(path / mark)), "folder")
 
 
 def _by_content(path: Path) -> RawCounts:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import TextIO
 
 from rescale_cli.class_order import RawCounts
+from rescale_cli.data_spec import DataSpec, counts, datasets
 from rescale_cli.errors import BadCounts
+from rescale_cli.image_files import IMAGES, ImageFiles
+from rescale_cli.images import Images
 from rescale_cli.json_text import clip
-from rescale_cli.label_sources import IMAGES, DataSpec, counts, list_counts, tally_texts, text_of
+from rescale_cli.label_sources import bad_data, numbered, tally_texts, text_of
+from rescale_cli.list_files import image_root, list_counts
 
+IMAGE_COLUMNS = ("image", "images", "path", "file", "filename", "file_name", "image_path",
+                 "filepath", "file_path", "img", "img_path")  # fmt: skip
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "class_name", "class_id")
 COUNT_COLUMNS = ("count", "counts", "n", "num", "number", "samples", "num_samples", "images",
                  "num_images", "frequency", "support")  # fmt: skip
@@ -30,15 +37,21 @@ def text_counts(lines: TextIO, source: str) -> RawCounts:
     """
     first = next((line for line in lines if line.strip()), "")
     every = chain([first], lines)
-    path, _, label = first.strip().rpartition(" ")
-    if label.isdecimal() and ("/" in path or path.lower().endswith(IMAGES)):
+    if is_list_line(first):
         return list_counts(every, source)
+    path, _, label = first.strip().rpartition(" ")
     if label.isdecimal() and path and not any(mark in path for mark in ",;\t"):
         what = f"{source} could be paths with labels, or names with counts"
         raise bad_file(
             what, f"the first line {clip(first.strip(), 80)!r}", "separate by a comma: name,count"
         )
     return csv_counts(every, source)
+
+
+def is_list_line(line: str) -> bool:
+    """Whether a line is `relative/path label` beyond doubt."""
+    path, _, label = line.strip().rpartition(" ")
+    return label.isdecimal() and ("/" in path or path.lower().endswith(IMAGES))
 
 
 def csv_counts(lines: Iterator[str], source: str, label: str | None = None) -> RawCounts:
@@ -53,6 +66,20 @@ def csv_counts(lines: Iterator[str], source: str, label: str | None = None) -> R
         BadCounts: no column is known to be label or count, or a class has two counts.
         BadInput: a row without a label.
     """
+    with _table(lines, source, label) as (body, name, count, _):
+        if count is None:
+            return tally_texts((_cell(row, name, source).strip() for row in body), source)
+        pairs = [(_cell(row, name, source), _number(_cell(row, count, source))) for row in body]
+    if name == count:
+        return RawCounts(tuple(value for _, value in pairs), None, "list", source)
+    return RawCounts.keyed(pairs, source)
+
+
+@contextmanager
+def _table(
+    lines: Iterator[str], source: str, label: str | None
+) -> Iterator[tuple[Iterator[list[str]], int, int | None, list[str]]]:
+    """The rows without the header, the columns of label and count, and the first row."""
     first = next((line for line in lines if line.strip()), "")
     comma = next((mark for mark in ",;\t" if mark in first), ",")
     reader = csv.reader(chain([first], lines), delimiter=comma, skipinitialspace=True, strict=True)
@@ -62,15 +89,46 @@ def csv_counts(lines: Iterator[str], source: str, label: str | None = None) -> R
             raise bad_file(f"{source} is empty", "no line with text")
         second = next(rows, [])
         name, count, header = _columns(top, second, label, source)
-        body = chain([] if header else [top], [second] if second else [], rows)
-        if count is None:
-            return tally_texts((_cell(row, name, source).strip() for row in body), source)
-        pairs = [(_cell(row, name, source), _number(_cell(row, count, source))) for row in body]
+        yield chain([] if header else [top], [second] if second else [], rows), name, count, top
     except csv.Error as error:
         raise bad_file(f"{source} is not valid CSV", str(error)) from None
-    if name == count:
-        return RawCounts(tuple(value for _, value in pairs), None, "list", source)
-    return RawCounts.keyed(pairs, source)
+
+
+def csv_entries(
+    lines: Iterator[str], source: str, image: str | None = None, label: str | None = None
+) -> tuple[list[str], list[str]]:
+    """The path and the label of each sample of a CSV, as text.
+
+    Args:
+        lines: the text, with or without a header.
+        source: for the errors.
+        image: the header of the column of paths, where the user names it.
+        label: the header of the label column, where the user names it.
+
+    Raises:
+        BadInput: no column is known to be the label or the image, or a row is too short.
+    """
+    with _table(lines, source, label) as (body, name, count, top):
+        rows = list(body)
+        column = _image_column(top, rows[0] if rows else top, name, image)
+        if count is not None or column is None:
+            saw = f"the columns {', '.join(clip(cell, 40) for cell in top[:10])}"
+            what = f"{source} has no column known to be the image"
+            if count is not None:
+                what = f"{source} counts classes, and names no images"
+            raise bad_data(what, saw, f"csv:{source}?image=COLUMN&label=COLUMN")
+        paths = [_cell(row, column, source).strip() for row in rows]
+        return paths, [_cell(row, name, source).strip() for row in rows]
+
+
+def _image_column(top: list[str], sample: list[str], label: int, image: str | None) -> int | None:
+    """The column of the paths: named, known by its header, or the one that ends like an image."""
+    if image is not None:
+        return top.index(image) if image in top else None
+    words = [cell.strip().lower() for cell in top]
+    known = [i for i, word in enumerate(words) if word in IMAGE_COLUMNS and i != label]
+    ends = [i for i, cell in enumerate(sample) if cell.strip().lower().endswith(IMAGES)]
+    return next(iter([i for i in ends if i != label] + known), None)
 
 
 def _columns(
@@ -120,11 +178,23 @@ def _number(text: str) -> object:
     return float(text) if re.fullmatch(decimal, text, re.IGNORECASE) else text
 
 
-@counts.register("csv", options=("image", "label"))
+@counts.register("csv", options=("image", "label", "root"))
 def csv_file(spec: DataSpec) -> RawCounts:
     """A table of samples with a label column, or of classes with a count column."""
     with text_of(spec.path) as lines:
         return csv_counts(lines, spec.path.name, spec.options.get("label"))
+
+
+@datasets.register("csv", options=("image", "label", "root"))
+def csv_images(spec: DataSpec) -> Images:
+    """A table of samples; labels are numbers or names, paths lie below root, or the table."""
+    source = spec.path.name
+    with text_of(spec.path) as lines:
+        image, label = spec.options.get("image"), spec.options.get("label")
+        names, texts = csv_entries(lines, source, image, label)
+    labels, classes = numbered(texts, source)
+    root = image_root(spec, spec.path.parent, names)
+    return Images(ImageFiles(root, names), labels, classes, names, source)
 
 
 def bad_file(what: str, saw: str, fix: str = _FIX) -> BadCounts:

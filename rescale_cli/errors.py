@@ -68,6 +68,18 @@ class BadCounts(BadInput):
     code = "bad-counts"
 
 
+class BadImage(BadInput):
+    """An image of a data set is missing, damaged, or no image."""
+
+    code = "bad-image"
+
+
+class NotDownloaded(BadInput):
+    """A public data set is not in the folder that was named."""
+
+    code = "not-downloaded"
+
+
 class NotProven(BadInput):
     """A patched file is not what its record says it is."""
 

@@ -272,7 +272,7 @@ def test_a_spec_is_name_path_options_split(tmp_path):
     ("spec", "word"),
     [
         ("imagnet-lt:x", "did you mean imagenet-lt?"),
-        ("hf:cifar10", "there is no source of counts 'hf'"),
+        ("flowers:x", "there is no source of counts 'flowers'"),
         ("list:x?rot=y", "root"),
         ("npz:x@train", "leave out @train"),
         ("cifar10:x@val", "@test"),
