@@ -35,6 +35,7 @@ LAYERS = {
         libraries state_tensors fit_weights known_networks recognize logits_only
         models model_file hugging_face timm_models compiled_models user_model
         preprocessing preprocessing_config training.networks training.layers
+        training.cosine_head
     """,
     "work": """
         locate_head plan rewrite byte_proof patch patched_file undo
@@ -42,6 +43,7 @@ LAYERS = {
         sweep sweep_result comparison
         evaluation scoring side_by_side
         predict batches forward share ranks
+        training
     """,
     "face": """
         commands cli screen report tables options __main__
@@ -54,7 +56,7 @@ LAYERS = {
 TOP = "__init__"
 
 #: Files of torch.nn.Module classes, whose base class torch must define: only functions import them.
-TORCH = {"logits_only", "training.layers"}
+TORCH = {"logits_only", "training.layers", "training.cosine_head"}
 
 #: Longer files, each with its reason.
 LONG: dict[str, str] = {}

@@ -1,0 +1,169 @@
+"""Which images an epoch shows, in which order, and which of them a rank and a step get.
+
+A sampler draws the order of one epoch for all ranks at once; a rank takes every `world`-th image of
+each global batch. So one rank and many see the same batches, nothing is lost or doubled between
+ranks, and a run resumes at any step: the order follows from seed and epoch.
+
+To add a sampler, write one function here under `@sampler("name", reference=...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.errors import UsageError
+from rescale_cli.registry import Registry
+
+Indices = NDArray[np.int64]
+Sampler = Callable[[Indices, np.random.Generator], Indices]
+
+samplers: Registry[Sampler] = Registry("sampler")
+sampler = samplers.register
+
+
+@sampler("instance", reference="every image once, shuffled")
+def instance(labels: Indices, random: np.random.Generator) -> Indices:
+    """Every image once: class i is shown n_i times an epoch.
+
+    Args:
+        labels: (N,); only N is read.
+        random: source of randomness.
+
+    Returns:
+        (N,), a permutation.
+    """
+    return random.permutation(len(labels))
+
+
+@sampler("over", reference="Kim & Kim 2020, Section IV-E; Kang et al. 2020, Eq. 1 with q = 0")
+def over(labels: Indices, random: np.random.Generator) -> Indices:
+    """Over-sampling: each image is of class i with probability 1 / C, drawn with replacement.
+
+    First a class is drawn, then one of its images. An epoch is as long as without: N draws.
+
+    Args:
+        labels: (N,); classes without images are never drawn.
+        random: source of randomness.
+
+    Returns:
+        (N,), rare images many times, some frequent ones not at all.
+    """
+    return _by_class(labels, random, power=0.0)
+
+
+@sampler("sqrt", reference="Mahajan et al. 2018; Kang et al. 2020, Eq. 1 with q = 1/2")
+def sqrt(labels: Indices, random: np.random.Generator) -> Indices:
+    """Square-root sampling: the probability of class i is proportional to the root of n_i.
+
+    Half-way between `instance` and `over`; N draws with replacement.
+
+    Args:
+        labels: (N,).
+        random: source of randomness.
+    """
+    return _by_class(labels, random, power=0.5)
+
+
+@sampler("under", reference="Buda et al. 2018, Section 2.2.1, random under-sampling")
+def under(labels: Indices, random: np.random.Generator) -> Indices:
+    """Under-sampling: as many images of each class as the rarest one has, none twice.
+
+    Others are drawn every epoch. An epoch is shorter: C * min(n_i) images.
+
+    Args:
+        labels: (N,); classes without images do not count.
+        random: source of randomness.
+    """
+    shuffled = random.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    wanted = sizes[sizes > 0].min()
+    kept = starts[sizes > 0][:, None] + np.arange(wanted)
+    return random.permutation(by_class[kept.ravel()])
+
+
+def epoch_order(name: str, labels: Indices, seed: int, epoch: int) -> Indices:
+    """The order of one epoch, the same for all ranks.
+
+    Args:
+        name: a sampler.
+        labels: (N,), 0 to C - 1.
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        (M,), indices into the labels; M is N but for `under`.
+
+    Raises:
+        UsageError: no such sampler.
+    """
+    return samplers[name](labels, np.random.default_rng([seed, epoch]))
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """How an epoch of M images falls into steps, and a step into ranks.
+
+    Every step takes `size` images over all ranks; the last one takes what is left, from size / 2 to
+    3 size / 2, so that no step rests on a handful of images. Rank r takes positions r, r + world,
+    ... of a step; the shares of two ranks differ by one image at most.
+
+    Raises:
+        UsageError: a batch cannot give every rank an image.
+
+    Example:
+        >>> batches = Batches(total=9, size=4, world=2)
+        >>> [batches.share(step, rank=0) for step in range(batches.steps)]
+        [slice(0, 4, 2), slice(4, 9, 2)]
+    """
+
+    total: int
+    """M, images of the epoch."""
+    size: int
+    """Images of a step, all ranks together."""
+    world: int = 1
+    """Ranks."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or min(self.total, self.size // 2 or 1) < self.world:
+            raise UsageError(
+                "a batch does not have an image for every rank",
+                saw=f"{self.total} images, batches of {self.size}, {self.world} ranks",
+                fix=f"-b {max(2 * self.world, 2)} or more, or fewer ranks",
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps of the epoch, at least 1."""
+        return max((2 * self.total + self.size) // (2 * self.size), 1)
+
+    def share(self, step: int, rank: int = 0) -> slice:
+        """The positions in the epoch's order that a rank takes at a step."""
+        stop = self.total if step == self.steps - 1 else (step + 1) * self.size
+        return slice(step * self.size + rank, stop, self.world)
+
+    def weight(self, step: int, rank: int = 0) -> float:
+        """What a rank's mean loss is multiplied by, so that the mean over ranks is the global one.
+
+        1 wherever the ranks' shares are equally large.
+        """
+        shares = [self.share(step, r) for r in range(self.world)]
+        sizes = [len(range(share.start, share.stop, share.step)) for share in shares]
+        return sizes[rank] * self.world / sum(sizes)
+
+
+def _by_class(labels: Indices, random: np.random.Generator, power: float) -> Indices:
+    """N draws: class i with probability proportional to n_i^power, then any of its images."""
+    by_class = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    weights = np.where(sizes > 0, sizes.astype(np.float64) ** power, 0.0)
+    drawn = random.choice(len(sizes), size=len(labels), p=weights / weights.sum())
+    place = (random.random(len(labels)) * sizes[drawn]).astype(np.int64)  # random() is below 1
+    result: Indices = by_class[starts[drawn] + place]
+    return result
