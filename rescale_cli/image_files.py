@@ -67,7 +67,7 @@ def from_picture(picture: Any) -> Image:
     picture.info.pop("transparency", None)  # no pixel depends on it, but a warning does
     if picture.mode == "L":
         return np.array(picture)[:, :, None]
-    return np.array(picture.convert("RGB"))
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def bad_image(name: str, saw: str) -> BadImage:
