@@ -129,7 +129,7 @@ def apply(
     output: str | PathLike[str] | None = None,
     method: str = "rescale",
     normalize: bool = False,
-    bias: Literal["", "keep", "scale", "drop"] = "",
+    bias: str = "",
     heads: Sequence[str] = (),
     num_classes: int | None = None,
     classes: str | PathLike[str] | Sequence[str] | None = None,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json as json_module
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rescale_cli import options
 from rescale_cli.errors import UsageError
 from rescale_cli.screen import Screen
+from rescale_cli.strength_option import read_adjustment
 
 
 def apply(
@@ -21,7 +21,11 @@ def apply(
     gamma: Annotated[
         str,
         typer.Option(
-            "-g", "--gamma", "--tau", metavar="FLOAT", help="Strength, 0 to 4; 0 changes nothing."
+            "-g",
+            "--gamma",
+            "--tau",
+            metavar="FLOAT|@FILE",
+            help="Strength, 0 to 4; 0 changes nothing. @sweep.json: what the sweep chose.",
         ),
     ],
     output: Annotated[
@@ -29,11 +33,12 @@ def apply(
         typer.Option("-o", "--output", metavar="OUT", help="Default: <stem>.rescaled<suffix>."),
     ] = None,
     method: Annotated[
-        options.MethodName, typer.Option("--method", help="Which post-hoc method.")
-    ] = options.MethodName.RESCALE,
+        options.MethodName | None,
+        typer.Option("--method", help="Which post-hoc method. Default: rescale, or the sweep's."),
+    ] = None,
     normalize: Annotated[
-        bool, typer.Option("-n", "--normalize", help="Rows to equal length first.")
-    ] = False,
+        bool | None, typer.Option("-n", "--normalize", help="Rows to equal length first.")
+    ] = None,
     bias: Annotated[
         options.BiasPolicy | None,
         typer.Option("--bias", help="What becomes of the bias. Default: keep; drop with -n."),
@@ -60,8 +65,9 @@ def apply(
         ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option("--temperature", metavar="T", help="Divide weight and bias by T.")
-    ] = 1.0,
+        float | None,
+        typer.Option("--temperature", metavar="T", help="Divide weight and bias by T."),
+    ] = None,
     compose: Annotated[
         bool, typer.Option("--compose", help="Re-scale what was re-scaled before.")
     ] = False,
@@ -83,22 +89,23 @@ def apply(
 
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other", fix="leave one of them out")
+    what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
     applied = api.apply(
         model,
         counts,
-        read_strength(gamma),
+        what.strength,
         output=output,
-        method=method.value,
-        normalize=normalize,
-        bias=bias.value if bias else "",
+        method=what.method,
+        normalize=what.normalize,
+        bias=what.bias,
         heads=head or (),
         num_classes=num_classes,
         classes=classes,
         zero_count=zero_count.value,
-        max_factor=max_factor,
+        max_factor=what.max_factor,
         exclude_class=exclude_class or (),
         target_prior=target_prior,
-        temperature=temperature,
+        temperature=what.temperature,
         compose=compose,
         in_place=in_place,
         force=force,
@@ -109,25 +116,3 @@ def apply(
     )
     result = report.apply_result(applied)
     Screen("apply", json).result(result, applied.plan.warnings, lambda: tables.show_apply(applied))
-
-
-def read_strength(text: str) -> float:
-    """The number that `--gamma` gives, itself or as the choice of a sweep.
-
-    Raises:
-        UsageError: neither a number nor `@` and a file that holds a sweep's choice.
-    """
-    from rescale_cli.json_text import clip, parse_json
-    from rescale_cli.regular_file import read_whole
-
-    try:
-        if not text.startswith("@"):
-            return float(text)
-        sweep: Any = parse_json(read_whole(Path(text[1:]), 256 << 20), text[1:])
-        return float(sweep.get("result", sweep)["chosen"]["gamma"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(
-            "--gamma is neither a number nor a sweep's choice",
-            saw=f"{clip(json_module.dumps(text))}: {clip(str(error))}",
-            fix="--gamma 0.2",
-        ) from None

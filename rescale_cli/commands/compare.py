@@ -1,0 +1,71 @@
+"""`compare`: the post-hoc methods beside one another, each at its own strength."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescale_cli import options
+from rescale_cli.data_options import DataOptions
+from rescale_cli.errors import UsageError
+from rescale_cli.option_groups import spread
+from rescale_cli.screen import Screen
+from rescale_cli.sweep_options import ChoiceOptions, HeadOptions
+
+
+@spread
+def compare(
+    model: options.Model,
+    counts: options.Counts,
+    on: DataOptions,
+    how: ChoiceOptions,
+    of: HeadOptions,
+    bias: Annotated[
+        options.BiasPolicy | None,
+        typer.Option("--bias", help="For the re-scalings. Default: as for apply."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The result as JSON.")
+    ] = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Rank the post-hoc methods on held-out data, and say which cannot be told apart."""
+    from rescale_cli.comparison import compare_methods
+    from rescale_cli.comparison_report import comparison_result, show_comparison
+    from rescale_cli.progress import Notes, progress_bar
+    from rescale_cli.sweep_outputs import Outputs, write_json
+    from rescale_cli.sweep_report import apply_line
+    from rescale_cli.trial import try_on
+
+    if how.unlabeled:
+        raise UsageError("methods are compared by labels", fix="leave out --unlabeled")
+    Outputs(output, None, None, force).check(on.save_logits)
+    wanted, choice, notes = how.wanted(), of.choice(counts), Notes(json)
+    with progress_bar(model.name) as progress:
+        trial = try_on(
+            model, choice, on.choice(force=force), heads=of.head or (),
+            accept=frozenset(of.accept_global or ()), progress=progress, notes=notes,
+        )  # fmt: skip
+    if trial is None:
+        return
+    found = compare_methods(trial, wanted, bias.value if bias else "")
+    lines = {
+        entry.name: apply_line(
+            model,
+            replace(entry.adjustment, strength=entry.outcome.choice.gamma),
+            of.of_apply(counts),
+            None,
+        )
+        for entry in found.entries
+        if entry.outcome is not None
+    }
+    result = comparison_result(trial, found, lines)
+    if output is not None:
+        write_json(output, "compare", result, force=force)
+    Screen("compare", json).result(
+        result, [*notes.kept, *trial.warnings], lambda: show_comparison(found, lines)
+    )

@@ -1,0 +1,85 @@
+"""`sweep-gamma`: every strength, exactly; one of them, honestly chosen; and who pays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescale_cli import options
+from rescale_cli.data_options import DataOptions
+from rescale_cli.option_groups import spread
+from rescale_cli.screen import Screen
+from rescale_cli.sweep_options import (
+    BiasPolicies,
+    ChoiceOptions,
+    HeadOptions,
+    Normalize,
+    adjustments,
+)
+
+
+@spread
+def sweep_gamma(
+    model: options.Model,
+    counts: options.Counts,
+    on: DataOptions,
+    how: ChoiceOptions,
+    of: HeadOptions,
+    method: Annotated[
+        options.MethodName, typer.Option("--method", help="Which post-hoc method.")
+    ] = options.MethodName.RESCALE,
+    normalize: Annotated[
+        Normalize, typer.Option("--normalize", help="Rows to equal length first.")
+    ] = Normalize.OFF,
+    bias: Annotated[
+        BiasPolicies | None,
+        typer.Option("--bias", help="What becomes of the bias. Default: as for apply."),
+    ] = None,
+    fit_temperature: Annotated[
+        bool, typer.Option("--fit-temperature", help="Fit T, too, for `apply --temperature`.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Keep it for `apply --gamma @FILE`."),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="The curve as CSV.")
+    ] = None,
+    apply: Annotated[
+        Path | None, typer.Option("--apply", metavar="OUT", help="Write the checkpoint, too.")
+    ] = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Try every strength at once, choose one on held-out data, and say who pays."""
+    from rescale_cli import sweep_report
+    from rescale_cli.progress import Notes, progress_bar
+    from rescale_cli.sweep_outputs import Outputs
+    from rescale_cli.sweep_result import sweep
+    from rescale_cli.sweep_tables import show_sweep
+    from rescale_cli.trial import try_on
+
+    outputs = Outputs(output, csv, apply, force)
+    outputs.check(on.save_logits)
+    wanted, choice, notes = how.wanted(), of.choice(counts), Notes(json)
+    with progress_bar(model.name) as progress:
+        trial = try_on(
+            model, choice, on.choice(force=force), heads=of.head or (),
+            accept=frozenset(of.accept_global or ()), labelled=not wanted.unlabeled,
+            progress=progress, notes=notes,
+        )  # fmt: skip
+    if trial is None:
+        return
+    tried = adjustments(method, normalize, bias)
+    found = sweep(trial.predictions, trial.head, trial.counts, tried, wanted, fit=fit_temperature)
+    best = replace(found.best.family.adjustment, strength=found.best.choice.gamma)
+    best = replace(best, temperature=found.temperature or 1.0)
+    line = sweep_report.apply_line(model, best, of.of_apply(counts), apply)
+    result = sweep_report.sweep_result(trial, found, line)
+    outputs.write(model, result, found, (best, choice, of))
+    Screen("sweep-gamma", json).result(
+        result, [*notes.kept, *trial.warnings], lambda: show_sweep(trial, found, line)
+    )

@@ -1,0 +1,314 @@
+"""`sweep-gamma` and `compare` against brute force, on the bundled classifier and on made ones."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
+
+from rescale_cli import api
+from rescale_cli.choose import CHOICES, choose, distance_to, first_within, halves
+from rescale_cli.cli import main
+from rescale_cli.commands.schema import schema_text
+from rescale_cli.counts import ClassCounts
+from rescale_cli.decision_path import by_envelope, by_grid, by_intervals
+from rescale_cli.errors import BadInput, UsageError
+from rescale_cli.head import Head
+from rescale_cli.methods import Adjustment
+from rescale_cli.predictions import Predictions
+from rescale_cli.straight_lines import Family
+from rescale_cli.sweep import Wanted
+from rescale_cli.sweep_options import Metric
+from rescale_cli.sweep_result import sweep
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion_lt"
+MODEL, COUNTS, LOGITS = (
+    EXAMPLE / n for n in ("model.safetensors", "counts.json", "val_logits.npz")
+)
+Capture = pytest.CaptureFixture[str]
+
+FAMILIES = [
+    Adjustment(bias="drop"), Adjustment(bias="scale"), Adjustment(normalize=True),
+    Adjustment(normalize=True, bias="scale"), Adjustment("tau-norm", bias="drop"),
+    Adjustment("logit-adjust"), Adjustment("logit-adjust", bias="drop"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def example() -> tuple[Head, ClassCounts, Predictions]:
+    plan = api.apply(MODEL, COUNTS, 0.0, dry_run=True).plan
+    with np.load(LOGITS) as file:
+        found = Predictions(file["logits"], file["labels"].astype(np.int64), "val_logits.npz")
+    return plan.heads[0].before, plan.counts, found
+
+
+def run(capsys: Capture, *words: object) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = main([*(str(word) for word in words), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(document, json.loads(schema_text(str(words[0]))))
+    return code, document.get("result", document.get("error"))
+
+
+@pytest.mark.parametrize("adjustment", FAMILIES, ids=str)
+def test_both_exact_paths_are_brute_force_at_every_strength(
+    example: tuple[Head, ClassCounts, Predictions], adjustment: Adjustment
+) -> None:
+    head, counts, found = example
+    assert found.labels is not None
+    family = Family(adjustment, head, counts)
+    right = by_intervals(family, found.logits, found.labels, 2.0)
+    path = by_envelope(family, found.logits, found.labels, 2.0)
+    gammas = np.linspace(0, 2, 101)
+    rights, tallies = right.tallies(gammas), path.tallies(gammas)
+    assert right.exact
+    assert path.knows_predictions
+    for i, gamma in enumerate(gammas):
+        predicted = family.scores(found.logits, gamma).argmax(axis=1)
+        np.testing.assert_array_equal(path.predicted(gamma), predicted)
+        hits = np.bincount(found.labels[predicted == found.labels], minlength=10)
+        np.testing.assert_array_equal(rights.hits[i], hits)
+        np.testing.assert_array_equal(tallies.hits[i], hits)
+        np.testing.assert_array_equal(tallies.predicted[i], np.bincount(predicted, minlength=10))
+
+
+def test_a_kept_bias_is_no_straight_line_and_its_grid_is_brute_force(
+    example: tuple[Head, ClassCounts, Predictions],
+) -> None:
+    head, counts, found = example
+    family = Family(Adjustment(), head, counts)
+    assert family.slopes() is None
+    gammas = np.linspace(0, 1, 21)
+    path = by_grid(family, found.logits, found.labels, gammas)
+    assert not path.exact
+    for gamma in gammas:
+        predicted = family.scores(found.logits, gamma).argmax(axis=1)
+        np.testing.assert_array_equal(path.predicted(gamma), predicted)
+    zero = Family(Adjustment(), replace(head, bias=np.zeros(10)), counts)
+    assert zero.slopes() is not None, "a bias of zeros is none"
+
+
+def test_the_choice_is_the_best_of_all_strengths(
+    example: tuple[Head, ClassCounts, Predictions],
+) -> None:
+    head, counts, found = example
+    wanted = Wanted(holdout=0, replicates=0)
+    swept = sweep(found, head, counts, [Adjustment(bias="drop")], wanted)
+    family = Family(Adjustment(bias="drop"), head, counts)
+    brute = [
+        balanced_accuracy_score(found.labels, family.scores(found.logits, gamma).argmax(axis=1))
+        for gamma in np.linspace(0, 2, 2001)
+    ]
+    assert swept.best.choice.value >= max(brute) - 1e-12
+    low, high = swept.best.choice.plateau
+    assert low <= swept.best.choice.gamma <= high
+    for gamma in (np.nextafter(low, 2), swept.best.choice.gamma, np.nextafter(high, 0)):
+        predicted = family.scores(found.logits, gamma).argmax(axis=1)
+        assert balanced_accuracy_score(found.labels, predicted) == pytest.approx(
+            swept.best.choice.value, abs=1e-12
+        )
+
+
+@pytest.mark.parametrize("metric", list(CHOICES))
+def test_every_metric_is_that_of_scikit_learn_where_it_was_chosen(
+    example: tuple[Head, ClassCounts, Predictions], metric: str
+) -> None:
+    head, counts, found = example
+    wanted = Wanted(metric, holdout=0, replicates=0, sizes=(1000, 300))
+    swept = sweep(found, head, counts, [Adjustment(bias="drop")], wanted)
+    family, gamma = swept.best.family, swept.best.choice.gamma
+    predicted = family.scores(found.logits, gamma).argmax(axis=1)
+    recalls = recall_score(found.labels, predicted, average=None)
+    oracle = {
+        "balanced-accuracy": recalls.mean(),
+        "accuracy": (predicted == found.labels).mean(),
+        "macro-f1": f1_score(found.labels, predicted, average="macro"),
+        "gmean": np.exp(np.log(recalls).mean()),
+        "few-recall": recalls[counts.values < 300].mean(),
+        "worst-recall": recalls.min(),
+    }[metric]
+    assert swept.best.choice.value == pytest.approx(oracle, abs=1e-9)
+    assert swept.at["chosen"].metrics[CHOICES[metric]] == pytest.approx(oracle, abs=1e-9)
+
+
+def test_the_options_name_the_metrics_that_can_be_chosen_by() -> None:
+    assert [metric.value for metric in Metric] == list(CHOICES)
+
+
+def test_a_choice_without_labels_is_within_two_points_of_the_best(
+    example: tuple[Head, ClassCounts, Predictions],
+) -> None:
+    head, counts, found = example
+    bare = replace(found, labels=None)
+    swept = sweep(bare, head, counts, [Adjustment(bias="drop")], Wanted(unlabeled=True))
+    assert swept.at == {}
+    assert swept.oracle is None
+    best = sweep(found, head, counts, [Adjustment(bias="drop")], Wanted(holdout=0, replicates=0))
+    predicted = best.best.path.predicted(swept.best.choice.gamma)
+    reached = (predicted == found.labels).mean()
+    assert reached >= best.best.choice.value - 0.02
+    with pytest.raises(BadInput, match="no labels"):
+        sweep(bare, head, counts, [Adjustment()], Wanted())
+
+
+def test_the_divergence_is_least_where_the_predictions_are_as_wanted(
+    example: tuple[Head, ClassCounts, Predictions],
+) -> None:
+    head, counts, found = example
+    path = by_envelope(Family(Adjustment(bias="drop"), head, counts), found.logits, None, 2.0)
+    gammas, divergence = distance_to(path, np.full(10, 0.1))
+    for i in range(0, len(gammas), 97):
+        shares = np.bincount(path.predicted(gammas[i]), minlength=10) / len(found.logits)
+        shares = shares[shares > 0]
+        assert divergence[i] == pytest.approx((shares * np.log(shares * 10)).sum(), abs=1e-12)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.integers(0, 99))
+def test_the_halves_are_apart_stratified_and_the_same_again(labels: list[int], seed: int) -> None:
+    truth = np.array(labels)
+    one, other = halves(truth, 0.5, seed)
+    assert sorted([*one, *other]) == list(range(len(truth)))
+    for label in set(labels):
+        difference = (truth[one] == label).sum() - (truth[other] == label).sum()
+        assert abs(int(difference)) <= 1
+    again = halves(truth, 0.5, seed)
+    assert np.array_equal(one, again[0])
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.001, 1.99), st.integers(0, 5)), max_size=30), st.integers(0, 5)
+)
+def test_the_chosen_strength_has_the_best_value(steps: list[tuple[float, int]], first: int) -> None:
+    gammas = np.unique([0.0, *(gamma for gamma, _ in steps)])
+    values = np.array([first, *(value for _, value in steps)], float)[: len(gammas)]
+    values = np.resize(values, len(gammas))
+    choice = choose(gammas, values, 2.0)
+    assert values[np.searchsorted(gammas, choice.gamma, side="right") - 1] == values.max()
+    cautious = first_within(gammas, values, 2.0, 1.0)
+    assert cautious.gamma <= choice.gamma + 1e-12
+    assert cautious.value >= values.max() - 1
+
+
+def test_a_bounded_loss_of_the_head_is_kept_where_it_was_chosen(
+    example: tuple[Head, ClassCounts, Predictions],
+) -> None:
+    head, counts, found = example
+    wanted = Wanted(rule="max-head-drop=0.01", holdout=0, replicates=20, sizes=(1000, 300))
+    swept = sweep(found, head, counts, [Adjustment(bias="drop")], wanted)
+    many = swept.objective.groups["many"]
+    before, after = (np.nanmean(swept.at[name].recall[many]) for name in ("0", "chosen"))
+    assert after >= before - 0.01 - 1e-9
+    free = sweep(found, head, counts, [Adjustment(bias="drop")], replace(wanted, rule="best"))
+    assert swept.best.choice.value <= free.best.choice.value
+
+
+def test_a_target_prior_is_what_the_choice_is_for(
+    example: tuple[Head, ClassCounts, Predictions],
+) -> None:
+    head, counts, found = example
+    as_trained = counts.against_target(counts.values)
+    swept = sweep(found, head, as_trained, [Adjustment(bias="drop")], Wanted(replicates=0))
+    assert swept.objective.metric == "target_accuracy"
+    assert swept.best.family.at(1.0).scale == pytest.approx(1.0), "nothing is to be corrected"
+
+
+def test_the_sweep_prints_what_its_schema_says_and_a_line_that_works(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    words = ("sweep-gamma", MODEL, "--counts", COUNTS, "--logits", LOGITS, "--bias", "drop")
+    kept, csv = tmp_path / "sweep.json", tmp_path / "curve.csv"
+    code, result = run(capsys, *words, "-o", kept, "--csv", csv, "--fit-temperature")
+    assert code == 0
+    assert result["exact"] is True
+    chosen = result["chosen"]
+    assert chosen["interval"][0] <= chosen["value"] <= chosen["interval"][1]
+    assert chosen["chosen_on"].startswith("1,000 samples")
+    assert set(result["at"]) == {"0", f"{chosen['gamma']:.12g}"}
+    assert result["at"]["0"]["balanced_accuracy"] < chosen["value"]
+    assert csv.read_text().count("\n") == len(result["curve"]["gamma"]) + 1
+    line = shlex.split(result["apply"])[1:]
+    code, applied = run(capsys, *line, "-o", tmp_path / "patched.safetensors")
+    assert code == 0
+    assert applied["gamma"] == chosen["gamma"]
+    assert applied["temperature"] == pytest.approx(result["temperature"], rel=1e-5)
+    code, again = run(
+        capsys, "apply", MODEL, "--counts", COUNTS, "--gamma", f"@{kept}",
+        "-o", tmp_path / "again.safetensors",
+    )  # fmt: skip
+    assert code == 0
+    assert again["factors"] == pytest.approx(applied["factors"], rel=1e-5)
+    assert again["bias_policy"] == "drop", "the sweep's policies go with its strength"
+
+
+def test_the_sweep_writes_the_checkpoint_when_asked(capsys: Capture, tmp_path: Path) -> None:
+    out = tmp_path / "patched.safetensors"
+    words = ("sweep-gamma", MODEL, "--counts", COUNTS, "--logits", LOGITS)
+    code, result = run(capsys, *words, "--bias", "all", "--normalize", "both", "--apply", out)
+    assert code == 0
+    assert len(result["others"]) == 5
+    code, proof = run(capsys, "verify", out, "--against", MODEL)
+    assert code == 0
+    assert proof["gamma"] == result["chosen"]["gamma"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "what"),
+    [
+        (["--holdout", "1"], 2, "--holdout"),
+        (["--choose", "max-head-drop=2"], 2, "--choose"),
+        (["--choose", "worst"], 2, "--choose"),
+        (["--gamma-max", "9"], 2, "--gamma-max"),
+        (["--groups", "20,100"], 2, "--groups"),
+        (["--metric", "few-recall"], 2, "few"),
+        (["--data", "folder:nowhere"], 2, "one of --data and --logits"),
+    ],
+)
+def test_what_cannot_be_chosen_by_is_a_clear_error(
+    capsys: Capture, words: list[str], code: int, what: str
+) -> None:
+    found, error = run(capsys, "sweep-gamma", MODEL, "--counts", COUNTS, "--logits", LOGITS, *words)
+    assert found == code
+    assert what in error["what"]
+    assert error["fix"]
+
+
+def test_compare_ranks_the_methods_and_says_which_are_level(capsys: Capture) -> None:
+    words = ("compare", MODEL, "--counts", COUNTS, "--logits", LOGITS)
+    code, result = run(capsys, *words)
+    assert code == 0
+    values = [entry["value"] for entry in result["methods"]]
+    assert values == sorted(values, reverse=True)
+    assert {entry["name"] for entry in result["methods"]} == {
+        "as it is", "rescale", "normalize + rescale", "tau-norm", "logit-adjust",
+    }  # fmt: skip
+    best = result["methods"][0]
+    assert best["behind_best"] is None
+    assert result["apply"] == best["apply"]
+    for entry in result["methods"][1:]:
+        low, high = entry["behind_best"]["interval"]
+        assert (low <= 0 <= high) == (entry["name"] in result["not_told_apart"])
+    assert main([str(word) for word in words]) == 0
+    assert "to write the best" in capsys.readouterr().out
+
+
+def test_a_sweep_for_a_person_shows_the_curve_and_who_pays(capsys: Capture) -> None:
+    words = ["sweep-gamma", MODEL, "--counts", COUNTS, "--logits", LOGITS, "--bias", "drop"]
+    assert main([str(word) for word in words]) == 0
+    out = capsys.readouterr().out
+    assert "▲" in out
+    assert "who pays" in out
+    assert "rescale-cli apply" in out
+
+
+def test_unknown_metrics_are_refused_by_name() -> None:
+    with pytest.raises(UsageError):
+        Wanted(rule="max-head-drop=x")
