@@ -50,7 +50,11 @@ class Preprocessing:
     resize: int | tuple[int, int] | None = None
     """The shorter side (int) or both sides before the crop; None: resize to `size` outright."""
     interpolation: str = "bilinear"
-    """nearest, bilinear or bicubic."""
+    """As Pillow names it: nearest, bilinear, bicubic, lanczos, box or hamming."""
+    flip_channels: bool = False
+    """Whether the network takes blue, green, red."""
+    crop_rounds_down: bool = False
+    """Where the middle lies between two pixels: the first of them; else the even one."""
     source: str = "given"
     """Where it was read, for messages."""
 

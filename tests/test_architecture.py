@@ -40,7 +40,7 @@ LAYERS = {
     "work": """
         locate_head plan rewrite byte_proof patch patched_file undo
         record record_writer proof restore demo api live_module
-        sweep sweep_result comparison
+        sweep sweep_result comparison trial
         evaluation scoring side_by_side
         predict batches forward share ranks
         training
@@ -49,6 +49,7 @@ LAYERS = {
         commands cli screen report tables options __main__
         option_groups data_options adjust_options gate_options progress
         evaluate_report evaluate_tables evaluate_outputs
+        strength_option sweep_options sweep_report sweep_tables sweep_outputs comparison_report
     """,
 }
 

@@ -193,12 +193,10 @@ def print_scan(head: nn.Linear, counts: np.ndarray, tests: dict[str, Test]) -> N
 def write_model(out: Path, model: ResNet8, counts: np.ndarray, stats: tuple[float, float]) -> None:
     """Write the weights, what is needed to run them, and the training counts in head order."""
     config = {
-        "architecture": "rescale:resnet8",
+        "arch": "rescale:resnet8",
         "num_classes": len(CLASSES),
-        "label_names": CLASSES,
-        "input_size": [1, 28, 28],
-        "mean": [stats[0]],
-        "std": [stats[1]],
+        "classes": CLASSES,
+        "preprocessing": {"size": [28, 28], "mean": [stats[0]], "std": [stats[1]]},
         "pretrained_cfg": {"classifier": "linear"},
     }
     head_order = {"counts": counts.tolist(), "classes": CLASSES}

@@ -1,0 +1,395 @@
+"""Preprocessing equals torchvision's, timm's and Hugging Face's own, and says what it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+from torchvision import transforms as tv
+
+from rescale_cli.errors import BadInput, NeedsDecision, UsageError
+from rescale_cli.hugging_face import preprocessing as preprocessing_of
+from rescale_cli.images import Image, Preprocessing
+from rescale_cli.preprocessing import (
+    apply_preprocessing,
+    batch_preprocessing,
+    needs_no_resize,
+    override,
+    presets,
+)
+from rescale_cli.preprocessing_config import (
+    from_hugging_face,
+    from_run,
+    from_timm,
+    from_torchvision,
+    to_run,
+)
+
+IMAGENET = presets["imagenet"]
+
+
+def image(height: int, width: int, channels: int = 3, seed: int = 0) -> Image:
+    """Smooth enough for resizing to be told apart from cropping, rough enough for every byte."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (5, 5, channels), np.uint8)
+    large = [
+        np.asarray(
+            Pillow.fromarray(coarse[..., c]).resize((width, height), Pillow.Resampling.BICUBIC)
+        )
+        for c in range(channels)
+    ]
+    noise = random.integers(-20, 20, (height, width, channels))
+    return np.clip(np.stack(large, -1).astype(int) + noise, 0, 255).astype(np.uint8)
+
+
+def picture(pixels: Image, channels: int) -> Any:
+    squeezed = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    return Pillow.fromarray(squeezed).convert("L" if channels == 1 else "RGB")
+
+
+def by_torchvision(pixels: Image, p: Preprocessing) -> torch.Tensor:
+    resize = p.size if p.resize is None else p.resize
+    done = tv.Compose(
+        [
+            tv.Resize(resize, tv.InterpolationMode(p.interpolation)),
+            tv.CenterCrop(p.size),
+            tv.ToTensor(),
+            tv.Normalize(p.mean, p.std),
+        ]
+    )
+    made: torch.Tensor = done(picture(pixels, p.channels))
+    return made
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_one_image_is_prepared_as_torchvision_does_to_the_last_bit(data: st.DataObject) -> None:
+    side = st.integers(1, 40)
+    pixels = image(data.draw(side), data.draw(side), data.draw(st.sampled_from([1, 3])))
+    channels = data.draw(st.sampled_from([1, 3]))
+    p = Preprocessing(
+        size=(data.draw(side), data.draw(side)),
+        mean=(0.485, 0.456, 0.406)[:channels],
+        std=(0.229, 0.224, 0.225)[:channels],
+        resize=data.draw(st.none() | side | st.tuples(side, side)),
+        interpolation=data.draw(st.sampled_from(["nearest", "bilinear", "bicubic"])),
+    )
+    height, width = pixels.shape[:2]
+    if isinstance(p.resize, int) and p.resize * min(height, width) // max(height, width) < 0:
+        return
+    found = apply_preprocessing(pixels, p)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous()
+    same(found, by_torchvision(pixels, p))
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_batch_in_memory_is_prepared_as_each_of_its_images(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
+    channels, wanted = (data.draw(st.sampled_from([1, 3])) for _ in range(2))
+    p = Preprocessing(
+        size=(data.draw(st.integers(1, 14)), data.draw(st.integers(1, 14))),
+        mean=(0.2, 0.5, 0.7)[:wanted],
+        std=(0.3, 0.2, 0.1)[:wanted],
+        resize=data.draw(st.sampled_from([min(height, width), (height, width)])),
+        flip_channels=data.draw(st.booleans()),
+    )
+    assert needs_no_resize(p, height, width)
+    images = np.stack([image(height, width, channels, seed) for seed in range(3)])
+    each = torch.stack([apply_preprocessing(one, p) for one in images])
+    same(batch_preprocessing(images, p), each)
+    if channels == 1:
+        same(batch_preprocessing(images[..., 0], p), each)
+    same(batch_preprocessing(torch.from_numpy(images), p, torch.device("cpu")), each)
+
+
+def test_images_of_another_size_need_resizing() -> None:
+    p = Preprocessing((28, 28), (0.5,), (0.5,))
+    assert needs_no_resize(p, 28, 28)
+    assert not needs_no_resize(p, 32, 32)
+    assert not needs_no_resize(IMAGENET, 256, 100)
+
+
+def test_every_colour_becomes_the_gray_that_pillow_makes_of_it() -> None:
+    values = np.arange(0, 256, 15, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(values, values, values), -1).reshape(1, -1, 1, 3)
+    p = Preprocessing((colours.shape[1], 1), (0.0,), (1.0,))
+    same(batch_preprocessing(colours, p)[0], apply_preprocessing(colours[0], p))
+
+
+# ---- what files say
+
+TORCHVISION = {
+    "resnet18": ((224, 224), 256, "bilinear"),
+    "inception_v3": ((299, 299), 342, "bilinear"),
+    "efficientnet_b1": ((240, 240), 256, "bicubic"),
+    "vit_h_14": ((518, 518), 518, "bicubic"),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvisions_default_is_that_of_its_first_weights(name: str) -> None:
+    from torchvision import models
+
+    p = from_torchvision(name)
+    assert (p.size, p.resize, p.interpolation) == TORCHVISION[name]
+    assert name in p.source
+    done = next(iter(models.get_model_weights(name))).transforms()
+    pixels = image(70, 90)
+    same(apply_preprocessing(pixels, p), done(Pillow.fromarray(pixels)))
+
+
+@pytest.mark.parametrize("crop_mode", [None, "center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
+def test_timms_config_is_read_as_timm_does(
+    crop_mode: str | None, interpolation: str, crop_pct: float
+) -> None:
+    timm_data = pytest.importorskip("timm.data", reason="the extra timm is not installed")
+    cfg = {
+        "input_size": (3, 40, 40),
+        "interpolation": interpolation,
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.3, 0.4),
+    }
+    p = from_timm(cfg)
+    assert p is not None
+    transform = timm_data.create_transform(**timm_data.resolve_data_config(pretrained_cfg=cfg))
+    pixels = image(61, 83)
+    same(apply_preprocessing(pixels, p), transform(Pillow.fromarray(pixels)))
+
+
+def test_a_timm_config_that_pads_or_says_too_little_is_not_guessed() -> None:
+    full = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert from_timm(full) is not None
+    assert from_timm({**full, "crop_mode": "border"}) is None
+    assert from_timm({"input_size": (3, 8, 8)}) is None
+    gray = from_timm({**full, "input_size": (1, 8, 8)})
+    assert gray is not None
+    assert gray.mean == (0.5,)
+
+
+HF = {
+    "ViTImageProcessorPil": {"size": {"height": 32, "width": 24}, "do_convert_rgb": True},
+    "ConvNextImageProcessorPil": {"size": {"shortest_edge": 28}, "crop_pct": 0.875},
+    "BitImageProcessorPil": {
+        "size": {"shortest_edge": 34},
+        "crop_size": {"height": 30, "width": 30},
+    },
+    "LevitImageProcessorPil": {
+        "size": {"shortest_edge": 28},
+        "crop_size": {"height": 28, "width": 28},
+    },
+    "PoolFormerImageProcessorPil": {
+        "size": {"shortest_edge": 28},
+        "crop_pct": 0.9,
+        "crop_size": {"height": 28, "width": 28},
+    },
+    "EfficientNetImageProcessorPil": {
+        "size": {"height": 30, "width": 30},
+        "rescale_offset": False,
+        "include_top": True,
+    },
+    "MobileViTImageProcessorPil": {
+        "size": {"shortest_edge": 32},
+        "crop_size": {"height": 28, "width": 28},
+        "do_flip_channel_order": True,
+    },
+    "MobileNetV2ImageProcessorPil": {
+        "size": {"shortest_edge": 32},
+        "crop_size": {"height": 28, "width": 28},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", HF)
+def test_a_hugging_face_processor_is_read_as_it_works(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra transformers is missing")
+    made = getattr(transformers, kind, None)
+    if made is None:
+        pytest.skip(f"this transformers has no {kind}")
+    processor = made(**HF[kind])
+    processor.save_pretrained(tmp_path)
+    p = preprocessing_of(tmp_path, {})
+    assert p is not None
+    pixels = image(60, 73)
+    theirs = processor(Pillow.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(apply_preprocessing(pixels, p), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "resize"),
+    [
+        ({"size": 224}, (224, 224), (224, 224)),
+        ({"size": [192, 224]}, (192, 224), (192, 224)),
+        (
+            {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224},
+            (224, 224),
+            256,
+        ),
+        (
+            {"size": {"shortest_edge": 384}, "crop_pct": 0.875, "image_processor_type": "ConvNext"},
+            (384, 384),
+            (384, 384),
+        ),
+    ],
+)
+def test_every_form_of_size_is_read(config: Any, size: Any, resize: Any) -> None:
+    p = from_hugging_face({**config, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    assert p is not None
+    assert (p.size, p.resize) == (size, resize)
+
+
+@pytest.mark.parametrize(
+    "scale", [{"rescale_factor": 1 / 127.5, "rescale_offset": True}, {"do_rescale": False}]
+)
+def test_another_scale_of_the_bytes_goes_into_mean_and_std(scale: Any) -> None:
+    config = {"size": 4, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, **scale}
+    p = from_hugging_face(config)
+    assert p is not None
+    pixels = image(4, 4)
+    factor, offset = (1 / 127.5, 1) if "rescale_factor" in scale else (1, 0)
+    wanted = ((pixels.transpose(2, 0, 1) * factor - offset) - 0.5) / 0.25
+    np.testing.assert_allclose(apply_preprocessing(pixels, p).numpy(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"size": {"shortest_edge": 32}},
+        {"size": {"longest_edge": 32}},
+        {"do_resize": False, "size": 32},
+        {},
+    ],
+)
+def test_a_processor_that_leads_to_no_size_is_not_guessed(config: Any) -> None:
+    assert from_hugging_face({**config, "image_mean": [0.5], "image_std": [0.5]}) is None
+
+
+@given(
+    st.builds(
+        Preprocessing,
+        size=st.tuples(st.integers(1, 999), st.integers(1, 999)),
+        mean=st.tuples(*[st.floats(0, 1)] * 3),
+        std=st.tuples(*[st.floats(0.01, 1)] * 3),
+        resize=st.none() | st.integers(1, 999) | st.tuples(st.integers(1, 9), st.integers(1, 9)),
+        interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
+        source=st.just("config.json"),
+    )
+)
+def test_what_a_run_writes_is_read_again(p: Preprocessing) -> None:
+    assert from_run(json.loads(json.dumps({"preprocessing": to_run(p)}))) == p
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [],
+        {"size": [28, 28]},
+        {"size": [28], "mean": [0.5], "std": [0.5]},
+        {"size": [28, 28], "mean": [0.5], "std": [0]},
+        {"size": [28, 28], "mean": ["a"], "std": [1]},
+        {"size": [0, 28], "mean": [0.5], "std": [0.5]},
+        {"size": [28, 28], "mean": [0.5], "std": [0.5], "interpolation": "magic"},
+    ],
+)
+def test_a_config_that_cannot_be_right_is_refused(said: Any) -> None:
+    with pytest.raises(BadInput) as caught:
+        from_run({"preprocessing": said})
+    assert "config.json" in caught.value.what
+    assert caught.value.fix
+
+
+def test_a_config_without_preprocessing_says_nothing() -> None:
+    assert from_run({"arch": "rescale:resnet8"}) is None
+
+
+# ---- options
+
+
+def test_options_go_before_presets_and_presets_before_the_checkpoint() -> None:
+    base = Preprocessing((28, 28), (0.3,), (0.35,), source="config.json")
+    assert override(base) == base
+    assert override(base, "cifar10") == presets["cifar10"]
+    changed = override(base, "imagenet", size=(112, 112), mean=(0.5,))
+    assert (changed.size, changed.resize) == ((112, 112), 128)
+    assert changed.mean == (0.5, 0.5, 0.5)
+    assert changed.std == IMAGENET.std
+    assert "imagenet" in changed.source
+    assert override(base, size=(32, 32)).resize is None
+
+
+def test_the_preset_none_leaves_values_between_0_and_1() -> None:
+    base = Preprocessing((28, 28), (0.3,), (0.35,))
+    pixels = image(28, 28, 1)
+    same(apply_preprocessing(pixels, override(base, "none")), tv.ToTensor()(pixels))
+    assert override(None, "none", size=(28, 28)).channels == 3
+    with pytest.raises(NeedsDecision, match="how images are prepared") as caught:
+        override(None, "none")
+    assert caught.value.fix == "--size H,W for --preset none"
+
+
+def test_size_mean_and_std_are_enough_without_a_checkpoint() -> None:
+    p = override(None, size=(32, 48), mean=(0.5, 0.4, 0.3), std=(0.2,))
+    assert (p.size, p.resize, p.std) == ((32, 48), 32, (0.2, 0.2, 0.2))
+
+
+@pytest.mark.parametrize("given", [{}, {"size": (8, 8)}, {"size": (8, 8), "mean": (0.5,)}])
+def test_what_nobody_says_is_asked_for(given: Any) -> None:
+    with pytest.raises(NeedsDecision) as caught:
+        override(None, **given)
+    assert "--std" in caught.value.saw
+    assert "--preset imagenet" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"size": (0, 8)},
+        {"mean": (0.1, 0.2)},
+        {"std": (0.0,)},
+        {"mean": (float("nan"),)},
+        {"std": (1.0, 1.0, 1.0, 1.0)},
+    ],
+)
+def test_values_that_prepare_no_image_are_refused(given: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        override(Preprocessing((8, 8), (0.5,), (0.5,)), **given)
+    assert caught.value.fix
+
+
+def test_an_unknown_preset_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UsageError) as caught:
+        override(None, "imagnet")
+    assert "imagenet" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", [name for name in presets if presets[name] is not None])
+def test_every_preset_prepares_an_image(name: str) -> None:
+    p = override(None, name)
+    made = apply_preprocessing(image(37, 53), p)
+    assert made.shape == (p.channels, *p.size)
+    assert name in p.source
+
+
+def test_the_bundled_example_says_its_preprocessing() -> None:
+    config = json.loads(
+        (Path(__file__).parents[1] / "examples/fashion_lt/config.json").read_text(encoding="utf-8")
+    )
+    p = from_run(config)
+    assert p is not None
+    assert (p.size, p.mean, p.std) == ((28, 28), (0.2983,), (0.3551,))
