@@ -222,8 +222,8 @@ def test_auxiliary_heads_may_be_there_or_not(name: str, auxiliary: bool, tmp_pat
         )
 
     assert count(1000) == AUXILIARY[name][not auxiliary]
-    if name == "inception_v3":
-        return  # 100 MB of weights say no more than GoogLeNet's 30
+    if name == "inception_v3" or not auxiliary:
+        return  # one of the four is run; their names and shapes are told apart below
     network = theirs(name, init_weights=False, aux_logits=auxiliary)
     path = save(network.state_dict(), tmp_path / "model.pth")
     found = load_classifier(path)
@@ -249,7 +249,7 @@ def test_another_number_of_channels_is_taken_from_the_first_convolution(tmp_path
     same_logits(found, network, images(channels=1))
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet10"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet20"])
 def test_our_networks_are_recognized_with_and_without_a_bias(name: str, tmp_path: Path) -> None:
     for bias in (True, False):
         network = networks[name](C, 1, bias).eval()
@@ -260,7 +260,9 @@ def test_our_networks_are_recognized_with_and_without_a_bias(name: str, tmp_path
             same_logits(found, network, images(channels=1))
 
 
-@pytest.mark.parametrize("name", ["resnet50", "swin_v2_t", "regnet_y_400mf", "vit_b_16"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "swin_v2_t", "regnet_y_400mf", "vit_b_16", *AUXILIARY]
+)
 def test_torchvisions_networks_are_told_apart_by_their_shapes(name: str) -> None:
     shapes = hollow_shapes(build_of(f"torchvision:{name}", False))
     sizes = {7919: 37, 7907: 3}
