@@ -25,7 +25,7 @@ CHOICES = {
 #: Values this near are equal: they are sums of N shares.
 _EQUAL = 1e-9
 #: Strengths that are tried where a metric is no sum over samples, times C.
-_TRIED = 1 << 24
+_TRIED, _TRIED_AGAIN = 1 << 24, 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,14 @@ class Objective:
         return weights
 
     def along(self, path: DecisionPath, times: Float64 | None = None) -> tuple[Float64, Float64]:
-        """Strengths (B,), and the metric from each of them on, (B,)."""
+        """Strengths (B,), and the metric from each of them on, (B,).
+
+        Args:
+            path: of N samples.
+            times: (N,), how often each counts, in a replicate of the bootstrap; there, a metric
+                that is no sum over samples is tried at fewer strengths.
+        """
+        tried = _TRIED if times is None else _TRIED_AGAIN
         times = np.ones(len(path.labels)) if times is None else times
         weights = self.weights(path.labels, times)
         if weights is not None:
@@ -78,7 +85,7 @@ class Objective:
             at = np.concatenate([[0.0], path.gamma])
             last = np.concatenate([at[1:] != at[:-1], [True]])
             return at[last], steps.cumsum()[last]
-        gammas = thinned(path.breakpoints(), max(64, _TRIED // path.num_classes))
+        gammas = thinned(path.breakpoints(), max(64, tried // path.num_classes))
         return gammas, METRICS[self.metric](path.tallies(gammas, times))
 
 

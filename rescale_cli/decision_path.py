@@ -162,30 +162,38 @@ def by_envelope(
     return _of_steps(sample, gamma, label, labels, (logits.shape[1], limit, True))
 
 
-def by_grid(
-    family: Family, logits: NDArray[Any], labels: Labels | None, gammas: Float64
-) -> DecisionPath:
-    """The predicted classes of N samples at ascending strengths (G,), the first of them 0."""
+def grid_predictions(family: Family, logits: NDArray[Any], gammas: Float64) -> NDArray[np.int32]:
+    """The predicted classes (G, N) at ascending strengths (G,), of any method."""
     import torch
 
-    found = np.empty((len(gammas), len(logits)), np.int64)
+    found = np.empty((len(gammas), len(logits)), np.int32)
     bias = family.head.bias
     updates = [family.at(gamma) for gamma in gammas]
     for rows in _chunks(logits):
         block = torch.from_numpy(np.asarray(logits[rows], np.float64))
         block = block if bias is None else block - torch.from_numpy(bias)
-        scores = torch.empty_like(block)
+        scores, now = torch.empty_like(block), torch.zeros(len(block), dtype=torch.int64)
         for i, update in enumerate(updates):
-            added = update.shift if bias is None else update.on_bias(bias)
-            torch.addcmul(
-                torch.from_numpy(added), block, torch.from_numpy(update.scale), out=scores
-            )
-            found[i, rows] = scores.argmax(1).numpy()
-    changes = np.concatenate([np.ones((1, len(logits)), bool), found[1:] != found[:-1]])
+            added = torch.from_numpy(update.shift if bias is None else update.on_bias(bias))
+            torch.addcmul(added, block, torch.from_numpy(update.scale), out=scores)
+            if i == 0:
+                now = scores.argmax(1)
+            # Few decisions change from one strength to the next, and a maximum is a fifth of the
+            # work of its place.
+            beaten = (scores.amax(1) > scores.gather(1, now[:, None])[:, 0]).nonzero()[:, 0]
+            now[beaten] = scores[beaten].argmax(1)
+            found[i, rows] = now.numpy()
+    return found
+
+
+def by_grid(
+    found: NDArray[np.int32], labels: Labels | None, gammas: Float64, num_classes: int
+) -> DecisionPath:
+    """The path through the predictions (G, N) at ascending strengths (G,), the first of them 0."""
+    changes = np.concatenate([np.ones((1, found.shape[1]), bool), found[1:] != found[:-1]])
     sample, at = np.nonzero(changes.T)
-    return _of_steps(
-        sample, gammas[at], found[at, sample], labels, (logits.shape[1], float(gammas[-1]), False)
-    )
+    facts = (num_classes, float(gammas[-1]), False)
+    return _of_steps(sample, gammas[at], found[at, sample], labels, facts)
 
 
 def _of_steps(

@@ -22,6 +22,8 @@ _BLOCK, _LARGE_BLOCK = 1 << 18, 1 << 23
 _HUGE, _FAR, _STEEP, _LIMIT = 1e300, 1e30, 1e250, 1e20
 #: The smallest normal number, and a little more than its logarithm.
 _TINY, _DARK = 2.2250738585072014e-308, -708.3964
+#: The smallest number above 0.
+_LEAST = 5e-324
 
 
 def correct_intervals(
@@ -42,7 +44,7 @@ def correct_intervals(
         log: the scores are u * exp(gamma * s). A class with u <= 0 never beats one with u > 0;
             where no class has u > 0 the smallest |u| * exp(gamma * s) wins.
         ties: whether the true class wins where it shares the largest score, or only where it comes
-            first, as `argmax` has it.
+            first, as `argmax` has it (at 0, and where lines are one; a crossing is a point).
 
     Returns:
         lo, hi: (N,) each, float64, on the device of the logits; (inf, -inf) for a sample that is
@@ -180,26 +182,37 @@ def predicted_path(
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     step = _rows_of_a_block(logits)
     for start in range(0, len(logits), step):
-        lines, s = lines_of(logits[start : start + step], slopes, log)
-        rows, now = torch.arange(start, start + len(lines), device=s.device), lines.argmax(1)
-        at = torch.zeros(len(lines), dtype=torch.float64, device=s.device)
-        while len(rows):
-            found.append((rows, at, now))
-            at, now = _next_crossing(lines, s, at, now)
-            going = at <= limit
-            rows, at, now, lines, s = rows[going], at[going], now[going], lines[going], s[going]
+        scores = logits[start : start + step]
+        rows = torch.arange(start, start + len(scores), device=slopes.device)
+        lines, _ = lines_of(scores, slopes, log)
+        dark = (scores.amax(1) <= 0) & log  # their lines are turned round
+        for kind, s in ((~dark, slopes), (dark, -slopes)):
+            found += _envelope(lines[kind], s, rows[kind], limit)
     return PredictedPath(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def _next_crossing(lines: Tensor, slopes: Tensor, at: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the winning line is overtaken next (inf: nowhere), and by which: the steepest there."""
+def _envelope(
+    lines: Tensor, slopes: Tensor, rows: Tensor, limit: float
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The steps of some rows: lines (n, C), slopes (C,)."""
     import torch
 
-    own = now[:, None]
-    gain = slopes - slopes.gather(1, own)
-    behind = lines.gather(1, own) - lines
-    steeper = (gain > 0) & (lines > -torch.inf) & ~lines.gather(1, own).isposinf()
-    meet = torch.where(steeper, behind / gain, torch.inf)
-    first = torch.maximum(meet.amin(1), at)
-    steepest = torch.where(meet <= first[:, None], slopes, -torch.inf).argmax(1)
-    return first, steepest
+    endless = lines.isinf().any()
+    lines = lines.clamp(-_FAR, _FAR)
+    now, at = lines.argmax(1), torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    found = []
+    while len(rows):
+        found.append((rows, at, now))
+        own = now[:, None]
+        inverse = (slopes - slopes[own]).reciprocal_().clamp_max_(_STEEP)
+        meet = (lines.gather(1, own) - lines).mul_(inverse)
+        # Flatter lines are out of the race, and so are equals, whose inverse is the steepest.
+        meet.sub_(inverse.clamp_max(0), alpha=_HUGE).masked_fill_(inverse == _STEEP, torch.inf)
+        if endless:  # two infinite lines are level at every strength
+            meet.masked_fill_((lines == lines.gather(1, own)) & (lines.abs() == _FAR), torch.inf)
+        first, now = meet.min(1)
+        # A tie at 0 is the first of equals there, and the steepest from there on.
+        at = torch.maximum(first, at).clamp_min_(_LEAST)
+        going = (first <= limit).nonzero()[:, 0]
+        rows, at, now, lines = rows[going], at[going], now[going], lines[going]
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,13 @@ from rescale_cli.choose import (
     resampled,
 )
 from rescale_cli.counts import ClassCounts
-from rescale_cli.decision_path import DecisionPath, by_envelope, by_grid, by_intervals
+from rescale_cli.decision_path import (
+    DecisionPath,
+    by_envelope,
+    by_grid,
+    by_intervals,
+    grid_predictions,
+)
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.head import Float64, Head
 from rescale_cli.methods import Adjustment
@@ -26,7 +32,7 @@ from rescale_cli.predictions import Labels, Predictions
 from rescale_cli.straight_lines import Family
 
 #: Points of the grid where a method is no straight line, and of a finer one around its best.
-GRID, FINE = 101, 41
+GRID, FINE = 81, 41
 _ERROR_REPLICATES = 100
 
 
@@ -126,26 +132,6 @@ def parts_of(labels: Labels | None, samples: int, wanted: Wanted) -> Parts:
     return Parts(chosen, reported, True)
 
 
-def path_of(
-    family: Family, predictions: Predictions, wanted: Wanted, *, whole: bool, device: str = "cpu"
-) -> DecisionPath:
-    """The decisions of one method at every strength; on a grid where it is no straight line.
-
-    Args:
-        family: the method.
-        predictions: of the head as it is.
-        wanted: the limit.
-        whole: whether the wrong classes must be known, too.
-        device: where the arithmetic is done.
-    """
-    if family.slopes() is None:
-        grid = np.linspace(0, wanted.limit, GRID)
-        return by_grid(family, predictions.logits, predictions.labels, grid)
-    if whole or predictions.labels is None:
-        return by_envelope(family, predictions.logits, predictions.labels, wanted.limit, device)
-    return by_intervals(family, predictions.logits, predictions.labels, wanted.limit, device)
-
-
 def decide(
     family: Family,
     predictions: Predictions,
@@ -166,10 +152,16 @@ def decide(
         target: shares (C,) that predictions without labels should have.
         device: where the arithmetic is done.
     """
-    whole = wanted.unlabeled or objective.metric in ("macro_f1",)
-    path = path_of(family, predictions, wanted, whole=whole, device=device)
-    if not path.exact:
-        path = _refined(family, predictions, path, parts, wanted, objective, target)
+    logits, labels = predictions.logits, predictions.labels
+    if family.slopes() is None:
+        path = _on_grid(
+            family, predictions, wanted,
+            lambda coarse: pick(coarse.of(parts.chosen), wanted, objective, target).gamma,
+        )  # fmt: skip
+    elif labels is None or wanted.unlabeled or objective.metric == "macro_f1":
+        path = by_envelope(family, logits, labels, wanted.limit, device)
+    else:
+        path = by_intervals(family, logits, labels, wanted.limit, device)
     part = path.of(parts.chosen)
     error = 0.0
     if wanted.rule == "one-se" and not wanted.unlabeled:
@@ -185,21 +177,23 @@ def decide(
     return Outcome(family, choice, path, (float(low), float(high)))
 
 
-def _refined(
+def _on_grid(
     family: Family,
     predictions: Predictions,
-    path: DecisionPath,
-    parts: Parts,
     wanted: Wanted,
-    objective: Objective,
-    target: Float64,
+    best: Callable[[DecisionPath], float],
 ) -> DecisionPath:
-    """The same on a grid that is finer around the best strength of the coarse one."""
-    gamma = pick(path.of(parts.chosen), wanted, objective, target).gamma
+    """The path of a method that is no straight line: on a grid, finer around its best strength."""
+    logits, labels = predictions.logits, predictions.labels
+    classes = predictions.num_classes
+    coarse = np.linspace(0, wanted.limit, GRID)
+    found = grid_predictions(family, logits, coarse)
+    gamma = best(by_grid(found, labels, coarse, classes))
     step = wanted.limit / (GRID - 1)
-    near = np.linspace(max(0.0, gamma - step), min(wanted.limit, gamma + step), FINE)
-    grid = np.unique(np.concatenate([np.linspace(0, wanted.limit, GRID), near]))
-    return by_grid(family, predictions.logits, predictions.labels, grid)
+    fine = np.linspace(max(0.0, gamma - step), min(wanted.limit, gamma + step), FINE)
+    found = np.concatenate([found, grid_predictions(family, logits, fine)])
+    gammas, first = np.unique(np.concatenate([coarse, fine]), return_index=True)
+    return by_grid(found[first], labels, gammas, classes)
 
 
 def pick(

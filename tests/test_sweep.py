@@ -20,7 +20,7 @@ from rescale_cli.choose import CHOICES, choose, distance_to, first_within, halve
 from rescale_cli.cli import main
 from rescale_cli.commands.schema import schema_text
 from rescale_cli.counts import ClassCounts
-from rescale_cli.decision_path import by_envelope, by_grid, by_intervals
+from rescale_cli.decision_path import by_envelope, by_grid, by_intervals, grid_predictions
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.head import Head
 from rescale_cli.methods import Adjustment
@@ -88,7 +88,7 @@ def test_a_kept_bias_is_no_straight_line_and_its_grid_is_brute_force(
     family = Family(Adjustment(), head, counts)
     assert family.slopes() is None
     gammas = np.linspace(0, 1, 21)
-    path = by_grid(family, found.logits, found.labels, gammas)
+    path = by_grid(grid_predictions(family, found.logits, gammas), found.labels, gammas, 10)
     assert not path.exact
     for gamma in gammas:
         predicted = family.scores(found.logits, gamma).argmax(axis=1)
