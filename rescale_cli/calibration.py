@@ -33,7 +33,7 @@ class Measured:
 
     predicted: Labels
     """The class of the largest logit, (N,); the first of those that tie."""
-    top5: float | None
+    top_5: float | None
     """The share of samples with fewer than 5 logits above the true class's; None where C <= 5."""
     nll: float
     """Mean of -log p_y, nats; inf where a true class has probability 0."""
@@ -82,7 +82,7 @@ def measure(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) 
         errors += _class_errors(part, samples[columns])
     return Measured(
         predicted=rows.predicted,
-        top5=float((rows.above < 5).mean()) if c > 5 else None,
+        top_5=float((rows.above < 5).mean()) if c > 5 else None,
         nll=float((np.log(rows.total) - rows.own).mean()),
         ece=_top_error(1 / rows.total, rows.predicted == labels),
         classwise_ece=errors / c,

@@ -115,7 +115,7 @@ def open_checkpoint(path: Path, accept: frozenset[str] = frozenset()) -> Checkpo
             contents: Contents = module.list_tensors(path, accept)
             if not path.is_dir() and path.name.endswith(".json"):
                 path = path.parent
-            elif path.is_file() and path.name in WEIGHTS:
+            elif path.is_file() and _is_of_folder(path):
                 contents = _with_config(contents, path)
             return Checkpoint(path, contents, tuple(map(stamp_of, contents.files)))
     raise _unclaimed(path, head)
@@ -125,6 +125,14 @@ def _size(fd: int) -> int:
     import os
 
     return os.fstat(fd).st_size
+
+
+def _is_of_folder(path: Path) -> bool:
+    """Whether a file is what holds a folder's weights, or such a file re-scaled.
+
+    `apply` writes model.rescaled.safetensors beside model.safetensors; it is the same model.
+    """
+    return f"{path.name.partition('.')[0]}{path.suffix}" in WEIGHTS
 
 
 def _with_config(contents: Contents, path: Path) -> Contents:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Annotated
 
@@ -24,7 +24,18 @@ from rescale_cli.errors import (
 from rescale_cli.screen import Screen
 from rescale_cli.signals import interruptible
 
-COMMANDS = ("demo", "inspect", "counts", "apply", "verify", "revert", "schema")
+COMMANDS = (
+    "demo",
+    "inspect",
+    "counts",
+    "apply",
+    "sweep-gamma",
+    "evaluate",
+    "compare",
+    "verify",
+    "revert",
+    "schema",
+)
 
 app = typer.Typer(
     name="rescale-cli",
@@ -65,7 +76,8 @@ def _global(
 
 
 for _name in COMMANDS:
-    app.command(_name)(getattr(import_module(f"rescale_cli.commands.{_name}"), _name))
+    _word = _name.replace("-", "_")
+    app.command(_name)(getattr(import_module(f"rescale_cli.commands.{_word}"), _word))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,8 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sum(word.count("v") for word in words if re.fullmatch("-v+", word)) > 1:
             traceback.print_exception(error)
         with contextlib.suppress(BrokenPipeError):
-            speaker.error(problem)
+            _end_together(problem, lambda: speaker.error(problem))
         return problem.exit_code
+    _end_together(None, lambda: None)
     if code == Interrupted.exit_code:
         speaker.error(_as_problem(KeyboardInterrupt()))
     return code if isinstance(code, int) else 0
@@ -126,6 +139,18 @@ def _as_problem(error: BaseException) -> RescaleError:
         saw=str(error) or "no more is known",
         fix="run it again with -vv in front of the command, and report what it prints",
     )
+
+
+def _end_together(problem: RescaleError | None, speak: Callable[[], None]) -> None:
+    """Of the processes that torchrun started, rank 0 speaks, and the others wait for its words."""
+    if "RANK" not in os.environ:
+        speak()
+        return
+    from rescale_cli import ranks
+
+    if ranks.is_main():
+        speak()
+    ranks.finish(problem)
 
 
 def _command_in(words: Sequence[str]) -> str:

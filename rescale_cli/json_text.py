@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from rescale_cli.errors import BadCheckpoint, BadInput
+
+#: Control characters, ends of lines, marks of direction, and halves of characters.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def parse_json(data: bytes, what: str, kind: type[BadInput] = BadCheckpoint) -> Any:
@@ -44,3 +48,13 @@ def parse_json(data: bytes, what: str, kind: type[BadInput] = BadCheckpoint) -> 
 def clip(text: str, limit: int = 120) -> str:
     """At most `limit` characters of a text from outside, with an ellipsis where it was cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    r"""A text from outside as one line that only shows itself: the rest as escapes.
+
+    Example:
+        >>> printable("a\x1b[31m\nb")
+        'a\\x1b[31m\\nb'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

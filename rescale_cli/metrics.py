@@ -23,7 +23,7 @@ Labels = NDArray[np.integer[Any]]
 Groups = Mapping[str, NDArray[np.bool_]]
 
 GROUPS = ("many", "medium", "few")
-PROBABILITY_METRICS = ("top5", "nll", "ece", "classwise_ece", "brier")
+PROBABILITY_METRICS = ("top_5", "nll", "ece", "classwise_ece", "brier")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,7 +215,7 @@ def metrics_of(
         (0.75, None, None)
     """
     flat = {name: float(value) for name, value in table_of(confusion.tallies, groups).items()}
-    named: dict[str, float | None] = dict.fromkeys(("accuracy", "top5", *METRICS, *GROUPS))
+    named: dict[str, float | None] = dict.fromkeys(("accuracy", "top_5", *METRICS, *GROUPS))
     named |= {name: None if np.isnan(value) else value for name, value in flat.items()}
     return named | {name: getattr(measured, name, None) for name in PROBABILITY_METRICS}
 

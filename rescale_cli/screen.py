@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rescale_cli.errors import AmbiguousHead, RescaleError
-from rescale_cli.json_text import clip
+from rescale_cli.json_text import clip, printable
 
 Warning_ = tuple[str, str]
 
-#: Control characters, and the marks by which CI systems take a line for a command.
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+#: The marks by which CI systems take a line for a command.
 _COMMAND = re.compile(r"::|##(?=\[|vso)")
 #: Characters of an error's line: names in a file may be as long as they like.
 _LONGEST = 4000
@@ -31,8 +30,7 @@ def plain(text: object) -> str:
         >>> plain("fc\n::error::no")
         'fc\\n\\x3a:error\\x3a:no'
     """
-    found = _UNSAFE.sub(lambda m: m[0].encode("unicode_escape").decode(), str(text))
-    return _COMMAND.sub(lambda m: f"\\x{ord(m[0][0]):02x}{m[0][1:]}", found)
+    return _COMMAND.sub(lambda m: f"\\x{ord(m[0][0]):02x}{m[0][1:]}", printable(str(text)))
 
 
 #: What `-q` and `-v` said, for the command that is running.
@@ -48,15 +46,25 @@ class Screen:
     as_json: bool
 
     def result(
-        self, result: dict[str, Any], warnings: Sequence[Warning_], show: Callable[[], object]
+        self,
+        result: dict[str, Any],
+        warnings: Sequence[Warning_],
+        show: Callable[[], object],
+        failed: RescaleError | None = None,
     ) -> None:
-        """Print what came out: as JSON, or by `show`, with the warnings on stderr."""
+        """Print what came out: as JSON, or by `show`, with the warnings on stderr.
+
+        With `failed`, all was done and what came out is not good enough: both are told.
+        """
         if not self.as_json:
             self.warn(warnings)
             show()
+            if failed is not None:
+                self.error(failed)
             return
         listed = [{"code": code, "message": message} for code, message in warnings]
-        self._document({"ok": True, "result": result, "warnings": listed})
+        said = {} if failed is None else {"error": _fields(failed)}
+        self._document({"ok": failed is None, **said, "result": result, "warnings": listed})
 
     def warn(self, warnings: Sequence[Warning_]) -> None:
         """Say what the user should know, unless asked to be quiet."""
@@ -65,22 +73,29 @@ class Screen:
 
     def error(self, error: RescaleError) -> None:
         """Say what went wrong, what was seen, and what to do."""
-        what, saw, fix = (clip(text, _LONGEST) for text in (error.what, error.saw, error.fix))
+        said = _fields(error)
         if self.as_json:
-            said: dict[str, Any] = {"code": error.code, "what": what, "saw": saw, "fix": fix}
-            if isinstance(error, AmbiguousHead):
-                said["candidates"] = list(error.candidates)
             self._document({"ok": False, "error": said})
             return
-        talk("error", what, style="bold red")
-        if saw:
-            talk("  saw", saw)
-        talk("  fix", fix, style="green")
+        talk("error", said["what"], style="bold red")
+        if said["saw"]:
+            talk("  saw", said["saw"])
+        talk("  fix", said["fix"], style="green")
 
     def _document(self, content: dict[str, Any]) -> None:
         document = {"schema": f"rescale-cli/{self.command}@1", **content}
-        sys.stdout.write(json.dumps(_finite(document), indent=2) + "\n")
+        sys.stdout.write(json.dumps(finite(document), indent=2) + "\n")
         sys.stdout.flush()
+
+
+def _fields(error: RescaleError) -> dict[str, Any]:
+    """An error as JSON."""
+    said: dict[str, Any] = {"code": error.code}
+    for name in ("what", "saw", "fix"):
+        said[name] = clip(getattr(error, name), _LONGEST)
+    if isinstance(error, AmbiguousHead):
+        said["candidates"] = list(error.candidates)
+    return said
 
 
 def talk(kind: str, text: str, style: str = "") -> None:
@@ -104,12 +119,12 @@ def say(*lines: object) -> None:
         )
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null."""
+def finite(value: Any) -> Any:
+    """A value as JSON can hold it, which knows no NaN and no infinity: they become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -40,7 +40,7 @@ def read_adjustment(
         bool(said.get("normalize", False)),
         str(said.get("bias_policy", "")),
         max_factor,
-        float(said.get("temperature") or 1.0),
+        float(1.0 if said.get("temperature") is None else said["temperature"]),
     )
 
 

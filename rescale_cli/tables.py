@@ -56,7 +56,7 @@ def _norm_table(found: Inspected) -> Table:
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     table.add_column("relative norm (Eq. 4)")
     names = found.class_names
-    for row in _ends(found.head.num_classes):
+    for row in ends(found.head.num_classes):
         if row is None:
             table.add_row("…")
             continue
@@ -71,7 +71,8 @@ def _norm_table(found: Inspected) -> Table:
     return table
 
 
-def _ends(size: int) -> list[int | None]:
+def ends(size: int) -> list[int | None]:
+    """The rows that a table shows: all, or the first and the last ones around None."""
     if size <= _ROWS:
         return list(range(size))
     return [*range(_ROWS // 2), None, *range(size - _ROWS // 2, size)]
@@ -108,7 +109,7 @@ def _factor_table(applied: Applied, head: PlannedHead) -> Table:
     if moved:
         table.add_column("bias shift", justify="right")
     order = np.argsort(-counts.values, kind="stable")
-    for place in _ends(len(order)):
+    for place in ends(len(order)):
         if place is None:
             table.add_row("…")
             continue
@@ -131,7 +132,7 @@ def show_counts(raw: RawCounts, result: Mapping[str, Any]) -> None:
     table.add_column("row" if raw.kind != "named" else "", justify="right")
     table.add_column("class")
     table.add_column("count", justify="right")
-    for row in _ends(len(raw.values)):
+    for row in ends(len(raw.values)):
         if row is None:
             table.add_row("…")
             continue
@@ -174,7 +175,7 @@ def show_demo(demo: Demo) -> None:
     for title in ("class", "count", "recall before", "after"):
         table.add_column(title, justify="left" if title == "class" else "right")
     values = demo.applied.plan.counts.values
-    for row in _ends(len(values)):
+    for row in ends(len(values)):
         if row is None:
             table.add_row("…")
             continue

@@ -59,7 +59,7 @@ def binned_error(probability: Any, happened: Any) -> float:
 def same(found: Measured, expected: Measured) -> None:
     """Equal, but for the order of summation."""
     assert found.predicted.tolist() == expected.predicted.tolist()
-    for name in ("top5", "nll", "ece", "classwise_ece", "brier"):
+    for name in ("top_5", "nll", "ece", "classwise_ece", "brier"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-12), name
 
 
@@ -81,7 +81,7 @@ def test_every_number_is_its_definition_even_where_logits_tie(case: Any) -> None
     each = [binned_error(p[:, k], truth[:, k]) for k in range(c)]
     assert found.classwise_ece == pytest.approx(np.mean(each), abs=1e-9)
     above = (logits > logits[np.arange(n), labels][:, None]).sum(axis=1)
-    assert found.top5 == (None if c <= 5 else (above < 5).mean())
+    assert found.top_5 == (None if c <= 5 else (above < 5).mean())
 
 
 def test_real_logits_give_what_scikit_learn_torch_and_torchmetrics_give(fashion: Any) -> None:
@@ -90,10 +90,10 @@ def test_real_logits_give_what_scikit_learn_torch_and_torchmetrics_give(fashion:
     logits, labels = fashion
     found, p = measure(logits, labels), softmax(logits)
     assert found.nll == pytest.approx(oracle.log_loss(labels, p), rel=1e-9)
-    assert found.top5 == oracle.top_k_accuracy_score(labels, logits, k=5)
+    assert found.top_5 == oracle.top_k_accuracy_score(labels, logits, k=5)
     tensors = torch.from_numpy(logits), torch.from_numpy(labels)
-    top5 = multiclass_accuracy(*tensors, 10, average="micro", top_k=5)
-    assert found.top5 == pytest.approx(float(top5), rel=1e-6)
+    top_5 = multiclass_accuracy(*tensors, 10, average="micro", top_k=5)
+    assert found.top_5 == pytest.approx(float(top_5), rel=1e-6)
     each = [oracle.brier_score_loss(labels == k, p[:, k]) for k in range(10)]
     assert found.brier == pytest.approx(sum(each), rel=1e-9)
     right = (p.argmax(axis=1) == labels).astype(float)
@@ -117,7 +117,7 @@ def test_the_order_of_the_samples_changes_nothing(case: Any, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(labels))
     found, shuffled = measure(logits, labels), measure(logits[order], labels[order])
     assert shuffled.predicted.tolist() == found.predicted[order].tolist()
-    for name in ("top5", "nll", "ece", "classwise_ece", "brier"):
+    for name in ("top_5", "nll", "ece", "classwise_ece", "brier"):
         assert getattr(shuffled, name) == pytest.approx(getattr(found, name), abs=1e-9), name
 
 
@@ -174,8 +174,8 @@ def test_logits_of_any_size_give_finite_errors(scale: float, case: Any) -> None:
 
 
 def test_few_classes_have_no_top_5() -> None:
-    assert measure(np.eye(5), np.arange(5)).top5 is None
-    assert measure(np.zeros((6, 6)), np.arange(6)).top5 == 1.0  # none is strictly above
+    assert measure(np.eye(5), np.arange(5)).top_5 is None
+    assert measure(np.zeros((6, 6)), np.arange(6)).top_5 == 1.0  # none is strictly above
 
 
 def test_memory_stays_below_the_size_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:

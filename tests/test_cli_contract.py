@@ -27,7 +27,14 @@ from rescale_cli.cli import COMMANDS, main
 Containers = Callable[[str], Made]
 Capture = pytest.CaptureFixture[str]
 
-#: What cli.md says that each command takes; more is welcome.
+#: Of every command that runs a model.
+ON = (
+    "--data", "--logits", "--arch", "--preset", "--size", "--mean", "--std", "--save-logits",
+    "--download", "--device", "-b", "--batch-size", "-j", "--workers", "--amp",
+    "--channels-last", "--no-channels-last", "--compile", "--skip-bad",
+)  # fmt: skip
+
+#: What the command line promises that each command takes; more is welcome.
 OPTIONS = {
     "": ("-h", "--help", "--version", "-v", "-q"),
     "demo": ("-o", "--json"),
@@ -38,6 +45,21 @@ OPTIONS = {
         "--output", "--head", "--classes", "--zero-count", "--max-factor", "--exclude-class",
         "--target-prior", "--temperature", "--compose", "--in-place", "--force", "--dry-run",
         "--no-undo", "--accept-global", "--json",
+    ),
+    "evaluate": (
+        *ON, "--counts", "--groups",
+        "--method", "-g", "--gamma", "--tau", "-n", "--normalize", "--bias", "--against",
+        "--fail-under", "--fail-over", "--fail-drop", "--metrics-out", "--predictions-out",
+        "--junit", "--json",
+    ),
+    "sweep-gamma": (
+        "--counts", *ON, "--metric", "--choose", "--normalize", "--bias", "--holdout",
+        "--bootstrap", "--unlabeled", "--target-prior", "--gamma-max", "--fit-temperature",
+        "--seed", "-o", "--csv", "--apply", "--method", "--head", "--classes", "--json",
+    ),
+    "compare": (
+        "--counts", *ON, "--metric", "--choose", "--holdout", "--bootstrap", "--target-prior",
+        "--gamma-max", "--seed", "-o", "--json",
     ),
     "verify": ("--against", "--accept-global", "--json"),
     "revert": ("-o", "--output", "--against", "--force", "--json"),
@@ -241,7 +263,8 @@ def test_a_reader_that_leaves_early_is_no_failure(work: Path) -> None:
         ("inspect", "model.pth", "--counts", "counts.json"), ("counts", "data"), APPLY,
         ("verify", "done.pth", "--against", "model.pth"), ("revert", "done.pth", "-o", "back.pth"),
         ("apply", "model.pth", "--counts", "no.json", "-g", "1"),
-        ("inspect", "model.safetensors"),
+        ("inspect", "model.safetensors"), ("evaluate", "--help"),
+        ("sweep-gamma", "--help"), ("compare", "--help"),
     ],
     ids=" ".join,
 )  # fmt: skip

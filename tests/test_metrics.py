@@ -155,7 +155,7 @@ def test_groups_are_means_over_their_classes_with_samples_and_empty_ones_are_not
 
 def test_the_flat_table_always_has_every_name_in_one_order() -> None:
     names = [
-        "accuracy", "top5", "balanced_accuracy", "macro_precision", "macro_f1",
+        "accuracy", "top_5", "balanced_accuracy", "macro_precision", "macro_f1",
         "gmean_multiclass", "gmean_ovr", "iba_ovr", "worst_recall", "many", "medium", "few",
         "nll", "ece", "classwise_ece", "brier",
     ]  # fmt: skip

@@ -31,25 +31,16 @@ def counts(
     from rescale_cli import report, tables
     from rescale_cli.count_sources import count_data, write_counts
     from rescale_cli.counts import whole_numbers
+    from rescale_cli.text_file import write_text
 
     raw = count_data(data)
     raw = replace(raw, values=tuple(whole_numbers(raw.values, raw.names, raw.source)))
     saved = write_counts(raw)
     table = saved if isinstance(saved, dict) else {"counts": saved, "classes": None}
     if output is not None:
-        _save(output, json_module.dumps(saved, indent=1) + "\n", force)
+        write_text(output, json_module.dumps(saved, indent=1) + "\n", force=force)
     result = report.counts_result(raw, table, output)
     Screen("counts", json).result(result, _warnings(raw), lambda: tables.show_counts(raw, result))
-
-
-def _save(output: Path, text: str, force: bool) -> None:
-    from rescale_cli.staging import Staging, refuse_existing, system_errors, write_new
-
-    with system_errors(f"writing {output}"):
-        refuse_existing(output, replace=force)
-        with Staging(output.parent, replace=force) as staging:
-            write_new(staging.aside(output), text.encode())
-            staging.commit()
 
 
 def _warnings(raw: RawCounts) -> list[tuple[str, str]]:

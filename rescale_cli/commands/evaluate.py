@@ -1,0 +1,113 @@
+"""`evaluate`: metrics of models side by side, and gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rescale_cli import options
+from rescale_cli.adjust_options import AdjustOptions
+from rescale_cli.data_options import DataOptions
+from rescale_cli.errors import UsageError
+from rescale_cli.evaluate_outputs import OutputOptions, tell_github
+from rescale_cli.gate_options import GateOptions, failure, judge
+from rescale_cli.option_groups import spread
+from rescale_cli.screen import Screen
+from rescale_cli.sweep_options import group_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rescale_cli.scoring import Terms
+
+
+@spread
+def evaluate(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL", help="Checkpoint files or folders.")
+    ],
+    on: DataOptions,
+    adjust: AdjustOptions,
+    bounds: GateOptions,
+    outputs: OutputOptions,
+    counts: options.OptionalCounts = None,
+    groups: Annotated[
+        str,
+        typer.Option(
+            "--groups",
+            metavar="M,F",
+            help="Many is more than M training samples, few is less than F.",
+        ),
+    ] = "100,20",
+    head: options.Heads = None,
+    classes: options.Classes = None,
+    bootstrap: Annotated[
+        int,
+        typer.Option("--bootstrap", metavar="N", min=1, help="Resamplings for the intervals."),
+    ] = 1000,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of them.")] = 0,
+    accept_global: options.AcceptGlobal = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Measure models on labelled data, side by side; fail where a quality gate is not met."""
+    from rescale_cli.evaluate_report import evaluate_result
+    from rescale_cli.evaluate_tables import show_evaluate
+    from rescale_cli.progress import Notes, progress_bar
+    from rescale_cli.side_by_side import Watch, side_by_side
+
+    gates = bounds.gates(grouped=counts is not None)
+    outputs.check(len(models), force=force, other=on.save_logits)
+    trials = list(zip(models, on.choices(len(models), force=force), strict=True))
+    terms = _terms(counts, classes, groups, adjust, head or (), accept_global or ())
+    screen, notes = Screen("evaluate", json), Notes(json)
+    found = side_by_side(
+        trials,
+        terms,
+        bounds.base(trials),
+        replicates=bootstrap,
+        seed=seed,
+        watch=Watch(progress_bar, notes),
+    )
+    if found is None:
+        return
+    verdicts = judge(gates, found)
+    outputs.write(found, verdicts, force=force)
+    tell_github(found, verdicts)
+    failed = failure(verdicts)
+    screen.result(
+        evaluate_result(found, verdicts, terms),
+        [*notes.kept, *found.warnings],
+        lambda: show_evaluate(found, verdicts, terms),
+        failed,
+    )
+    if failed is not None:
+        raise typer.Exit(failed.exit_code)
+
+
+def _terms(
+    counts: str | None,
+    classes: str | None,
+    groups: str,
+    adjust: AdjustOptions,
+    heads: Sequence[str],
+    accept: Sequence[str],
+) -> Terms:
+    """How the models are measured, from what was typed."""
+    from rescale_cli.api import as_raw_counts
+    from rescale_cli.class_names import read_class_names
+    from rescale_cli.plan import CountsChoice
+    from rescale_cli.scoring import Terms
+
+    adjustment = adjust.adjustment()
+    if adjustment is not None and counts is None:
+        raise UsageError(
+            "an adjustment needs the samples of each class in training", fix="--counts FILE"
+        )
+    names = None if classes is None else read_class_names(classes)
+    # Only a factor cannot be had from no sample; a class without any is one of the few.
+    zero = adjust.zero_count if adjustment is not None else options.ZeroPolicy.ONE
+    raw = None if counts is None else CountsChoice(as_raw_counts(counts), names, zero.value)
+    return Terms(raw, names, group_sizes(groups), adjustment, tuple(heads), frozenset(accept))

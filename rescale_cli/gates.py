@@ -1,0 +1,187 @@
+"""Quality gates: bounds that a user sets on metrics, and whether a model keeps them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rescale_cli.errors import UsageError
+from rescale_cli.json_text import clip
+
+Kind = Literal["fail-under", "fail-over", "fail-drop"]
+
+#: Metrics of which less is better, and the largest value that each can have.
+LOWER_IS_BETTER: Mapping[str, float] = {
+    "nll": math.inf, "ece": 1.0, "classwise_ece": 1.0, "brier": 2.0
+}  # fmt: skip
+#: Metrics that only counts of the training samples give.
+GROUPS = ("many", "medium", "few")
+#: 0.80 - 0.75 is a little more than 0.05 in float64.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One bound on one metric."""
+
+    name: str
+    """The metric, as JSON names it: `balanced_accuracy`."""
+    kind: Kind
+    """Lowest value, highest value, or largest loss against the base."""
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}={self.limit:g}"
+
+    def judge(self, model: str, value: float | None, base: float | None = None) -> Verdict:
+        """Whether a model keeps the bound; a metric without a value does not.
+
+        Args:
+            model: its name, for the verdict.
+            value: its metric; None where it has none.
+            base: the metric of what it is compared with, for `fail-drop`.
+
+        Example:
+            >>> Gate("accuracy", "fail-under", 0.7).judge("a.pth", 0.65).message
+            'accuracy is 0.6500, under 0.7'
+            >>> Gate("nll", "fail-drop", 0.1).judge("a.pth", 0.55, base=0.5).passed
+            True
+        """
+        if value is None or (self.kind == "fail-drop" and base is None):
+            who = "of the base is" if value is not None else "is"
+            reason = "no class of this group has samples" if self.name in GROUPS else "no value"
+            return Verdict(self, model, None, False, f"{self.name} {who} n/a: {reason}")
+        found, limit = f"{self.name} is {value:.4f}", f"{self.limit:g}"
+        if self.kind == "fail-drop":
+            worse = self.name in LOWER_IS_BETTER
+            loss = (value - float(base or 0)) * (1 if worse else -1)
+            if loss > 0:
+                text = f"{self.name} {'rose' if worse else 'fell'} by {loss:.4f}"
+            else:
+                text = f"{self.name} did not {'rise' if worse else 'fall'}"
+            text += f" ({base:.4f} to {value:.4f})"
+            return self._verdict(model, loss, loss <= self.limit + _ROUNDING, text, "more than")
+        if self.kind == "fail-over":
+            return self._verdict(model, value, value <= self.limit + _ROUNDING, found, "over")
+        passed = value >= self.limit - _ROUNDING
+        return Verdict(
+            self, model, value, passed, f"{found}, {'at least' if passed else 'under'} {limit}"
+        )
+
+    def _verdict(self, model: str, value: float, passed: bool, text: str, word: str) -> Verdict:
+        said = f"{text}, {'at most' if passed else word} {self.limit:g}"
+        return Verdict(self, model, value, passed, said)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a gate for one model."""
+
+    gate: Gate
+    model: str
+    value: float | None
+    """The metric, or its loss against the base; None where there is none."""
+    passed: bool
+    message: str
+    """In words."""
+
+
+def read_gates(kind: Kind, words: Sequence[str], known: Collection[str]) -> list[Gate]:
+    """The gates of one option: `NAME=VALUE` each.
+
+    Args:
+        kind: which option it is.
+        words: as they were typed; `balanced-accuracy` is `balanced_accuracy`.
+        known: the names of all metrics.
+
+    Raises:
+        UsageError: no such metric, no such value, or a bound that goes the wrong way.
+
+    Example:
+        >>> read_gates("fail-under", ["macro-f1=0.7"], ["accuracy", "macro_f1"])
+        [Gate(name='macro_f1', kind='fail-under', limit=0.7)]
+    """
+    return [_read(kind, word, known) for word in words]
+
+
+def _read(kind: Kind, word: str, known: Collection[str]) -> Gate:
+    name, equals, text = word.partition("=")
+    name = re.sub(r"[\s-]+", "_", name.strip().lower())
+    if not equals:
+        fix = f"--{kind} {'balanced_accuracy' if name not in known else name}=0.7"
+        raise UsageError(f"--{kind} takes NAME=VALUE", saw=clip(word, 80), fix=fix)
+    if name not in known:
+        part = [other for other in known if name and name in other]
+        close = difflib.get_close_matches(clip(name, 80), sorted(known), n=1) or part
+        fix = f"--{kind} {close[0]}={clip(text, 20)}" if close else f"name one of: {_list(known)}"
+        raise UsageError(
+            f"there is no metric {clip(name, 80)!r}", saw=f"known: {_list(known)}", fix=fix
+        )
+    if kind != "fail-drop" and (kind == "fail-over") != (name in LOWER_IS_BETTER):
+        other = "fail-over" if kind == "fail-under" else "fail-under"
+        better = "less" if name in LOWER_IS_BETTER else "more"
+        raise UsageError(
+            f"of {name} {better} is better, so --{kind} would fail the better models",
+            saw=clip(word, 80),
+            fix=f"--{other} {name}={clip(text, 20)}",
+        )
+    return Gate(name, kind, _limit(kind, name, text.strip()))
+
+
+def _limit(kind: Kind, name: str, text: str) -> float:
+    """The bound as a number in the range of its metric."""
+    highest = LOWER_IS_BETTER.get(name, 1.0)
+    percent = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or "_" in text:
+        raise UsageError(
+            f"the bound of {name} is not a number", saw=clip(text, 80), fix=f"--{kind} {name}=0.7"
+        )
+    lowest = -highest if kind == "fail-drop" else 0.0
+    if not percent and lowest <= value <= highest:
+        return value
+    if 0 < value <= 100 and highest == 1:
+        fix = f"--{kind} {name}={value / 100:g}"
+    else:
+        fix = f"--{kind} {name}={0.05 if kind == 'fail-drop' else 0.7:g}"
+    span = f"from {lowest:g} to {highest:g}" if math.isfinite(highest) else "at least 0"
+    raise UsageError(
+        f"the bound of {name} is a number {span}, not a percentage", saw=clip(text, 80), fix=fix
+    )
+
+
+def _list(known: Collection[str]) -> str:
+    return ", ".join(sorted(known))
+
+
+def refuse_unjudgeable(gates: Sequence[Gate], *, grouped: bool, based: bool) -> None:
+    """Stop before the model runs if a gate could not be judged after it.
+
+    Args:
+        gates: all of them.
+        grouped: whether counts are given.
+        based: whether a base is given.
+
+    Raises:
+        UsageError: a drop without a base, or a group without counts.
+    """
+    for gate in gates:
+        if gate.kind == "fail-drop" and not based:
+            raise UsageError(
+                "--fail-drop compares with a base, and none is given",
+                saw=str(gate),
+                fix="name the base: --against BASE",
+            )
+        if gate.name in GROUPS and not grouped:
+            raise UsageError(
+                f"which classes are {gate.name} is said by the counts, and none are given",
+                saw=str(gate),
+                fix="--counts FILE",
+            )
