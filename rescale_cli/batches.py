@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from rescale_cli.errors import BadImage, EnvironmentProblem, RescaleError
 from rescale_cli.images import Images, Preprocessing
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     import torch
 
 _MOST_WORKERS = 8
+
+P = TypeVar("P", contravariant=True)
+R = TypeVar("R", covariant=True)
+
+
+class Reader(Protocol[P, R]):
+    """Gives a batch for what stands for it."""
+
+    def __getitem__(self, part: P, /) -> R: ...
 
 
 class Batch(NamedTuple):
@@ -58,8 +67,8 @@ def batches(
             yield Batch(list(part), _in_memory(pixels, part, preprocessing, device), [])
         return
     if workers is None:
-        workers = min(_MOST_WORKERS, _free_cpus())
-    for read in _decoded(_Reader(data, preprocessing), parts, workers, device.type == "cuda"):
+        workers = min(_MOST_WORKERS, free_cpus())
+    for read in decoded(_Reader(data, preprocessing), parts, workers, device.type == "cuda"):
         if read.error is not None:
             raise from_text(read.error)
         yield Batch(read.good, _on_device(read.images, device), read.bad)
@@ -84,7 +93,7 @@ def _on_device(
     return take
 
 
-def _free_cpus() -> int:
+def free_cpus() -> int:
     """Cores of this process, shared with the other ranks of this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -125,8 +134,18 @@ class _Reader:
         return _Read(default_collate(images) if images else None, good, bad, None)
 
 
-def _decoded(reader: _Reader, parts: list[range], workers: int, pinned: bool) -> Iterator[_Read]:
-    """The batches of the reader, in order, read ahead by worker processes."""
+def decoded(reader: Reader[P, R], parts: list[P], workers: int, pinned: bool) -> Iterator[R]:
+    """The batches of a reader, in order, read ahead by worker processes.
+
+    Args:
+        reader: from what stands for a batch to the batch; it is sent to the workers.
+        parts: one a batch.
+        workers: 0 for this process alone.
+        pinned: whether the batches are to go to a CUDA device.
+
+    Raises:
+        EnvironmentProblem: a worker was killed.
+    """
     if not workers:
         yield from map(reader.__getitem__, parts)
         return

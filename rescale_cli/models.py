@@ -14,7 +14,7 @@ from pathlib import Path
 from rescale_cli import compiled_models, hugging_face, timm_models, user_model
 from rescale_cli.errors import BadCheckpoint, BadInput, NeedsDecision, UsageError
 from rescale_cli.find_head import find_heads
-from rescale_cli.fit_weights import Build, fit, load_strictly
+from rescale_cli.fit_weights import CHANNELS, USUAL, Build, fit, load_strictly
 from rescale_cli.images import Classifier, Preprocessing
 from rescale_cli.json_text import clip
 from rescale_cli.known_networks import build_of, variant_of
@@ -23,6 +23,7 @@ from rescale_cli.preprocessing_config import from_run, from_timm, from_torchvisi
 from rescale_cli.recognize import recognize
 from rescale_cli.registry import Registry
 from rescale_cli.state_tensors import choose
+from rescale_cli.training.heads import as_trained
 
 #: Facts: `argument`, what `--arch` says behind the name; empty where it says nothing.
 Source = Callable[[ModelFile, str], Classifier]
@@ -105,7 +106,7 @@ def timm(file: ModelFile, name: str) -> Classifier:
 
 
 def _fitted(file: ModelFile, build: Build, arch: str, default: Preprocessing | None) -> Classifier:
-    fitted = fit(build, file.tensors, arch)
+    fitted = fit(as_trained(build, file.config), file.tensors, arch)
     said = _preprocessing_of(file) or default
     return Classifier(
         fitted.module,
@@ -209,8 +210,11 @@ def python(file: ModelFile, name: str) -> Classifier:
     """The user's own network, built by the user's own code."""
     from rescale_cli.logits_only import LogitsOnly
 
-    num_classes = find_heads(file.tensors, config=file.config).heads[0].num_classes
-    module = user_model.build(name, num_classes)
+    num_classes = file.config.get("num_classes")
+    if "arch" not in file.config or not isinstance(num_classes, int):
+        num_classes = find_heads(file.tensors, config=file.config).heads[0].num_classes
+    build = as_trained(lambda c, _: user_model.build(name, c), file.config)
+    module = build(num_classes, USUAL[CHANNELS])
     chosen = choose(file.tensors, module.state_dict())
     load_strictly(module, chosen, f"python:{name}")
     return Classifier(

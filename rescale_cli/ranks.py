@@ -108,9 +108,10 @@ class Team:
             return
         self._last, self._beats = time.monotonic(), self._beats + 1
         self.tell("alive", str(self._beats))
-        self._stop_if_failed()
+        self.stop_if_failed()
 
-    def _stop_if_failed(self) -> None:
+    def stop_if_failed(self) -> None:
+        """Raise what another rank has raised, if one has."""
         failed = self._get("failed")
         if failed is not None:
             raise from_text(failed)
@@ -138,7 +139,7 @@ class Team:
         """
         pulse, since = None, time.monotonic()
         while (word := self._get(f"{key}/{of}")) is None:
-            self._stop_if_failed()
+            self.stop_if_failed()
             self.beat()
             before, pulse = pulse, self._get(f"alive/{of}")
             since = since if pulse == before else time.monotonic()
@@ -170,6 +171,16 @@ class Team:
             # The store may lie in this process.
             self._store.wait([f"left/{other}" for other in range(1, self.size)], wait)
 
+    def start_group(self, backend: str, name: str = "group") -> None:
+        """Let all ranks exchange tensors, until `torch.distributed.destroy_process_group`."""
+        import torch.distributed as dist
+
+        meeting = dist.PrefixStore(name, self._store)  # type: ignore[attr-defined]
+        wait = timedelta(seconds=PATIENCE)
+        dist.init_process_group(
+            backend, store=meeting, rank=self.rank, world_size=self.size, timeout=wait
+        )
+
     def bring_together(
         self, arrays: list[NDArray[np.generic]], shares: list[slice], number: int
     ) -> None:
@@ -183,14 +194,11 @@ class Team:
         import torch
         import torch.distributed as dist
 
-        patience = timedelta(seconds=PATIENCE)
-        meeting = dist.PrefixStore(f"gather/{number}", self._store)  # type: ignore[attr-defined]
         own = not dist.is_initialized()
         if own:
-            dist.init_process_group(
-                "gloo", store=meeting, rank=self.rank, world_size=self.size, timeout=patience
-            )
-        group: Any = None if own else dist.new_group(backend="gloo", timeout=patience)
+            self.start_group("gloo", f"gather/{number}")
+        wait = timedelta(seconds=PATIENCE)
+        group: Any = None if own else dist.new_group(backend="gloo", timeout=wait)
         try:
             for other in range(1, self.size):
                 if self.rank not in (0, other):

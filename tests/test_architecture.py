@@ -35,7 +35,7 @@ LAYERS = {
         libraries state_tensors fit_weights known_networks recognize logits_only
         models model_file hugging_face timm_models compiled_models user_model
         preprocessing preprocessing_config training.networks training.layers
-        training.cosine_head
+        training.cosine_head training.heads
     """,
     "work": """
         locate_head plan rewrite byte_proof patch patched_file undo
@@ -43,7 +43,7 @@ LAYERS = {
         sweep sweep_result comparison trial
         evaluation scoring side_by_side
         predict batches forward share ranks
-        training
+        training training.ranked_norm
     """,
     "face": """
         commands cli screen report tables options __main__
@@ -57,7 +57,7 @@ LAYERS = {
 TOP = "__init__"
 
 #: Files of torch.nn.Module classes, whose base class torch must define: only functions import them.
-TORCH = {"logits_only", "training.layers", "training.cosine_head"}
+TORCH = {"logits_only", "training.layers", "training.cosine_head", "training.ranked_norm"}
 
 #: Longer files, each with its reason.
 LONG: dict[str, str] = {}

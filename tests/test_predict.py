@@ -111,7 +111,7 @@ def test_workers_change_nothing() -> None:
 def test_images_in_memory_go_in_whole_batches_and_need_no_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batches, "_decoded", None)
+    monkeypatch.setattr(batches, "decoded", None)
     found = run(in_memory(), replace(CPU, workers=2))
     np.testing.assert_allclose(found.logits, by_hand(files()), rtol=1e-5, atol=1e-6)
 

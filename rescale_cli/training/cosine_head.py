@@ -16,7 +16,9 @@ class CosineHead(nn.Module):
 
     def __init__(self, feature_dim: int, num_classes: int, scale: float = 30.0) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale: Tensor
+        # Among the weights it is also the sign by which such a head is told from a linear one.
+        self.register_buffer("scale", torch.tensor(scale))
         self.weight = nn.Parameter(torch.empty(num_classes, feature_dim).uniform_(-1, 1))
 
     def forward(self, features: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -47,7 +48,16 @@ def options_in(text: str, source: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         fix = "see what --print-config writes"
         raise BadInput(f"{source} is not TOML", saw=clip(str(error), 200), fix=fix) from None
-    return {name: _value(name, value, source) for name, value in table.items()}
+    return options_from(table, source)
+
+
+def options_from(table: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The same from a table that was parsed already; None is what is not set.
+
+    Raises:
+        BadInput: an unknown option, or a value of another kind.
+    """
+    return {name: _value(name, value, source) for name, value in table.items() if value is not None}
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,95 @@
+"""What a run needs to go on where it was: tensors and a little JSON in one safetensors file.
+
+What is drawn at random follows from (seed, epoch, step), so no random state is among it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rescale_cli.checkpoint import open_checkpoint
+from rescale_cli.errors import BadCheckpoint, BadInput
+from rescale_cli.json_text import clip, parse_json
+from rescale_cli.staging import Staging, system_errors, write_new
+from rescale_cli.state_tensors import read_tensors
+from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.recipe_toml import options_from
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEY = "rescale_cli_run"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """A moment between two steps of a run."""
+
+    recipe: Recipe
+    epoch: int
+    """Epochs done."""
+    step: int
+    """Steps done of the next one."""
+    tensors: Mapping[str, Tensor]
+    """`model.NAME`, `optimizer.momentum_buffer.NAME`, `average.NAME`, `progress.losses`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the parts want to know: numbers and texts."""
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors below a prefix, without it."""
+        dot = f"{prefix}."
+        return {k.removeprefix(dot): v for k, v in self.tensors.items() if k.startswith(dot)}
+
+
+def write_state(path: Path, state: RunState) -> None:
+    """Write it aside, sync it, and give it its name: a kill at any time leaves the old or the new.
+
+    Raises:
+        EnvironmentProblem: the system refused something.
+    """
+    from safetensors.torch import save
+
+    said = {
+        "version": VERSION,
+        "epoch": state.epoch,
+        "step": state.step,
+        "recipe": asdict(state.recipe),
+        "facts": dict(state.facts),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
+    data = save(tensors, metadata={"format": "pt", KEY: json.dumps(said)})
+    with system_errors(f"writing {path}"), Staging(path.parent, replace=True) as staging:
+        write_new(staging.aside(path), data, path.parent)
+        staging.commit()
+
+
+def read_state(path: Path) -> RunState:
+    """The state that a run left; nothing is unpickled.
+
+    Raises:
+        BadInput: there is none, it is damaged, or of another version.
+    """
+    if not path.is_file():
+        raise BadInput(
+            f"there is no run to resume in {path.parent}",
+            saw=f"no {path.name}",
+            fix="name the folder of a run: --resume RUN",
+        )
+    contents = open_checkpoint(path).contents
+    said = parse_json(contents.metadata.get(KEY, "null").encode(), path.name)
+    match said:
+        case {"version": 1, "epoch": int(epoch), "step": int(step), "recipe": dict(recipe),
+              "facts": dict(facts)}:  # fmt: skip
+            tensors = read_tensors({info.name: info for info in contents.tensors})
+            made = Recipe(**options_from(recipe, path.name))
+            return RunState(made, epoch, step, tensors, facts)
+    raise BadCheckpoint(
+        f"{path.name} is no state of a run that this version can go on from",
+        saw=clip(repr(said), 200),
+        fix="train again, in another folder: -o RUN",
+    )

@@ -1,0 +1,231 @@
+"""One step of training: forward, backward, update, projection; the same under every precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from rescale_cli.errors import BadInput
+from rescale_cli.training.average import Average
+from rescale_cli.training.heads import HeadKind
+from rescale_cli.training.losses import losses
+from rescale_cli.training.parallel import Ranks
+from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.wvn import attach, project_rows_
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+class Stepper:
+    """A network in training, and all that changes with each step.
+
+    Args:
+        network: on the CPU; it is moved.
+        head: its last layer.
+        recipe: how it is trained.
+        counts: n_i, (C,), at least 1 each.
+        device: where.
+        ranks: who takes part.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        head: HeadKind,
+        recipe: Recipe,
+        counts: Tensor,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        import torch
+
+        self.recipe, self.device, self._ranks = recipe, device, ranks
+        self.layout = _layout(network, recipe, device)
+        network = network.to(device=device).to(memory_format=self.layout)
+        if ranks.world > 1:
+            from rescale_cli.training.ranked_norm import normalize_together
+
+            network = normalize_together(network, device)
+        self.network, self._head_name = network, head.name
+        self.optimizer = _sgd(network, head.name, recipe, device)
+        if recipe.wvn:
+            attach(self.head, self.optimizer)
+        self._loss, self._counts = losses[recipe.loss], counts.to(device)
+        self._amp = getattr(torch, _DTYPES[recipe.amp]) if recipe.amp != "off" else None
+        self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
+        self.average = Average(network, recipe.ema) if recipe.ema else None
+        compiled: Any = torch.compile(network) if recipe.compile else network
+        self._forward: Any = ranks.together(compiled, device)
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer."""
+        return self.network.get_submodule(self._head_name)
+
+    def take(
+        self, x: Tensor, y: Tensor, lr: float, weights: Tensor | None, share: float
+    ) -> tuple[Tensor, Tensor]:
+        """One step on a batch.
+
+        Args:
+            x: (n, channels, H, W).
+            y: (n,).
+            lr: the learning rate.
+            weights: of the classes, (C,), or None.
+            share: what this rank's mean loss is multiplied by; see `Batches.weight`.
+
+        Returns:
+            This rank's part of the loss, times `share`, and how many it had right; on the device,
+            nothing waits for it.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = min(self.recipe.accumulate, len(y))
+        if parts == 1:
+            loss, hits = self._backward(x, y, weights, share)
+        else:
+            loss, hits = self._accumulate(x, y, weights, share, parts)
+        if self.recipe.clip_norm:
+            from torch.nn.utils import clip_grad_norm_
+
+            self._scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        if self.average is not None:
+            self.average.update()
+        return loss, hits
+
+    def _accumulate(
+        self, x: Tensor, y: Tensor, weights: Tensor | None, share: float, parts: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same gradient from parts of the batch, one by one; ranks meet at the last."""
+        found = []
+        pieces = list(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True))
+        for number, (px, py) in enumerate(pieces, 1):
+            alone = self._ranks.world > 1 and number < parts
+            with self._forward.no_sync() if alone else nullcontext():
+                found.append(self._backward(px, py, weights, share * len(py) / len(y)))
+        return sum(f[0] for f in found), sum(f[1] for f in found)  # type: ignore[return-value]
+
+    def _backward(
+        self, x: Tensor, y: Tensor, weights: Tensor | None, share: float
+    ) -> tuple[Tensor, Tensor]:
+        import torch
+
+        x = x.contiguous(memory_format=self.layout)
+        with torch.autocast(self.device.type, self._amp, enabled=self._amp is not None):
+            logits = self._forward(x)
+        loss = self._loss(logits, y, self._counts, weights)
+        loss = loss if share == 1 else loss * share
+        torch.autograd.backward(self._scaler.scale(loss))
+        return loss.detach(), (logits.detach().argmax(1) == y).sum()
+
+    def tried(self, x: Tensor, classes: int) -> None:
+        """See that the network takes such images, before a run begins; nothing changes.
+
+        Raises:
+            BadInput: it does not, or does not answer with C logits each.
+        """
+        import torch
+
+        x = x.contiguous(memory_format=self.layout)
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                answer = self.network(x)
+            if tuple(answer.shape) != (len(x), classes):
+                raise ValueError(f"it answers with {tuple(answer.shape)}")
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            saw = str(error).strip().splitlines()
+            raise BadInput(
+                f"{self.recipe.arch} does not take images of shape {tuple(x.shape[1:])}",
+                saw=saw[0] if saw else type(error).__name__,
+                fix="another --size or --arch",
+            ) from error
+        finally:
+            self.network.train()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to validate and to keep, by name: the average where there is one.
+
+        Rows of unit length are made so again: an average of them is shorter.
+        """
+        if self.average is None:
+            return dict(self.network.state_dict())
+        state = {name: value.clone() for name, value in self.average.state.items()}
+        if self.recipe.wvn:
+            project_rows_(state[f"{self._head_name}.weight"])
+        return state
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the next step depends on: tensors by name, and numbers."""
+        tensors = {f"model.{name}": value for name, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"optimizer.momentum_buffer.{name}"] = buffer
+        facts: dict[str, Any] = {"scaler": self._scaler.state_dict()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.state.items()}
+            facts["averaged"] = self.average.steps
+        return tensors, facts
+
+    def load(
+        self, model: Mapping[str, Tensor], momentum: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            BadInput: it is another network's.
+        """
+        import torch
+
+        try:
+            self.network.load_state_dict(dict(model))
+        except RuntimeError as error:
+            raise BadInput(
+                "last.ckpt holds another network than the recipe names",
+                saw=str(error).splitlines()[-1].strip(),
+                fix="train again, in another folder: -o RUN",
+            ) from None
+        for name, parameter in self.network.named_parameters():
+            if name in momentum:
+                buffer = torch.empty_like(parameter).copy_(momentum[name])  # of its layout, too
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+        if facts.get("scaler"):
+            self._scaler.load_state_dict(dict(facts["scaler"]))
+
+
+def _layout(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.memory_format:
+    """Channels last where convolutions gain by it: on CPUs, and on CUDA in short floats."""
+    import torch
+
+    wanted = recipe.channels_last
+    if wanted is None:
+        gains = device.type == "cpu" or recipe.amp != "off"
+        wanted = gains and any(isinstance(m, torch.nn.Conv2d) for m in network.modules())
+    return torch.channels_last if wanted else torch.contiguous_format
+
+
+def _sgd(network: nn.Module, head: str, recipe: Recipe, device: torch.device) -> torch.optim.SGD:
+    """SGD with momentum, without Nesterov; the head in a group of its own."""
+    from torch.optim import SGD
+
+    of_head = {id(p) for p in network.get_submodule(head).parameters()}
+    named = [(id(p) in of_head, p) for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for is_head, p in named if is_head is wanted], "factor": factor}
+        for wanted, factor in ((False, 1.0), (True, recipe.head_lr_factor))
+    ]
+    # A fused step hides from its hooks that a gradient scaler skipped it.
+    return SGD(
+        groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+        fused=recipe.amp != "fp16",
+    )  # fmt: skip
