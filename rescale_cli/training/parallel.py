@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rescale_cli import ranks
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+T = TypeVar("T")
+
+#: Seconds in which the reason why another rank has gone gets here.
+_HEAR = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,16 @@ class Ranks:
 
             dist.all_reduce(values)
         return values
+
+    def first_main(self, deed: Callable[[], T]) -> T:
+        """Do something that may fetch or write: rank 0 first, then the others, who find it done."""
+        if self.world == 1:
+            return deed()
+        import torch.distributed as dist
+
+        done = deed() if self.is_main else None
+        dist.barrier()
+        return deed() if done is None else done
 
     def together(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network as one whose gradients are the mean over all ranks'."""
@@ -69,6 +85,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     try:
         yield Ranks(team.rank, team.size)
     except Exception as error:
+        if isinstance(error, RuntimeError):  # the words of gloo when another rank has gone
+            time.sleep(_HEAR)
+            team.stop_if_failed()
         team.fail(error)
         raise
     finally:

@@ -147,6 +147,10 @@ class Batches:
         stop = self.total if step == self.steps - 1 else (step + 1) * self.size
         return slice(step * self.size + rank, stop, self.world)
 
+    def size_of(self, step: int) -> int:
+        """Images of a step, all ranks together."""
+        return (self.total if step == self.steps - 1 else (step + 1) * self.size) - step * self.size
+
     def weight(self, step: int, rank: int = 0) -> float:
         """What a rank's mean loss is multiplied by, so that the mean over ranks is the global one.
 

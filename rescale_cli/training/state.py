@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,3 +93,27 @@ def read_state(path: Path) -> RunState:
         saw=clip(repr(said), 200),
         fix="train again, in another folder: -o RUN",
     )
+
+
+def resumed(state: RunState, changes: dict[str, Any]) -> Recipe:
+    """The recipe of a run, with what may change when it goes on.
+
+    Raises:
+        BadInput: a change after which it would be another run.
+    """
+    fixed = [name for name, value in changes.items()
+             if name not in _MAY_CHANGE and value != getattr(state.recipe, name)]  # fmt: skip
+    if fixed:
+        raise BadInput(
+            f"--{fixed[0].replace('_', '-')} cannot change in the middle of a run",
+            saw=f"{getattr(state.recipe, fixed[0])!r} at its beginning, {changes[fixed[0]]!r} now",
+            fix="leave it out, or train anew in another folder: -o RUN",
+        )
+    return replace(state.recipe, **changes)
+
+
+#: What says where and how long, not what.
+_MAY_CHANGE = frozenset(
+    ("data", "val_data", "epochs", "milestones", "gamma", "device", "workers", "compile",
+     "channels_last", "tensorboard")
+)  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from rescale_cli.training.heads import HeadKind
 from rescale_cli.training.losses import losses
 from rescale_cli.training.parallel import Ranks
 from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.state import RunState
 from rescale_cli.training.wvn import attach, project_rows_
 
 if TYPE_CHECKING:
@@ -177,9 +177,7 @@ class Stepper:
             facts["averaged"] = self.average.steps
         return tensors, facts
 
-    def load(
-        self, model: Mapping[str, Tensor], momentum: Mapping[str, Tensor], facts: Mapping[str, Any]
-    ) -> None:
+    def load(self, state: RunState) -> None:
         """Go on from what `state` gave.
 
         Raises:
@@ -188,19 +186,22 @@ class Stepper:
         import torch
 
         try:
-            self.network.load_state_dict(dict(model))
+            self.network.load_state_dict(state.part("model"))
         except RuntimeError as error:
             raise BadInput(
                 "last.ckpt holds another network than the recipe names",
                 saw=str(error).splitlines()[-1].strip(),
                 fix="train again, in another folder: -o RUN",
             ) from None
+        momentum = state.part("optimizer.momentum_buffer")
         for name, parameter in self.network.named_parameters():
             if name in momentum:
                 buffer = torch.empty_like(parameter).copy_(momentum[name])  # of its layout, too
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
-        if facts.get("scaler"):
-            self._scaler.load_state_dict(dict(facts["scaler"]))
+        if state.facts.get("scaler"):
+            self._scaler.load_state_dict(dict(state.facts["scaler"]))
+        if self.average is not None:
+            self.average.load(state.part("average"), state.facts["averaged"])
 
 
 def _layout(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.memory_format:

@@ -1,0 +1,218 @@
+"""A run at some moment: the steps and epochs that are left, and the state between two of them.
+
+Between two steps a run is nothing but its state: whatever else there is follows from the recipe and
+from (seed, epoch, step). So a run that was killed goes on to the very result of one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from rescale_cli.counts import ClassCounts
+from rescale_cli.errors import BadInput
+from rescale_cli.signals import undisturbed
+from rescale_cli.training.feed import make_feed
+from rescale_cli.training.images import TrainingImages
+from rescale_cli.training.losses import class_weights
+from rescale_cli.training.network import build_network
+from rescale_cli.training.parallel import Ranks
+from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.run_folder import RunFolder
+from rescale_cli.training.samplers import Batches, epoch_order
+from rescale_cli.training.schedules import learning_rate
+from rescale_cli.training.seeds import seed_of
+from rescale_cli.training.state import RunState
+from rescale_cli.training.step import Stepper
+from rescale_cli.training.validation import Validation
+from rescale_cli.training.wvn import check_rows
+
+if TYPE_CHECKING:
+    import torch
+
+#: Seconds after which a state is kept in the middle of an epoch, too.
+KEEP_EVERY = 600.0
+#: Steps between two looks at the loss; each waits for the device.
+_LOOK = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told how a run goes."""
+
+    images: Callable[[int, int, float], None] = lambda done, total, per_second: None
+    """Images done, images of the whole run, images per second."""
+    epoch: Callable[[dict[str, Any], int], None] = lambda line, epochs: None
+    """A line of metrics.jsonl, and the epochs of the run."""
+    notes: Callable[[str], None] = lambda text: None
+    """What the user should know."""
+
+
+class Run:
+    """A run at some moment: `epoch` epochs and `step` steps are done."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        data: TrainingImages,
+        device: torch.device,
+        ranks: Ranks,
+        watch: Watch,
+    ) -> None:
+        import torch
+
+        self.recipe, self.folder, self.data = recipe, folder, data
+        self.device, self.ranks, self.watch = device, ranks, watch
+        self.counts = ClassCounts.of(data.counts, data.classes, source=data.train.source)
+        network, self.head = build_network(recipe, len(data.classes), data.preprocessing.channels)
+        counts = torch.from_numpy(data.counts)
+        self.stepper = Stepper(network, self.head, recipe, counts, device, ranks)
+        self.feed = make_feed(data, recipe, device)
+        self.validation = None
+        if data.validation is not None:
+            self.validation = Validation(
+                data.validation, data.preprocessing, self.counts.groups(), device, recipe.workers,
+                ranks,
+            )  # fmt: skip
+        self.batches = Batches(len(self._order(0)), recipe.batch_size, ranks.world)
+        self.epoch = self.step = 0
+        #: Loss times images, and images that were right, of this epoch; float64, on the device.
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self.lines: list[dict[str, Any]] = []
+        self._images, self._seconds, self._kept = 0, 0.0, time.monotonic()
+
+    def _order(self, epoch: int) -> NDArray[Any]:
+        return epoch_order(self.recipe.sampler, self.data.labels, self.recipe.seed, epoch)
+
+    def load(self, state: RunState) -> None:
+        """Stand where a run stood.
+
+        Raises:
+            BadInput: it had other data or another network.
+        """
+        counts = state.facts.get("counts")
+        if counts != self.data.counts.tolist():
+            raise BadInput(
+                "these are not the images that the run began with",
+                saw=f"{sum(counts or ())} then, {len(self.data.labels)} now",
+                fix="restore the data, or train again in another folder: -o RUN",
+            )
+        self.stepper.load(state)
+        self.epoch, self.step = state.epoch, state.step
+        if self.ranks.is_main:  # the sums are of all ranks
+            self.sums.copy_(state.tensors["progress.sums"])
+        self.lines = self.folder.lines(state.epoch)
+
+    def keep(self) -> None:
+        """Write the state of this moment; rank 0 has all of it but the sums of an epoch.
+
+        Those of the others are taken to be like its own: they are told, and nothing rests on them.
+        """
+        if not self.ranks.is_main:
+            return
+        tensors, facts = self.stepper.state()
+        tensors["progress.sums"] = self.sums * self.ranks.world if self.step else self.sums
+        facts["counts"] = self.data.counts.tolist()
+        self.folder.write_state(RunState(self.recipe, self.epoch, self.step, tensors, facts))
+        self._kept = time.monotonic()
+
+    def go(self) -> None:
+        """All steps and epochs that are left."""
+        if self.ranks.is_main:
+            self.folder.describe(self.recipe, self.data, self.head)
+            self.folder.write_lines(self.lines)
+        self._try()
+        self.keep()
+        while self.epoch < self.recipe.epochs:
+            self._steps()
+            self._end_epoch()
+            self.keep()
+
+    def _try(self) -> None:
+        """See that the network takes the images, before hours are spent."""
+        c = len(self.data.classes)
+        x, _ = next(iter(self.feed.epoch(0, self._order(0), self.batches, self.ranks.rank, 0)))
+        self.stepper.tried(x, c)
+        if self.validation is not None:
+            self.stepper.tried(self.validation.first(), c)
+
+    def _steps(self) -> None:
+        """The steps that are left of this epoch."""
+        import torch
+
+        recipe, batches, rank = self.recipe, self.batches, self.ranks.rank
+        weights = class_weights(recipe.loss, self.data.counts, self.epoch, recipe.drw_epoch)
+        on_device = None if weights is None else torch.from_numpy(weights).to(self.device)
+        stream = self.feed.epoch(self.epoch, self._order(self.epoch), batches, rank, self.step)
+        begun = time.perf_counter()
+        for step, (x, y) in enumerate(stream, self.step):
+            # A signal waits for the end of the step: there is no state in its middle.
+            with undisturbed():
+                torch.manual_seed(seed_of(recipe.seed, self.epoch, step, rank))  # for dropout
+                lr = learning_rate(recipe, self.epoch * batches.steps + step, batches.steps)
+                share = batches.weight(step, rank)
+                loss, hits = self.stepper.take(x, y, lr, on_device, share)
+                size = batches.size_of(step)
+                self.sums += torch.stack([loss.double() * (size / self.ranks.world), hits.double()])
+                self.step = step + 1
+            self._images += size
+            self._seconds, begun = self._seconds + time.perf_counter() - begun, time.perf_counter()
+            self._watch_steps()
+
+    def _watch_steps(self) -> None:
+        done = self.epoch * self.batches.total + self.step * self.batches.size
+        total = self.recipe.epochs * self.batches.total
+        self.watch.images(min(done, total), total, self._images / self._seconds)
+        if self.step % _LOOK == 0:
+            self._refuse_nan(float(self.ranks.total(self.sums.clone())[0]))
+        if time.monotonic() - self._kept > KEEP_EVERY:
+            self.keep()
+
+    def _refuse_nan(self, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        raise BadInput(
+            f"the loss is {loss} in epoch {self.epoch + 1}: training has diverged",
+            saw=f"learning rate {self.recipe.lr:g}, --amp {self.recipe.amp}",
+            fix=f"train anew with a smaller --lr {self.recipe.lr / 10:g}, with --warmup-epochs 5, "
+            "or with --clip-norm 1",
+        )
+
+    def _end_epoch(self) -> None:
+        """Look at the loss, validate, write a line."""
+        sums = self.ranks.total(self.sums.clone()).tolist()
+        self._refuse_nan(sums[0])
+        weights = self.stepper.weights()
+        rows = weights[f"{self.head.name}.weight"].detach().flatten(1)
+        if self.recipe.wvn:
+            check_rows(rows)
+        line: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "lr": learning_rate(
+                self.recipe, (self.epoch + 1) * self.batches.steps - 1, self.batches.steps
+            ),
+            "loss": sums[0] / self.batches.total,
+            "error": 1 - sums[1] / self.batches.total,
+        }
+        if self.validation is not None:
+            network, layout = self.stepper.network, self.stepper.layout
+            line |= self.validation.errors(network, weights, layout)
+        line["row_norms"] = [round(norm, 6) for norm in rows.double().norm(dim=1).tolist()]
+        line["images_per_second"] = round(self._images / self._seconds, 1) if self._images else None
+        self.epoch, self.step = self.epoch + 1, 0
+        self.sums.zero_()
+        self.lines.append(line)
+        if self.ranks.is_main:
+            self.folder.add_line(line)
+        self.watch.epoch(line, self.recipe.epochs)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of training alone, in this process; None where nothing was left to do."""
+        return self._images / self._seconds if self._images else None

@@ -1,0 +1,159 @@
+"""The folder of a run: what inspect, sweep-gamma, evaluate and apply take as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rescale_cli import api
+from rescale_cli.class_order import RawCounts
+from rescale_cli.count_sources import write_counts
+from rescale_cli.errors import BadInput, OutputExists
+from rescale_cli.preprocessing_config import to_run
+from rescale_cli.staging import Staging, system_errors, write_new
+from rescale_cli.text_file import write_text
+from rescale_cli.training.heads import HeadKind
+from rescale_cli.training.images import TrainingImages
+from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.state import RunState, read_state, write_state
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a run writes, and what its files are called."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The weights at the end."""
+        return self.path / "model.safetensors"
+
+    @property
+    def rescaled(self) -> Path:
+        """The same, re-scaled once, where the recipe has a gamma."""
+        return self.path / "model.rs.safetensors"
+
+    @property
+    def counts(self) -> Path:
+        """Training images of each class."""
+        return self.path / "counts.json"
+
+    @property
+    def config(self) -> Path:
+        """Network, classes, preprocessing, head, recipe."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line of JSON an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        """What the run goes on from."""
+        return self.path / "last.ckpt"
+
+    @property
+    def events(self) -> Path:
+        """The folder of TensorBoard."""
+        return self.path / "tensorboard"
+
+    def prepare(self, *, force: bool) -> None:
+        """Make the folder, or take one in which no run has been.
+
+        Args:
+            force: remove the files of an earlier run; others stay.
+
+        Raises:
+            OutputExists: something is there, and may not be replaced.
+            EnvironmentProblem: the system refused something.
+        """
+        with system_errors(f"writing {self.path}"):
+            if not self.path.exists() and not self.path.parent.is_dir():
+                raise BadInput(
+                    f"there is no folder {self.path.parent}", fix=f"mkdir -p {self.path.parent}"
+                )
+            if self.path.exists() and not self.path.is_dir():
+                raise OutputExists(f"{self.path} is no folder", fix="name another: -o RUN")
+            self.path.mkdir(exist_ok=True)
+            if not force and any(self.path.iterdir()):
+                fix = "--resume to go on with it, --force to train anew, or another folder: -o RUN"
+                raise OutputExists(f"{self.path} holds something already", fix=fix)
+            for file in (self.model, self.rescaled, self.metrics, self.last):
+                file.unlink(missing_ok=True)
+
+    def describe(self, recipe: Recipe, data: TrainingImages, head: HeadKind) -> None:
+        """Write config.json and counts.json, which make the folder a run."""
+        names = {"classes": list(data.classes)} if data.named else {}
+        config: dict[str, Any] = {
+            "arch": recipe.arch,
+            "num_classes": len(data.classes),
+            **names,
+            "preprocessing": to_run(data.preprocessing),
+            "head": head.as_json(),
+            # As timm says it: where every reader of such folders looks for the head.
+            "pretrained_cfg": {"classifier": head.name},
+        }
+        write_text(self.config, json.dumps(config, indent=2) + "\n", force=True)
+        counts = tuple(data.counts.tolist())
+        raw = RawCounts(counts, data.classes if data.named else None, "named", str(self.path))
+        write_text(self.counts, json.dumps(write_counts(raw), indent=1) + "\n", force=True)
+
+    def lines(self, epochs: int) -> list[dict[str, Any]]:
+        """What metrics.jsonl says of the first epochs; a line that a kill cut short is none."""
+        found: list[dict[str, Any]] = []
+        for text in self.metrics.read_text("utf-8").splitlines() if self.metrics.is_file() else ():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                break
+            if len(found) == epochs:
+                break
+            found.append(line)
+        return found
+
+    def write_lines(self, lines: list[dict[str, Any]]) -> None:
+        """Write metrics.jsonl anew."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_text(self.metrics, text, force=True)
+
+    def add_line(self, line: Mapping[str, Any]) -> None:
+        """Add one to metrics.jsonl."""
+        with (
+            system_errors(f"writing {self.metrics}"),
+            self.metrics.open("a", encoding="utf-8") as f,
+        ):
+            f.write(json.dumps(line) + "\n")
+
+    def read_state(self) -> RunState:
+        """See `state.read_state`."""
+        return read_state(self.last)
+
+    def write_state(self, state: RunState) -> None:
+        """See `state.write_state`."""
+        write_state(self.last, state)
+
+    def write_model(self, weights: Mapping[str, Tensor]) -> None:
+        """Write the weights, whole or not at all."""
+        from safetensors.torch import save
+
+        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        data = save(tensors, metadata={"format": "pt"})
+        with system_errors(f"writing {self.model}"), Staging(self.path, replace=True) as staging:
+            write_new(staging.aside(self.model), data, self.path)
+            staging.commit()
+
+    def write_rescaled(self, gamma: float) -> None:
+        """RS once, after all training (Kim & Kim 2020, Algorithm 1, line 9): a second checkpoint.
+
+        Raises:
+            BadHead: a factor is too large for the head's dtype.
+        """
+        api.apply(self.model, self.counts, gamma, output=self.rescaled, force=True)
