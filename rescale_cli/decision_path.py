@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rescale_cli.cores import Work, in_blocks
 from rescale_cli.head import Float64
 from rescale_cli.metrics import Tallies
 from rescale_cli.predictions import Labels
@@ -17,8 +17,8 @@ from rescale_cli.straight_lines import Family
 if TYPE_CHECKING:
     from rescale_cli.strength_path import PredictedPath
 
-#: Logits held at once in float64.
-_HELD = 1 << 22
+#: Logits held at once in float64, by a thread on the CPU, and for another device.
+_BLOCK, _LARGE_BLOCK = 1 << 19, 1 << 22
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,13 +120,15 @@ def by_intervals(
     from rescale_cli.strength_path import correct_intervals
 
     slopes, log = _lines(family)
-    ends = []
-    for rows in _chunks(logits):
+    lo, hi = np.empty((2, len(logits)))
+
+    def find(rows: slice) -> None:
         scores = torch.from_numpy(family.scores(logits[rows])).to(device)
         truth = torch.from_numpy(labels[rows])
         both = correct_intervals(scores, truth, torch.from_numpy(slopes), log, ties="first")
-        ends.append(torch.stack(both).cpu().numpy())
-    lo, hi = np.concatenate(ends, axis=1)
+        lo[rows], hi[rows] = torch.stack(both).cpu().numpy()
+
+    _in_blocks(logits, find, device)
     rises = np.flatnonzero((lo > 0) & (lo <= np.minimum(limit, hi)))
     falls = np.flatnonzero((hi >= np.maximum(lo, 0)) & (hi < limit))
     sample = np.concatenate([rises, falls])
@@ -151,14 +153,16 @@ def by_envelope(
     from rescale_cli.strength_path import predicted_path
 
     slopes, log = _lines(family)
-    columns: list[list[NDArray[Any]]] = [[], [], []]
-    for rows in _chunks(logits):
+    paths: dict[int, PredictedPath] = {}
+
+    def follow(rows: slice) -> None:
         scores = torch.from_numpy(family.scores(logits[rows])).to(device)
-        path: PredictedPath = predicted_path(scores, torch.from_numpy(slopes), log, limit)
-        for column, tensor in zip(columns, path, strict=True):
-            column.append(tensor.cpu().numpy())
-        columns[0][-1] = columns[0][-1] + rows.start
-    sample, gamma, label = (np.concatenate(column) for column in columns)
+        path = predicted_path(scores, torch.from_numpy(slopes), log, limit)
+        paths[rows.start] = path._replace(sample=path.sample + rows.start)
+
+    _in_blocks(logits, follow, device)
+    columns = zip(*(paths[first] for first in sorted(paths)), strict=True)
+    sample, gamma, label = (torch.cat(column).cpu().numpy() for column in columns)
     return _of_steps(sample, gamma, label, labels, (logits.shape[1], limit, True))
 
 
@@ -169,7 +173,8 @@ def grid_predictions(family: Family, logits: NDArray[Any], gammas: Float64) -> N
     found = np.empty((len(gammas), len(logits)), np.int32)
     bias = family.head.bias
     updates = [family.at(gamma) for gamma in gammas]
-    for rows in _chunks(logits):
+
+    def predict(rows: slice) -> None:
         block = torch.from_numpy(np.asarray(logits[rows], np.float64))
         block = block if bias is None else block - torch.from_numpy(bias)
         scores, now = torch.empty_like(block), torch.zeros(len(block), dtype=torch.int64)
@@ -183,6 +188,8 @@ def grid_predictions(family: Family, logits: NDArray[Any], gammas: Float64) -> N
             beaten = (scores.amax(1) > scores.gather(1, now[:, None])[:, 0]).nonzero()[:, 0]
             now[beaten] = scores[beaten].argmax(1)
             found[i, rows] = now.numpy()
+
+    _in_blocks(logits, predict)
     return found
 
 
@@ -224,8 +231,8 @@ def _lines(family: Family) -> tuple[Float64, bool]:
     return lines
 
 
-def _chunks(logits: NDArray[Any]) -> Iterator[slice]:
-    """Rows at a time, so that memory does not grow with N."""
-    step = max(1, _HELD // logits.shape[1])
-    for first in range(0, len(logits), step):
-        yield slice(first, min(first + step, len(logits)))
+def _in_blocks(logits: NDArray[Any], work: Work, device: str = "cpu") -> None:
+    """Some rows at a time, so that memory does not grow with N."""
+    on_cpu = device == "cpu"
+    step = max(1, (_BLOCK if on_cpu else _LARGE_BLOCK) // logits.shape[1])
+    in_blocks(len(logits), step, lambda: work, on_cpu=on_cpu)

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from rescale_cli.cores import Work, in_blocks
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 Ties = Literal["win", "first"]
+_Steps = list[tuple["Tensor", "Tensor", "Tensor"]]
 
 #: Elements of a block, on the CPU (its cache holds three of them) and elsewhere.
 _BLOCK, _LARGE_BLOCK = 1 << 18, 1 << 23
-#: Stand for infinity where infinity times zero must not arise: a penalty, a line that never wins,
-#: the steepest crossing; and what no crossing of real lines reaches.
-_HUGE, _FAR, _STEEP, _LIMIT = 1e300, 1e30, 1e250, 1e20
+#: Stand for infinity where infinity times zero must not arise: a penalty, a line that never wins;
+#: what no crossing of real lines reaches; and for the difference of equal slopes.
+_HUGE, _FAR, _LIMIT, _LEVEL = 1e300, 1e30, 1e20, 1e-100
 #: The smallest normal number, and a little more than its logarithm.
 _TINY, _DARK = 2.2250738585072014e-308, -708.3964
 #: The smallest number above 0.
@@ -58,13 +61,21 @@ def correct_intervals(
     """
     import torch
 
+    logits = logits.detach()
     labels, slopes = labels.to(logits.device), slopes.to(logits.device, torch.float64)
     lo, hi = torch.empty(2, len(logits), dtype=torch.float64, device=logits.device)
     step = _rows_of_a_block(logits)
-    buffers = torch.empty(3, step, logits.shape[1], dtype=torch.float64, device=logits.device)
-    for start in range(0, len(logits), step):
-        rows = slice(start, start + step)
-        lo[rows], hi[rows] = _crossings(logits[rows], labels[rows], slopes, log, ties, buffers)
+
+    def begin() -> Work:
+        buffers = torch.empty(3, step, logits.shape[1], dtype=torch.float64, device=logits.device)
+
+        def cross(rows: slice) -> None:
+            both = _crossings(logits[rows], labels[rows], slopes, log, ties, buffers)
+            lo[rows], hi[rows] = both
+
+        return cross
+
+    in_blocks(len(logits), step, begin, on_cpu=logits.device.type == "cpu")
     # Infinities and ties are taken by themselves; a row without a positive score is all ties.
     care = (lo == 0) | (hi == 0) | ~(lo + hi).isfinite()
     never = (lo > _LIMIT) | (hi < -_LIMIT)
@@ -91,19 +102,18 @@ def _crossings(
     """
     import torch
 
-    line, inverse, pushed = (buffer[: len(logits)] for buffer in buffers)
+    line, ahead, pushed = (buffer[: len(logits)] for buffer in buffers)
     own = labels[:, None]
     line.copy_(logits)
     if log:
         torch.threshold_(line.clamp_min_(_TINY).log_(), _DARK, -_FAR)
     line.sub_(line.gather(1, own)).scatter_(1, own, -_FAR)
     equal = torch.abs(line, out=pushed).amin(1) == 0 if ties == "first" else None
-    torch.sub(slopes[own], slopes, out=inverse)
-    inverse.reciprocal_().clamp_max_(_STEEP)
-    crossing = line.mul_(inverse)
-    torch.clamp_max(inverse, 0, out=pushed)
+    torch.sub(slopes[own], slopes, out=ahead).add_(_LEVEL)
+    crossing = line.div_(ahead)
+    torch.clamp_max(ahead, 0, out=pushed)
     lo = torch.add(crossing, pushed, alpha=_HUGE, out=pushed).amax(1)
-    hi = torch.add(crossing, inverse.clamp_min_(0), alpha=_HUGE, out=pushed).amin(1)
+    hi = torch.add(crossing, ahead.clamp_min_(0), alpha=_HUGE, out=pushed).amin(1)
     return (lo if equal is None else lo.masked_fill_(equal, 0.0)), hi
 
 
@@ -178,22 +188,26 @@ def predicted_path(
     """
     import torch
 
-    slopes = slopes.to(logits.device, torch.float64)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    logits, slopes = logits.detach(), slopes.to(logits.device, torch.float64)
     step = _rows_of_a_block(logits)
-    for start in range(0, len(logits), step):
-        scores = logits[start : start + step]
-        rows = torch.arange(start, start + len(scores), device=slopes.device)
+    found: dict[int, _Steps] = {}
+
+    def follow(block: slice) -> None:
+        scores = logits[block]
+        rows = torch.arange(block.start, block.stop, device=slopes.device)
         lines, _ = lines_of(scores, slopes, log)
         dark = (scores.amax(1) <= 0) & log  # their lines are turned round
-        for kind, s in ((~dark, slopes), (dark, -slopes)):
-            found += _envelope(lines[kind], s, rows[kind], limit)
-    return PredictedPath(*(torch.cat(column) for column in zip(*found, strict=True)))
+        found[block.start] = [
+            *_envelope(lines[~dark], slopes, rows[~dark], limit),
+            *_envelope(lines[dark], -slopes, rows[dark], limit),
+        ]
+
+    in_blocks(len(logits), step, lambda: follow, on_cpu=logits.device.type == "cpu")
+    steps = [step for first in sorted(found) for step in found[first]]
+    return PredictedPath(*(torch.cat(column) for column in zip(*steps, strict=True)))
 
 
-def _envelope(
-    lines: Tensor, slopes: Tensor, rows: Tensor, limit: float
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _envelope(lines: Tensor, slopes: Tensor, rows: Tensor, limit: float) -> _Steps:
     """The steps of some rows: lines (n, C), slopes (C,)."""
     import torch
 
@@ -204,10 +218,10 @@ def _envelope(
     while len(rows):
         found.append((rows, at, now))
         own = now[:, None]
-        inverse = (slopes - slopes[own]).reciprocal_().clamp_max_(_STEEP)
-        meet = (lines.gather(1, own) - lines).mul_(inverse)
-        # Flatter lines are out of the race, and so are equals, whose inverse is the steepest.
-        meet.sub_(inverse.clamp_max(0), alpha=_HUGE).masked_fill_(inverse == _STEEP, torch.inf)
+        ahead = slopes - slopes[own]
+        meet = (lines.gather(1, own) - lines).div_(ahead)
+        # Flatter lines are out of the race, and so are those as steep.
+        meet.sub_(ahead.clamp_max(0), alpha=_HUGE).masked_fill_(ahead == 0, torch.inf)
         if endless:  # two infinite lines are level at every strength
             meet.masked_fill_((lines == lines.gather(1, own)) & (lines.abs() == _FAR), torch.inf)
         first, now = meet.min(1)

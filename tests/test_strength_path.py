@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rescale_cli import strength_path
+from rescale_cli.cores import in_blocks
 from rescale_cli.strength_path import correct_intervals, lines_of, predicted_path
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion_lt"
@@ -67,6 +70,7 @@ def test_a_sample_is_right_exactly_inside_its_interval(
     slopes=st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=4, max_size=4),
     label=st.integers(0, 3),
 )  # fmt: skip
+@example(values=[-torch.inf, -torch.inf, 0.5, 4.0], slopes=[0.0, 0.0, 2.0, 0.0], label=3)
 def test_ties_zeros_and_infinities_are_those_of_brute_force(
     values: list[float], slopes: list[float], label: int, log: bool
 ) -> None:
@@ -137,6 +141,28 @@ def test_intervals_of_batches_are_those_of_the_whole() -> None:
     ]
     for side in (0, 1):
         assert torch.equal(whole[side], torch.cat([part[side] for part in parts]))
+
+
+def test_threads_change_nothing_and_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels, slopes = problem(8, 500, 40, log=True)
+    once = correct_intervals(logits, labels, slopes), predicted_path(logits, slopes)
+    monkeypatch.setattr(strength_path, "_BLOCK", 1000)  # twenty blocks
+    again = correct_intervals(logits, labels, slopes), predicted_path(logits, slopes)
+    for whole, blocks in zip(once[0], again[0], strict=True):
+        assert torch.equal(whole, blocks)
+    for gamma in (0.0, 0.3, 1.7):
+        one, other = (predicted_at(path, gamma, 500) for path in (once[1], again[1]))
+        assert torch.equal(one, other)
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_in_one_thread_is_an_error() -> None:
+    def begin() -> Callable[[slice], None]:
+        return lambda rows: 1 // (rows.start - 60)
+
+    with pytest.raises(ZeroDivisionError):
+        in_blocks(100, 10, begin)
+    assert torch.get_num_threads() == 2
 
 
 def test_no_samples_have_no_intervals() -> None:
