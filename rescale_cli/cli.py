@@ -32,6 +32,7 @@ COMMANDS = (
     "sweep-gamma",
     "evaluate",
     "compare",
+    "train",
     "verify",
     "revert",
     "schema",

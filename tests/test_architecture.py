@@ -16,7 +16,7 @@ LAYERS = {
     "ground": "errors registry json_text signals",
     "core": """
         tensor_info floats head counts class_order methods metrics summary predictions images
-        strength_path decision_path straight_lines choose
+        strength_path cores decision_path straight_lines choose
         label_order
         calibration temperature significance
         find_head head_checks head_evidence head_names matrices model_copies named_head shape_graph
@@ -49,6 +49,7 @@ LAYERS = {
         commands cli screen report tables options __main__
         option_groups data_options adjust_options gate_options progress
         evaluate_report evaluate_tables evaluate_outputs
+        train_options optimizer_options train_report
         strength_option sweep_options sweep_report sweep_tables sweep_outputs comparison_report
     """,
 }

@@ -61,6 +61,13 @@ OPTIONS = {
         "--counts", *ON, "--metric", "--choose", "--holdout", "--bootstrap", "--target-prior",
         "--gamma-max", "--seed", "-o", "--json",
     ),
+    "train": (
+        "--data", "--val-data", "--arch", "--imbalance", "--wvn", "--no-wvn", "--gamma", "--epochs",
+        "-b", "--lr", "--milestones", "--lr-decay", "--momentum", "--weight-decay",
+        "--warmup-epochs", "--loss", "--drw-epoch", "--sampler", "--amp", "--compile", "--seed",
+        "--resume", "--preset", "--config", "--print-config", "-o", "--tensorboard", "--download",
+        "--force", "--json",
+    ),
     "verify": ("--against", "--accept-global", "--json"),
     "revert": ("-o", "--output", "--against", "--force", "--json"),
     "schema": ("--json",),

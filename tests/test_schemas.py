@@ -184,6 +184,11 @@ def test_counts_of_a_folder_and_of_labels_print_what_their_schema_says(
         (("sweep-gamma", "missing.pth", "--counts", "c.json", "--logits", "missing"), 3, None),
         (("compare", "missing.pth", "--counts", "c.json"), 2, "usage"),
         (("compare", "missing.pth", "--counts", "c.json", "--logits", "missing"), 3, None),
+        (("train",), 2, "usage"),
+        (("train", "--data", "missing", "-o", "run"), 3, None),
+        (("train", "--resume", "missing"), 3, None),
+        (("train", "--preset", "missing"), 2, "usage"),
+        (("train", "--lr", "much"), 2, "usage"),
         (("verify", "missing.pth", "--against", "also.pth"), 3, "bad-checkpoint"),
         (("verify", "missing.pth"), 2, "usage"),
         (("revert", "missing.pth", "-o", "x"), 3, "bad-checkpoint"),
@@ -200,6 +205,23 @@ def test_failures_print_what_the_schema_says(
     code, said = run(capsys, *words)
     assert code == exit_code
     assert error in (None, said["code"])
+
+
+def test_train_prints_what_its_schema_says(tmp_path: Path, capsys: Capture) -> None:
+    labels = np.repeat(np.arange(3), [40, 20, 10])
+    images = np.random.default_rng(0).integers(0, 60, (70, 8, 8), np.uint8)
+    images += (90 * labels[:, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    words = ["--data", f"npz:{tmp_path / 'a.npz'}", "--arch", "rescale:resnet8", "-b", "16"]
+    words += ["--epochs", "1", "--milestones", "none", "--device", "cpu"]
+    code, printed = run(capsys, "train", *words, "--print-config")
+    assert (code, printed["run"], printed["recipe"]["epochs"]) == (0, None, 1)
+    code, result = run(capsys, "train", *words, "-g", "0.2", "-o", tmp_path / "run")
+    assert (code, result["counts"], len(result["epochs"])) == (0, [40, 20, 10], 1)
+    assert result["recipe"] == {**printed["recipe"], "gamma": 0.2}
+    assert all(Path(result[name]).is_file() for name in ("model", "rescaled"))
+    code, said = run(capsys, "train", *words, "-o", tmp_path / "run")
+    assert (code, said["code"]) == (4, "output-exists")
 
 
 def test_an_ambiguous_head_is_listed_with_candidates(tmp_path: Path, capsys: Capture) -> None:

@@ -81,6 +81,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     team = ranks.team()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if team.rank:
+        team.hear("begun", 0)  # where it could not begin, this says why
+    else:
+        team.tell("begun", "yes")
     team.start_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(team.rank, team.size)

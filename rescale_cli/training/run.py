@@ -69,7 +69,8 @@ class Run:
 
         self.recipe, self.folder, self.data = recipe, folder, data
         self.device, self.ranks, self.watch = device, ranks, watch
-        self.counts = ClassCounts.of(data.counts, data.classes, source=data.train.source)
+        names = data.classes if data.named else None
+        self.counts = ClassCounts.of(data.counts, names, source=data.train.source)
         network, self.head = build_network(recipe, len(data.classes), data.preprocessing.channels)
         counts = torch.from_numpy(data.counts)
         self.stepper = Stepper(network, self.head, recipe, counts, device, ranks)
@@ -124,10 +125,10 @@ class Run:
 
     def go(self) -> None:
         """All steps and epochs that are left."""
+        self._try()
         if self.ranks.is_main:
             self.folder.describe(self.recipe, self.data, self.head)
             self.folder.write_lines(self.lines)
-        self._try()
         self.keep()
         while self.epoch < self.recipe.epochs:
             self._steps()

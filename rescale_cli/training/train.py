@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli.counts import ClassCounts
 from rescale_cli.devices import pick_device
 from rescale_cli.errors import Interrupted
+from rescale_cli.training.events import event_writer
 from rescale_cli.training.images import TrainingImages, open_training_images
 from rescale_cli.training.parallel import joined
 from rescale_cli.training.recipe import Recipe
@@ -70,6 +71,8 @@ def train(
             return open_training_images(recipe, download=download, notes=watch.notes)
 
         data = ranks.first_main(opened) if download else opened()
+        if recipe.tensorboard and ranks.is_main:
+            watch = _with_events(watch, folder, state.epoch if state else 0)
         run = Run(recipe, folder, data, device, ranks, watch)
         if state is not None:
             run.load(state)
@@ -88,6 +91,16 @@ def train(
         if recipe.gamma is not None:
             folder.write_rescaled(recipe.gamma)
         return Trained(folder, recipe, run.counts, run.lines, str(device), run.images_per_second)
+
+
+def _with_events(watch: Watch, folder: RunFolder, epochs: int) -> Watch:
+    write = event_writer(folder.events, epochs)
+
+    def epoch(line: dict[str, Any], of: int) -> None:
+        write(line)
+        watch.epoch(line, of)
+
+    return replace(watch, epoch=epoch)
 
 
 @contextmanager
