@@ -5,31 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from rescale_cli import api
 from rescale_cli.errors import EnvironmentProblem
-from rescale_cli.floats import Float64
-from rescale_cli.metrics import Labels, recalls
+from rescale_cli.evaluation import DataChoice
+from rescale_cli.methods import Adjustment
 from rescale_cli.output_folder import copy_folder
+from rescale_cli.plan import CountsChoice
+from rescale_cli.scoring import Terms
+from rescale_cli.side_by_side import Evaluation, Watch, side_by_side
 from rescale_cli.staging import Staging, refuse_existing, system_errors
+from rescale_cli.sweep import Wanted
+from rescale_cli.sweep_result import Sweep, sweep
+from rescale_cli.trial import Trial, try_on
 
-#: Strengths that are tried, 0 to 1.
-_GRID = np.linspace(0, 1, 101)
+#: The head has a bias; without it the scores are straight lines, and every strength is exact.
+BIAS = "drop"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Demo:
     """What the demonstration did and found."""
 
-    folder: Path
+    model: Path
+    counts: Path
+    validation: Path
+    """Images that the strength was chosen on."""
+    test: Path
+    """Other images, that both models were measured on."""
     inspected: api.Inspected
+    trial: Trial
+    swept: Sweep
     applied: api.Applied
-    before: Float64
-    """Recall of each class, (C,), on the half of the images that gamma was not chosen on."""
-    after: Float64
-    images: int
-    """How many images that half has."""
+    rescaled: Path
+    terms: Terms
+    evaluation: Evaluation
 
 
 def bundled() -> Path:
@@ -55,13 +64,12 @@ def fresh_folder(name: str = "rescale-demo") -> Path:
     return next(Path(n) for n in numbers if not Path(n).exists())
 
 
-def run_demo(folder: Path) -> Demo:
-    """Copy the example, inspect it, choose gamma on one half of its images, apply, and compare.
-
-    Only logits that were computed before are read: numpy is enough.
+def run_demo(folder: Path, watch: Watch) -> Demo:
+    """Copy the example, inspect it, choose a strength, apply it, and compare on other images.
 
     Args:
         folder: made new.
+        watch: who hears how it goes.
 
     Raises:
         OutputExists: the folder is there already.
@@ -72,25 +80,22 @@ def run_demo(folder: Path) -> Demo:
             copy_folder(bundled(), staging.aside(folder), [])
             staging.commit()
     model, counts = folder / "model.safetensors", folder / "counts.json"
+    validation, test = folder / "val.npz", folder / "test.npz"
     inspected = api.inspect(model, counts)
-    with np.load(folder / "val_logits.npz") as file:
-        logits, labels = file["logits"].astype(np.float64), file["labels"].astype(np.int64)
-    chosen_on = np.arange(len(labels)) % 2 == 0
-    scores = [
-        np.nanmean(_recalls(model, counts, gamma, logits[chosen_on], labels[chosen_on]))
-        for gamma in _GRID
-    ]
-    gamma = float(_GRID[int(np.argmax(scores))])
-    applied = api.apply(model, counts, gamma)
-    rest = ~chosen_on
-    before, after = (
-        _recalls(model, counts, strength, logits[rest], labels[rest]) for strength in (0.0, gamma)
-    )
-    return Demo(folder, inspected, applied, before, after, int(rest.sum()))
-
-
-def _recalls(model: Path, counts: Path, gamma: float, logits: Float64, labels: Labels) -> Float64:
-    plan = api.apply(model, counts, gamma, dry_run=True).plan
-    head = plan.heads[0]
-    adjusted = head.update.on_logits(logits, head.before.bias)
-    return recalls(adjusted.argmax(axis=1), labels, logits.shape[1])
+    chosen = CountsChoice(api.as_raw_counts(counts))
+    with watch.bar(model.name) as progress:
+        data = DataChoice(f"npz:{validation}")
+        trial = try_on(model, chosen, data, progress=progress, notes=watch.notes)
+    if trial is None:
+        raise EnvironmentProblem("the demonstration is for one process", fix="leave out torchrun")
+    swept = sweep(trial.predictions, trial.head, trial.counts, [Adjustment(bias=BIAS)], Wanted())
+    applied = api.apply(model, counts, swept.best.choice.gamma, bias=BIAS)
+    assert applied.patched is not None
+    rescaled, terms, data = applied.patched.output, Terms(chosen), DataChoice(f"npz:{test}")
+    base = model, data
+    evaluation = side_by_side([(rescaled, data)], terms, base, replicates=1000, watch=watch)
+    assert evaluation is not None
+    return Demo(
+        model, counts, validation, test, inspected, trial, swept, applied, rescaled, terms,
+        evaluation,
+    )  # fmt: skip

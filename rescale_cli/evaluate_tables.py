@@ -58,7 +58,7 @@ def _metric_table(found: Evaluation, terms: Terms) -> Table:
         title = "base" if model is found.base else names[model.name]
         table.add_column(Text(title), justify="right", overflow="fold")
         if difference is not None:
-            table.add_column("less the base [95 %]", justify="right")
+            table.add_column("change [95 %]", justify="right")
     for name in ABOUT:
         if all(model.metrics.get(name) is None for model, _ in columns):
             continue
@@ -86,7 +86,7 @@ def _title(name: str, model: Scored, terms: Terms) -> str:
         return words
     many, few = terms.groups
     span = {"many": f"> {many}", "medium": f"{few} to {many}", "few": f"< {few}"}[name]
-    return f"{words} ({int(np.count_nonzero(model.groups[name]))} classes, {span} samples)"
+    return f"{words} ({int(np.count_nonzero(model.groups[name]))} classes, {span})"
 
 
 def _value(value: float | None) -> str:

@@ -45,11 +45,15 @@ class Notes:
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
-        self.kept: list[Warning_] = []
+        self._said: dict[str, None] = {}
+
+    @property
+    def kept(self) -> list[Warning_]:
+        """What is yet to be said, by the document."""
+        return [("note", text) for text in self._said] if self._as_json else []
 
     def __call__(self, text: str) -> None:
-        """Say it, unless asked to be quiet."""
-        if self._as_json:
-            self.kept.append(("note", text))
-        elif not quiet.get():
+        """Say it, once, unless asked to be quiet."""
+        if text not in self._said and not self._as_json and not quiet.get():
             talk("note", text)
+        self._said[text] = None

@@ -10,7 +10,6 @@ import numpy as np
 
 from rescale_cli.api import Applied, Inspected
 from rescale_cli.class_order import RawCounts
-from rescale_cli.demo import Demo
 from rescale_cli.find_head import HeadKeys
 from rescale_cli.proof import Proof
 from rescale_cli.record import Record
@@ -148,19 +147,4 @@ def revert_result(reverted: Reverted) -> dict[str, Any]:
         "method": first.get("method"),
         "gamma": first.get("gamma"),
         "source": first.get("source"),
-    }
-
-
-def demo_result(demo: Demo) -> dict[str, Any]:
-    """The JSON of `demo`."""
-    return {
-        "folder": str(demo.folder),
-        "inspect": inspect_result(demo.inspected),
-        "apply": apply_result(demo.applied),
-        "images": demo.images,
-        "balanced_accuracy": {
-            "before": float(np.nanmean(demo.before)),
-            "after": float(np.nanmean(demo.after)),
-        },
-        "recall": {"before": demo.before.tolist(), "after": demo.after.tolist()},
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from rich.table import Table
 from rich.text import Text
@@ -23,15 +21,9 @@ _MOST = 5
 def show_sweep(trial: Trial, found: Sweep, line: str) -> None:
     """`sweep-gamma` for a person."""
     show_choice(found)
-    metric = found.objective.metric
-    values = found.curve.get(metric, found.curve.get("balanced_accuracy"))
-    if values is not None:
-        title = (metric if metric in found.curve else "balanced_accuracy").replace("_", " ")
-        say("", f"{title} of all {len(trial.predictions.logits):,} samples, along the strength")
-        for text in chart(found.curve["gamma"], values, found.best.choice.gamma):
-            say(Text(text))
+    show_curve(trial, found)
     if found.at:
-        say("", _metric_table(found), "", *_payers(trial, found))
+        say("", _metric_table(found), "", payers(trial, found))
     if found.lost is not None:
         say(f"{found.lost:.2%} of the samples cannot be won by any strength")
     say("", "to write it:", f"  {line}")
@@ -58,6 +50,18 @@ def show_choice(found: Sweep) -> None:
     say(exact if best.path.exact else "on a fine grid: a kept bias leaves no straight lines")
     if found.temperature is not None:
         say(f"temperature {found.temperature:.4g}, fitted where the strength was chosen")
+
+
+def show_curve(trial: Trial, found: Sweep) -> None:
+    """The metric along the strength, where there are labels."""
+    metric = (
+        found.objective.metric if found.objective.metric in found.curve else "balanced_accuracy"
+    )
+    if metric in found.curve:
+        name, samples = metric.replace("_", " "), len(trial.predictions.logits)
+        say("", f"{name} of all {samples:,} samples, along the strength")
+        for text in chart(found.curve["gamma"], found.curve[metric], found.best.choice.gamma):
+            say(Text(text))
 
 
 def chart(gammas: Float64, values: Float64, chosen: float) -> list[str]:
@@ -97,7 +101,7 @@ def _metric_table(found: Sweep) -> Table:
     return table
 
 
-def _payers(trial: Trial, found: Sweep) -> list[Any]:
+def payers(trial: Trial, found: Sweep) -> Table:
     """The classes that lose most and those that gain most."""
     change = found.at["chosen"].recall - found.at["0"].recall
     order = [int(row) for row in np.argsort(change, kind="stable") if not np.isnan(change[row])]
@@ -119,4 +123,4 @@ def _payers(trial: Trial, found: Sweep) -> list[Any]:
             f"{found.at['chosen'].recall[row]:.1%}",
             Text(f"{change[row]:+.1%} {bar}", "red" if change[row] < 0 else "green"),
         )
-    return [table]
+    return table

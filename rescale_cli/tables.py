@@ -11,7 +11,6 @@ from rich.text import Text
 
 from rescale_cli.api import Applied, Inspected
 from rescale_cli.class_order import RawCounts
-from rescale_cli.demo import Demo
 from rescale_cli.plan import PlannedHead
 from rescale_cli.report import history
 from rescale_cli.screen import plain, say, verbosity
@@ -161,31 +160,3 @@ def show_revert(result: Mapping[str, Any]) -> None:
     say(f"{result['method']}, strength {result['gamma']}, taken back, bit for bit")
     for file, sha256 in result["files"].items():
         say(f"wrote {file}", f"sha256 {sha256}")
-
-
-def show_demo(demo: Demo) -> None:
-    """`demo` for a person: the commands, what they print, and the gain."""
-    model, counts = demo.folder / "model.safetensors", demo.folder / "counts.json"
-    gamma = demo.applied.plan.adjustment.strength
-    say(f"$ rescale-cli inspect {model} --counts {counts}")
-    show_inspect(demo.inspected)
-    say("", f"$ rescale-cli apply {model} --counts {counts} --gamma {gamma:g}")
-    show_apply(demo.applied)
-    table = Table(box=None, pad_edge=False)
-    for title in ("class", "count", "recall before", "after"):
-        table.add_column(title, justify="left" if title == "class" else "right")
-    values = demo.applied.plan.counts.values
-    for row in ends(len(values)):
-        if row is None:
-            table.add_row("…")
-            continue
-        name = demo.inspected.class_names[row] if demo.inspected.class_names else str(row)
-        shares = (f"{100 * recall[row]:.1f} %" for recall in (demo.before, demo.after))
-        table.add_row(Text(plain(name)), f"{values[row]:,}", *shares)
-    means = (f"{100 * np.nanmean(recall):.1f} %" for recall in (demo.before, demo.after))
-    table.add_row(Text("balanced accuracy", "bold"), "", *(Text(mean, "bold") for mean in means))
-    say("", table)
-    say(
-        f"gamma was chosen on {demo.images:,} images and the recalls are those of {demo.images:,} "
-        "others; Fashion-MNIST, MIT licence"
-    )

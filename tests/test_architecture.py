@@ -46,7 +46,7 @@ LAYERS = {
         training training.ranked_norm
     """,
     "face": """
-        commands cli screen report tables options __main__
+        commands cli screen report tables options demo_report __main__
         option_groups data_options adjust_options gate_options progress
         evaluate_report evaluate_tables evaluate_outputs
         train_options optimizer_options train_report

@@ -235,35 +235,41 @@ def test_an_ambiguous_head_is_listed_with_candidates(tmp_path: Path, capsys: Cap
     assert {entry["weight"] for entry in said["candidates"]} == set(state)
 
 
-def test_the_demo_prints_what_its_schema_says(
-    containers: Containers, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, bundle = containers("safetensors float32"), tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "model.safetensors").write_bytes(made.path.read_bytes())
-    (bundle / "counts.json").write_text(json.dumps(COUNTS))
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, len(COUNTS), 200)
-    logits = rng.normal(size=(200, len(COUNTS))) + np.log(COUNTS) / 2
-    logits[np.arange(200), labels] += 2
-    np.savez(bundle / "val_logits.npz", logits=logits.astype(np.float32), labels=labels)
-    monkeypatch.setattr(demo, "bundled", lambda: bundle)
-    code, result = run(capsys, "demo", "-o", tmp_path / "demo")
+def test_the_demo_prints_what_its_schema_says_and_gains(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "demo"
+    code, result = run(capsys, "demo", "-o", folder)
     assert code == 0
-    for command in ("inspect", "apply"):
+    for command in ("inspect", "sweep-gamma", "apply", "evaluate"):
         own = schema_of(command)
-        jsonschema.validate(result[command], {"$ref": "#/$defs/result", "$defs": own["$defs"]})
-    code, said = run(capsys, "demo", "-o", tmp_path / "demo")
-    assert (code, said["code"]) == (4, "output-exists")
-    assert main(["demo", "-o", str(tmp_path / "other")]) == 0
-    assert "balanced accuracy" in capsys.readouterr().out
-
-
-def test_the_bundled_demo_runs(tmp_path: Path, capsys: Capture) -> None:
-    try:
-        demo.bundled()
-    except errors.EnvironmentProblem:
-        pytest.skip("the example has not been built in this checkout: examples/fashion_lt/train.py")
-    code, result = run(capsys, "demo", "-o", tmp_path / "demo")
-    assert code == 0
+        said = result[command.replace("-", "_")]
+        jsonschema.validate(said, {"$ref": "#/$defs/result", "$defs": own["$defs"]})
+    assert result["sweep_gamma"]["exact"]
+    assert result["apply"]["gamma"] == result["sweep_gamma"]["chosen"]["gamma"]
     assert result["balanced_accuracy"]["after"] > result["balanced_accuracy"]["before"]
+    code, said = run(capsys, "demo", "-o", folder)
+    assert (code, said["code"]) == (4, "output-exists")
+
+
+def test_the_demo_shows_commands_that_do_what_it_did(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    shown = capsys.readouterr().out
+    typed = [line for line in shown.splitlines() if line.startswith("$ rescale-cli ")]
+    assert [line.split()[2] for line in typed] == ["inspect", "sweep-gamma", "apply", "evaluate"]
+    for line in typed:
+        more = ["--force"] if {"apply", "sweep-gamma"} & set(line.split()) else []
+        assert main([*line.split()[2:], *more]) == 0
+        again = capsys.readouterr().out
+        varies = ("sha256", "images/s")  # the record holds the command; no two runs are as fast
+        lines = [text for text in again.splitlines() if not any(word in text for word in varies)]
+        assert lines[:3] == [text for text in lines[:3] if text in shown]
+
+
+def test_an_installation_without_the_example_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "package" / "demo.py"))
+    code, said = run(capsys, "demo", "-o", tmp_path / "demo")
+    assert (code, said["code"]) == (5, "environment")

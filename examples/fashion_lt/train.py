@@ -236,6 +236,9 @@ def main() -> None:
     val_logits, val_labels = predict(model, images[chosen], stats), labels[chosen].astype(np.int64)
     np.savez_compressed(args.out / "val.npz", images=images[chosen], labels=val_labels)
     np.savez_compressed(args.out / "val_logits.npz", logits=val_logits, labels=val_labels)
+    others = np.setdiff1d(first_of_each(labels, [2 * VALIDATION_PER_CLASS] * len(CLASSES)), chosen)
+    test_labels = labels[others].astype(np.int64)
+    np.savez_compressed(args.out / "test.npz", images=images[others], labels=test_labels)
     tests = {
         "2,000 bundled": (val_logits, val_labels),
         "10,000 test": (predict(model, images, stats), labels),

@@ -44,10 +44,11 @@ def compare(
     if how.unlabeled:
         raise UsageError("methods are compared by labels", fix="leave out --unlabeled")
     Outputs(output, None, None, force).check(on.save_logits)
-    wanted, choice, notes = how.wanted(), of.choice(counts), Notes(json)
+    wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
+    choice = of.choice(counts)
     with progress_bar(model.name) as progress:
         trial = try_on(
-            model, choice, on.choice(force=force), heads=of.head or (),
+            model, choice, data, heads=of.head or (),
             accept=frozenset(of.accept_global or ()), progress=progress, notes=notes,
         )  # fmt: skip
     if trial is None:

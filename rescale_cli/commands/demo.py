@@ -18,10 +18,15 @@ def demo(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Repair a real long-tailed classifier: inspect it, re-scale it, show the gain. Offline."""
-    from rescale_cli import report, tables
+    """Repair a real long-tailed classifier: inspect, sweep, apply, evaluate. Offline."""
     from rescale_cli.demo import fresh_folder, run_demo
+    from rescale_cli.demo_report import demo_result, show_demo, sweep_of
+    from rescale_cli.progress import Notes, progress_bar
+    from rescale_cli.side_by_side import Watch
+    from rescale_cli.sweep_outputs import write_json
 
-    done = run_demo(output or fresh_folder())
-    result = report.demo_result(done)
-    Screen("demo", json).result(result, done.inspected.warnings, lambda: tables.show_demo(done))
+    notes = Notes(json)
+    done = run_demo(output or fresh_folder(), Watch(progress_bar, notes))
+    write_json(done.model.parent / "sweep.json", "sweep-gamma", sweep_of(done), force=False)
+    warnings = [*notes.kept, *done.inspected.warnings, *done.evaluation.warnings]
+    Screen("demo", json).result(demo_result(done), warnings, lambda: show_demo(done))

@@ -64,10 +64,11 @@ def sweep_gamma(
 
     outputs = Outputs(output, csv, apply, force)
     outputs.check(on.save_logits)
-    wanted, choice, notes = how.wanted(), of.choice(counts), Notes(json)
+    wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
+    choice = of.choice(counts)
     with progress_bar(model.name) as progress:
         trial = try_on(
-            model, choice, on.choice(force=force), heads=of.head or (),
+            model, choice, data, heads=of.head or (),
             accept=frozenset(of.accept_global or ()), labelled=not wanted.unlabeled,
             progress=progress, notes=notes,
         )  # fmt: skip
