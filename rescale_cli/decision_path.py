@@ -210,9 +210,8 @@ def _of_steps(
     labels: Labels | None,
     facts: tuple[int, float, bool],
 ) -> DecisionPath:
-    """The path from steps (M,) of samples: where each begins, and what is predicted from there."""
-    order = np.lexsort((np.arange(len(sample)), gamma, sample))
-    sample, gamma, label = sample[order], gamma[order], label[order].astype(np.int64)
+    """The path from steps (M,), sample by sample: where each begins, and what is predicted then."""
+    label = label.astype(np.int64)
     first = np.concatenate([[True], sample[1:] != sample[:-1]])
     before = np.concatenate([[-1], label[:-1]])
     later = np.flatnonzero(~first)

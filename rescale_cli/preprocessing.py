@@ -217,7 +217,8 @@ def _to_input(pixels: torch.Tensor, p: Preprocessing) -> torch.Tensor:
     pixels = _cropped(pixels, p).permute(0, 3, 1, 2)
     if p.flip_channels:
         pixels = pixels.flip(1)
-    values = pixels.float().div_(255).expand(-1, p.channels, -1, -1)
+    # In the network's order first: bytes are moved, not floats.
+    values = pixels.contiguous().float().div_(255).expand(-1, p.channels, -1, -1)
     mean, std = (values.new_tensor(v).view(-1, 1, 1) for v in (p.mean, p.std))
     return values.sub(mean).div_(std).contiguous()
 

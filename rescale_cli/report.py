@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rescale_cli.api import Applied, Inspected
 from rescale_cli.class_order import RawCounts
 from rescale_cli.find_head import HeadKeys

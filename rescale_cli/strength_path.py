@@ -177,7 +177,7 @@ def predicted_path(
     that crosses, until none crosses before the limit. Arguments as for `correct_intervals`.
 
     Returns:
-        The steps; those of one sample follow one another in gamma.
+        The steps, sample by sample, ascending in gamma.
 
     Example:
         >>> import torch
@@ -204,7 +204,9 @@ def predicted_path(
 
     in_blocks(len(logits), step, lambda: follow, on_cpu=logits.device.type == "cpu")
     steps = [step for first in sorted(found) for step in found[first]]
-    return PredictedPath(*(torch.cat(column) for column in zip(*steps, strict=True)))
+    sample, gamma, label = (torch.cat(column) for column in zip(*steps, strict=True))
+    sample, order = sample.sort(stable=True)
+    return PredictedPath(sample, gamma[order], label[order])
 
 
 def _envelope(lines: Tensor, slopes: Tensor, rows: Tensor, limit: float) -> _Steps:

@@ -18,6 +18,7 @@ import rescale_cli
 from rescale_cli.images import Classifier, Images, Preprocessing
 from rescale_cli.predict import RunOptions, predict
 from rescale_cli.predictions import Predictions
+from rescale_cli.strength_path import correct_intervals, predicted_path
 
 CLASSES, WIDTH, IMAGES = 1000, 2048, 512
 
@@ -64,13 +65,50 @@ def predict_on_cuda(amp: str) -> tuple[str, str]:
     return f"{apart:.1e} of the largest apart", f"{there.images_per_second:,.0f} images/s"
 
 
-CHECKS = {
-    f"rescale_ on CUDA and CPU, {str(dtype).removeprefix('torch.')}": (rescale_on_cuda, dtype)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16)
-} | {
-    f"predict on CUDA and CPU, resnet50, amp {amp}": (predict_on_cuda, amp)
-    for amp in ("off", "bf16", "fp16")
-}
+def path_on_cuda(log: bool) -> tuple[str, str]:
+    """The exact path on CUDA is that of the CPU; the cost beside one strength, on CUDA."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50_000, CLASSES) + 1, torch.arange(50_000) % CLASSES
+    slopes = torch.linspace(0, 5, CLASSES, dtype=torch.float64)
+    lo, hi = correct_intervals(logits, labels, slopes, log)
+    there = [tensor.cuda() for tensor in (logits, labels, slopes)]
+    cuda = correct_intervals(*there, log)
+    different = 0
+    for gamma in np.linspace(0, 2, 23):
+        one = (lo <= gamma) & (gamma <= hi)
+        other = (cuda[0] <= gamma) & (gamma <= cuda[1])
+        different += int((one != other.cpu()).sum())
+    here, path = (predicted_path(x, s, log, 2.0) for x, s in ((logits, slopes), there[::2]))
+    different += int((here.label != path.label.cpu()).sum())
+    factors = (0.3 * there[2]).exp().float()
+    seconds = []
+    for deed in (
+        lambda: (there[0] * factors).argmax(1),
+        lambda: correct_intervals(*there, log),
+    ):
+        deed()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        deed()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return f"{different} decisions differ", f"{seconds[1] / seconds[0]:.1f} x one strength"
+
+
+CHECKS = (
+    {
+        f"rescale_ on CUDA and CPU, {str(dtype).removeprefix('torch.')}": (rescale_on_cuda, dtype)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    | {
+        f"predict on CUDA and CPU, resnet50, amp {amp}": (predict_on_cuda, amp)
+        for amp in ("off", "bf16", "fp16")
+    }
+    | {
+        f"every strength on CUDA and CPU, {'products' if log else 'sums'}": (path_on_cuda, log)
+        for log in (True, False)
+    }
+)
 
 
 def main() -> int:
