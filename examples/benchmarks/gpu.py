@@ -18,6 +18,10 @@ import rescale_cli
 from rescale_cli.images import Classifier, Images, Preprocessing
 from rescale_cli.predict import RunOptions, predict
 from rescale_cli.predictions import Predictions
+from rescale_cli.training.network import build_network
+from rescale_cli.training.parallel import Ranks
+from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.step import Stepper
 from rescale_cli.strength_path import correct_intervals, predicted_path
 
 CLASSES, WIDTH, IMAGES = 1000, 2048, 512
@@ -119,7 +123,7 @@ def main() -> int:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for name, (check, setting) in CHECKS.items():
         verdict, cost = check(setting)
-        print(f"{name:44} {verdict:28} {cost:>16}")
+        print(f"{name:47} {verdict:28} {cost:>16}")
     return 0
 
 
