@@ -18,11 +18,11 @@ import rescale_cli
 from rescale_cli.images import Classifier, Images, Preprocessing
 from rescale_cli.predict import RunOptions, predict
 from rescale_cli.predictions import Predictions
+from rescale_cli.strength_path import correct_intervals, predicted_path
 from rescale_cli.training.network import build_network
 from rescale_cli.training.parallel import Ranks
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.step import Stepper
-from rescale_cli.strength_path import correct_intervals, predicted_path
 
 CLASSES, WIDTH, IMAGES = 1000, 2048, 512
 
@@ -99,6 +99,29 @@ def path_on_cuda(log: bool) -> tuple[str, str]:
     return f"{different} decisions differ", f"{seconds[1] / seconds[0]:.1f} x one strength"
 
 
+def train_on_cuda(amp: str) -> tuple[str, str]:
+    """Twenty steps of WVN on CUDA end where the CPU ends; milliseconds of the last ten."""
+    losses, start = {}, 0.0
+    for name, precision in (("cpu", "off"), ("cuda", amp)):
+        device = torch.device(name)
+        recipe = Recipe(arch="rescale:resnet8", wvn=True, lr=0.01, amp=precision)
+        network, head = build_network(recipe, 10, 3)
+        stepper = Stepper(network, head, recipe, torch.full((10,), 64), device, Ranks())
+        images = torch.randn(128, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        x, y = images.to(device), (torch.arange(128) % 10).to(device)
+        for step in range(20):
+            if step == 10:
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+            loss, _ = stepper.take(x, y, recipe.lr, None, 1.0)
+        losses[name] = loss.item()  # waits for the device
+        milliseconds = 100 * (time.perf_counter() - start)
+        norms = stepper.head.weight.double().norm(dim=1)
+        assert (norms - 1).abs().max() < 1e-6, norms
+    apart = abs(losses["cuda"] - losses["cpu"]) / losses["cpu"]
+    return f"loss {apart:.1e} apart, unit rows", f"{milliseconds:.1f} ms a step"
+
+
 CHECKS = (
     {
         f"rescale_ on CUDA and CPU, {str(dtype).removeprefix('torch.')}": (rescale_on_cuda, dtype)
@@ -111,6 +134,10 @@ CHECKS = (
     | {
         f"every strength on CUDA and CPU, {'products' if log else 'sums'}": (path_on_cuda, log)
         for log in (True, False)
+    }
+    | {
+        f"train on CUDA and CPU, resnet8, wvn, amp {amp}": (train_on_cuda, amp)
+        for amp in ("off", "bf16", "fp16")
     }
 )
 
