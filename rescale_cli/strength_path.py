@@ -181,7 +181,7 @@ def predicted_path(
 
     Example:
         >>> import torch
-        >>> logits, slopes = torch.tensor([[2.0, 1.0]]), torch.tensor([1.0, 4.0]).log()
+        >>> logits, slopes = torch.tensor([[2.0, 1.0]]), torch.tensor([1.0, 4.0]).double().log()
         >>> path = predicted_path(logits, slopes)
         >>> path.gamma.tolist(), path.label.tolist()
         ([0.0, 0.5], [0, 1])
