@@ -10,7 +10,7 @@ from rescale_cli.signals import hold_back
 def run() -> None:
     """Run the command line of this process."""
     hold_back()
-    from rescale_cli.hashing import begin
+    from rescale_cli.files.hashing import begin
 
     begin(sys.argv[1:])
     from rescale_cli.cli import main

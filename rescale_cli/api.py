@@ -11,21 +11,21 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.checkpoint import Checkpoint, open_checkpoint
-from rescale_cli.class_names import read_class_names
-from rescale_cli.class_order import RawCounts
-from rescale_cli.count_sources import json_counts, read_counts
-from rescale_cli.counts import ClassCounts
+from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from rescale_cli.checkpoints.read_head import read_head, refuse_shared
+from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Head
+from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.summary import warnings_of
 from rescale_cli.errors import BadHead, RescaleError
-from rescale_cli.find_head import FoundHeads
-from rescale_cli.head import Head
-from rescale_cli.locate_head import locate, one_size
-from rescale_cli.methods import Adjustment
-from rescale_cli.patch import Patched, Target, apply_plan, default_output
-from rescale_cli.plan import CountsChoice, Plan, make_plan
-from rescale_cli.read_head import read_head, refuse_shared
-from rescale_cli.record import Record, find_records
-from rescale_cli.summary import warnings_of
+from rescale_cli.finding.find_head import FoundHeads
+from rescale_cli.patching.locate_head import locate, one_size
+from rescale_cli.patching.patch import Patched, Target, apply_plan, default_output
+from rescale_cli.patching.plan import CountsChoice, Plan, make_plan
+from rescale_cli.patching.record import Record, find_records
+from rescale_cli.sources.class_names import read_class_names
+from rescale_cli.sources.count_sources import json_counts, read_counts
 
 #: A file or source of `--counts`, a list in head order, or name -> count.
 CountsLike = str | PathLike[str] | Sequence[float] | NDArray[Any] | Mapping[str, float] | RawCounts

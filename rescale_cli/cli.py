@@ -14,14 +14,14 @@ from typing import Annotated
 import typer
 
 import rescale_cli
-from rescale_cli import screen
 from rescale_cli.errors import (
     EnvironmentProblem,
     Interrupted,
     RescaleError,
     UsageError,
 )
-from rescale_cli.screen import Screen
+from rescale_cli.reports import screen
+from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import interruptible
 
 COMMANDS = (
@@ -78,7 +78,8 @@ def _global(
 
 for _name in COMMANDS:
     _word = _name.replace("-", "_")
-    app.command(_name)(getattr(import_module(f"rescale_cli.commands.{_word}"), _word))
+    _command = getattr(import_module(f"rescale_cli.commands.{_word}"), _word)
+    app.command(_name, short_help=_command.__doc__.splitlines()[0])(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,7 +148,7 @@ def _end_together(problem: RescaleError | None, speak: Callable[[], None]) -> No
     if "RANK" not in os.environ:
         speak()
         return
-    from rescale_cli import ranks
+    from rescale_cli.predicting import ranks
 
     if ranks.is_main():
         speak()

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rescale_cli import api
+from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import EnvironmentProblem
-from rescale_cli.evaluation import DataChoice
-from rescale_cli.methods import Adjustment
-from rescale_cli.output_folder import copy_folder
-from rescale_cli.plan import CountsChoice
-from rescale_cli.scoring import Terms
-from rescale_cli.side_by_side import Evaluation, Watch, side_by_side
-from rescale_cli.staging import Staging, refuse_existing, system_errors
-from rescale_cli.sweep import Wanted
-from rescale_cli.sweep_result import Sweep, sweep
-from rescale_cli.trial import Trial, try_on
+from rescale_cli.evaluating.evaluation import DataChoice
+from rescale_cli.evaluating.scoring import Terms
+from rescale_cli.evaluating.side_by_side import Evaluation, Watch, side_by_side
+from rescale_cli.files.output_folder import copy_folder
+from rescale_cli.files.staging import Staging, refuse_existing, system_errors
+from rescale_cli.patching.plan import CountsChoice
+from rescale_cli.sweeping.sweep import Wanted
+from rescale_cli.sweeping.sweep_result import Sweep, sweep
+from rescale_cli.sweeping.trial import Trial, try_on
 
 #: The head has a bias; without it the scores are straight lines, and every strength is exact.
 BIAS = "drop"

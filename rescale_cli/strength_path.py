@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from rescale_cli.cores import Work, in_blocks
+from rescale_cli.core.cores import Work, in_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor

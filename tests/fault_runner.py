@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 from rescale_cli import cli
 from rescale_cli.errors import OutputExists, RescaleError
-from rescale_cli.proof import verify
+from rescale_cli.patching.proof import verify
 from rescale_cli.signals import hold_back
 
 FORMATS = {"safetensors": "m.safetensors", "zip": "m.pth", "legacy": "l.pth", "folder": "hf"}

@@ -11,54 +11,26 @@ import rescale_cli
 
 ROOT = Path(rescale_cli.__file__).parent
 
-#: From the lowest to the highest. Every module stands in exactly one; a package for all in it.
+#: From the lowest to the highest: a folder each, or a module that stands alone. Every module is in
+#: exactly one layer: its own, or that of its folder.
 LAYERS = {
     "ground": "errors registry json_text signals",
-    "core": """
-        tensor_info floats head counts class_order methods metrics summary predictions images
-        strength_path cores decision_path straight_lines choose
-        label_order
-        calibration temperature significance
-        find_head head_checks head_evidence head_names matrices model_copies named_head shape_graph
-        metric_names gates junit openmetrics markdown
-    """,
+    "core": "core finding measures strength_path",
     "io": """
-        formats checkpoint regular_file hashing kernel_copy exchange folder_lock staging
-        output_folder
-        array_labels class_names count_sources csv_counts label_sources
-        data_spec datasets image_files class_folders list_files coco_json idx_files cifar_batches
-        tar_shards parquet_table hugging_face_data user_data user_code
-        inert_pickle inert_values pickle_literals pickle_opcodes pickle_policy pickled_names
-        pickled_tensors tensor_views tensor_bytes read_head zip_directory zip_table
-        text_file predictions_csv github_actions
-        big_array npz_file logits_file devices
-        libraries state_tensors fit_weights known_networks recognize logits_only
-        models model_file hugging_face timm_models compiled_models user_model
-        preprocessing preprocessing_config training.networks training.layers
-        training.cosine_head training.heads
+        files pickles formats checkpoints sources loading loading.logits_only
+        training.networks training.layers training.cosine_head training.heads
     """,
-    "work": """
-        locate_head plan rewrite byte_proof patch patched_file undo
-        record record_writer proof restore demo api live_module
-        sweep sweep_result comparison trial
-        evaluation scoring side_by_side
-        predict batches forward share ranks
-        training training.ranked_norm
-    """,
-    "face": """
-        commands cli screen report tables options demo_report __main__
-        option_groups data_options adjust_options gate_options progress
-        evaluate_report evaluate_tables evaluate_outputs
-        train_options optimizer_options train_report
-        strength_option sweep_options sweep_report sweep_tables sweep_outputs comparison_report
-    """,
+    "work": "patching predicting evaluating sweeping training training.ranked_norm api demo",
+    "face": "commands options reports cli __main__",
 }
 
 #: The package itself: its version and its lazy API, of which anyone may read the version.
 TOP = "__init__"
 
 #: Files of torch.nn.Module classes, whose base class torch must define: only functions import them.
-TORCH = {"logits_only", "training.layers", "training.cosine_head", "training.ranked_norm"}
+TORCH = {
+    "loading.logits_only", "training.layers", "training.cosine_head", "training.ranked_norm",
+}  # fmt: skip
 
 #: Longer files, each with its reason.
 LONG: dict[str, str] = {}
@@ -70,7 +42,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 
 def part_of(file: Path) -> str:
-    """The module, or the package that it belongs to, unless it has a layer of its own."""
+    """The module, where it has a layer of its own; else its folder."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     whole = ".".join(parts)
     return whole if whole in LAYER_OF else parts[0]

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn import metrics as oracle
 
-from rescale_cli import calibration
-from rescale_cli.calibration import BINS, Measured, measure
-from rescale_cli.counts import ClassCounts
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Head
+from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadInput
-from rescale_cli.head import Head
-from rescale_cli.methods import Adjustment
+from rescale_cli.measures import calibration
+from rescale_cli.measures.calibration import BINS, Measured, measure
 
 INF = np.inf
 

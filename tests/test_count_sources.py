@@ -14,10 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rescale_cli.class_names import read_class_names
-from rescale_cli.class_order import match
-from rescale_cli.count_sources import count_data, counts, parse_spec, read_counts, write_counts
+from rescale_cli.core.class_order import match
 from rescale_cli.errors import BadCounts, BadInput, RescaleError, UsageError
+from rescale_cli.sources.class_names import read_class_names
+from rescale_cli.sources.count_sources import (
+    count_data,
+    counts,
+    parse_spec,
+    read_counts,
+    write_counts,
+)
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 QUICK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
@@ -216,7 +222,7 @@ def test_stdin_is_read_within_bounds(monkeypatch):
         with pytest.raises(BadCounts) as caught:
             read_counts("-", io.BytesIO(data))
         assert word in caught.value.what
-    monkeypatch.setattr("rescale_cli.count_sources.MAX_COUNTS", 10)
+    monkeypatch.setattr("rescale_cli.sources.count_sources.MAX_COUNTS", 10)
     with pytest.raises(BadCounts, match="too much"):
         read_counts("-", io.BytesIO(b"[" + b" " * 20 + b"1]"))
 
@@ -378,7 +384,7 @@ def test_npz_labels_are_counted(tmp_path):
 
 def test_a_zip_bomb_of_labels_is_refused_unread(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "b.npz", labels=np.zeros(10**6, np.uint8))
-    monkeypatch.setattr("rescale_cli.array_labels.MAX_BYTES", 10**5)
+    monkeypatch.setattr("rescale_cli.sources.array_labels.MAX_BYTES", 10**5)
     refused(f"npz:{tmp_path / 'b.npz'}", "too large")
 
 
@@ -524,5 +530,5 @@ def test_class_names_that_cannot_be_are_refused(tmp_path, text, word):
 
 
 def test_counting_imports_no_torch():
-    code = "import sys, rescale_cli.count_sources; sys.exit('torch' in sys.modules)"
+    code = "import sys, rescale_cli.sources.count_sources; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescale_cli.class_order import RawCounts, in_head_order, match
-from rescale_cli.counts import ClassCounts
+from rescale_cli.core.class_order import RawCounts, in_head_order, match
+from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import BadCounts, BadInput, UnknownClassOrder, UsageError
 
 COUNTS = st.lists(st.integers(1, 10**15), min_size=2, max_size=30)

@@ -18,9 +18,6 @@ import numpy as np
 import PIL.Image as pillow  # noqa: N813 - it is a module
 import pytest
 
-from rescale_cli.count_sources import count_data
-from rescale_cli.data_spec import counts
-from rescale_cli.datasets import datasets, open_images
 from rescale_cli.errors import (
     BadImage,
     BadInput,
@@ -29,8 +26,11 @@ from rescale_cli.errors import (
     RescaleError,
     UsageError,
 )
-from rescale_cli.image_files import decode, read_image
-from rescale_cli.tar_shards import find_shards
+from rescale_cli.sources.count_sources import count_data
+from rescale_cli.sources.data_spec import counts
+from rescale_cli.sources.datasets import datasets, open_images
+from rescale_cli.sources.image_files import decode, read_image
+from rescale_cli.sources.tar_shards import find_shards
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 N = 6
@@ -989,7 +989,6 @@ def test_the_real_fashion_mnist_is_read() -> None:
 
 
 def test_opening_data_imports_no_torch() -> None:
-    code = (
-        "import sys, rescale_cli.datasets; sys.exit('torch' in sys.modules or 'PIL' in sys.modules)"
-    )
+    late = "'torch' in sys.modules or 'PIL' in sys.modules"
+    code = f"import sys, rescale_cli.sources.datasets; sys.exit({late})"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,7 +22,7 @@ from sklearn import metrics as sk
 
 from rescale_cli.cli import main
 from rescale_cli.commands.schema import schema_text
-from rescale_cli.metric_names import ABOUT
+from rescale_cli.measures.metric_names import ABOUT
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion_lt"
 LOGITS = ("evaluate", "model.safetensors", "--logits", "val_logits.npz")

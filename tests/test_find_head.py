@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from rescale_cli.core.tensor_info import TensorInfo, row_major
 from rescale_cli.errors import AmbiguousHead, BadHead, BadInput, NoClassifier
-from rescale_cli.find_head import FoundHeads, find_heads
-from rescale_cli.head_names import opinion
-from rescale_cli.tensor_info import TensorInfo, row_major
+from rescale_cli.finding.find_head import FoundHeads, find_heads
+from rescale_cli.finding.head_names import opinion
 
 
 def info(name: str, *shape: int, dtype: str = "float32") -> TensorInfo:

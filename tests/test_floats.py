@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescale_cli.floats import bits_dtype, decode, encode, ordered, unordered
-from rescale_cli.tensor_info import HEAD_DTYPES, ITEM_SIZES
+from rescale_cli.core.floats import bits_dtype, decode, encode, ordered, unordered
+from rescale_cli.core.tensor_info import HEAD_DTYPES, ITEM_SIZES
 
 #: dtype -> bits of the stored fraction, bits of the exponent.
 LAYOUT = {"float64": (52, 11), "float32": (23, 8), "float16": (10, 5), "bfloat16": (7, 8)}

@@ -16,13 +16,14 @@ import pytest
 import torch
 from conftest import CONTAINERS, COUNTS, GAMMA, C, D, Made
 
-from rescale_cli import api, tensor_bytes
-from rescale_cli.checkpoint import all_formats, open_checkpoint
+from rescale_cli import api
+from rescale_cli.checkpoints import tensor_bytes
+from rescale_cli.checkpoints.checkpoint import all_formats, open_checkpoint
 from rescale_cli.errors import AlreadyRescaled, BadInput, NotProven
-from rescale_cli.patch import Target, apply_plan
-from rescale_cli.proof import verify
-from rescale_cli.restore import revert
-from rescale_cli.rewrite import RowScaling
+from rescale_cli.patching.patch import Target, apply_plan
+from rescale_cli.patching.proof import verify
+from rescale_cli.patching.restore import revert
+from rescale_cli.patching.rewrite import RowScaling
 
 Containers = Callable[[str], Made]
 

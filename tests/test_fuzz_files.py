@@ -13,8 +13,8 @@ from conftest import COUNTS, Made
 
 from rescale_cli import api
 from rescale_cli.errors import RescaleError
-from rescale_cli.proof import verify
-from rescale_cli.restore import revert
+from rescale_cli.patching.proof import verify
+from rescale_cli.patching.restore import revert
 
 Containers = Callable[[str], Made]
 SEED, CASES = 20250726, 80

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rescale_cli.errors import UsageError
-from rescale_cli.gates import LOWER_IS_BETTER, Gate, Kind, read_gates, refuse_unjudgeable
-from rescale_cli.metric_names import ABOUT
-from rescale_cli.metrics import Confusion, metrics_of
+from rescale_cli.measures.gates import LOWER_IS_BETTER, Gate, Kind, read_gates, refuse_unjudgeable
+from rescale_cli.measures.metric_names import ABOUT
+from rescale_cli.measures.metrics import Confusion, metrics_of
 
 HIGHER = [name for name in ABOUT if name not in LOWER_IS_BETTER]
 shares = st.floats(0, 1)

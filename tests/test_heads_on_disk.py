@@ -12,11 +12,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rescale_cli import tensor_bytes
-from rescale_cli.floats import bits_dtype
-from rescale_cli.rewrite import RowScaling, regions
-from rescale_cli.tensor_bytes import blocks, memory_order, overlaps_itself, share_bytes
-from rescale_cli.tensor_info import ITEM_SIZES, TensorInfo, row_major
+from rescale_cli.checkpoints import tensor_bytes
+from rescale_cli.checkpoints.tensor_bytes import blocks, memory_order, overlaps_itself, share_bytes
+from rescale_cli.core.floats import bits_dtype
+from rescale_cli.core.tensor_info import ITEM_SIZES, TensorInfo, row_major
+from rescale_cli.patching.rewrite import RowScaling, regions
 
 SIZES = (1, 2, 7, 24, 100, 1 << 20)
 

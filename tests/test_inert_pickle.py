@@ -28,10 +28,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescale_cli.errors import BadCheckpoint, UnsafePickle
-from rescale_cli.inert_pickle import load_pickle
-from rescale_cli.inert_values import Built, OddKey
-from rescale_cli.pickle_opcodes import OPCODES
-from rescale_cli.pickle_policy import Global
+from rescale_cli.pickles.inert_pickle import load_pickle
+from rescale_cli.pickles.inert_values import Built, OddKey
+from rescale_cli.pickles.pickle_opcodes import OPCODES
+from rescale_cli.pickles.pickle_policy import Global
 
 MARKER = Path("/tmp/rescale-cli-was-run")
 RUN = f"touch {MARKER}"

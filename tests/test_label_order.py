@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescale_cli.class_order import are_placeholders
+from rescale_cli.core.class_order import are_placeholders
+from rescale_cli.core.label_order import to_head_rows
 from rescale_cli.errors import BadInput, RescaleError, UnknownClassOrder
-from rescale_cli.label_order import to_head_rows
 
 NAMES = st.lists(
     st.text(string.ascii_letters + "é -_", min_size=1), min_size=2, max_size=9, unique=True

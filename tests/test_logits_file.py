@@ -16,10 +16,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescale_cli import big_array
+from rescale_cli.core.predictions import Predictions
 from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists, UsageError
-from rescale_cli.logits_file import read_logits, write_logits
-from rescale_cli.predictions import Predictions
+from rescale_cli.files import big_array
+from rescale_cli.files.logits_file import read_logits, write_logits
 
 N, C = 9, 4
 LOGITS = np.random.default_rng(0).standard_normal((N, C)).astype(np.float32)

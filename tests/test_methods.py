@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescale_cli.counts import ClassCounts
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Head, RowUpdate
+from rescale_cli.core.methods import BIAS_POLICIES, METHODS, Adjustment
 from rescale_cli.errors import BadHead, UsageError
-from rescale_cli.head import Head, RowUpdate
-from rescale_cli.methods import BIAS_POLICIES, METHODS, Adjustment
 from rescale_cli.options import BiasPolicy, MethodName
 
 EVERY = sorted(METHODS)

@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from rescale_cli import github_actions
 from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists
-from rescale_cli.gates import Gate, Verdict
-from rescale_cli.github_actions import annotation, append_outputs, append_summary, clipped
-from rescale_cli.junit import junit
-from rescale_cli.markdown import markdown
-from rescale_cli.metric_names import ABOUT
-from rescale_cli.openmetrics import openmetrics
-from rescale_cli.predictions_csv import predictions_csv
-from rescale_cli.text_file import refuse_output, write_text
+from rescale_cli.files import github_actions
+from rescale_cli.files.github_actions import annotation, append_outputs, append_summary, clipped
+from rescale_cli.files.predictions_csv import predictions_csv
+from rescale_cli.files.text_file import refuse_output, write_text
+from rescale_cli.measures.gates import Gate, Verdict
+from rescale_cli.measures.junit import junit
+from rescale_cli.measures.markdown import markdown
+from rescale_cli.measures.metric_names import ABOUT
+from rescale_cli.measures.openmetrics import openmetrics
 
 #: Any name that a file system may have, half characters of a broken encoding with it.
 names = st.text(st.characters(blacklist_categories=()), min_size=1, max_size=20)

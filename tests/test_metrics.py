@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from imblearn.metrics import geometric_mean_score, make_index_balanced_accuracy
 from sklearn import metrics as oracle
 
-from rescale_cli.calibration import measure
-from rescale_cli.counts import ClassCounts
+from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import BadInput
-from rescale_cli.metrics import (
+from rescale_cli.measures.calibration import measure
+from rescale_cli.measures.metrics import (
     METRICS,
     Confusion,
     Tallies,

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torchvision import models as tv
 
+from rescale_cli.core.images import Classifier
+from rescale_cli.core.tensor_info import TensorInfo, row_major
 from rescale_cli.errors import (
     BadCheckpoint,
     BadInput,
@@ -26,15 +28,13 @@ from rescale_cli.errors import (
     UnsafePickle,
     UsageError,
 )
-from rescale_cli.fit_weights import hollow_shapes
-from rescale_cli.images import Classifier
-from rescale_cli.known_networks import AUXILIARY, build_of
-from rescale_cli.libraries import library
-from rescale_cli.models import load_classifier, models
-from rescale_cli.preprocessing import batch_preprocessing
-from rescale_cli.recognize import recognize
-from rescale_cli.state_tensors import choose, read_tensor
-from rescale_cli.tensor_info import TensorInfo, row_major
+from rescale_cli.loading.fit_weights import hollow_shapes
+from rescale_cli.loading.known_networks import AUXILIARY, build_of
+from rescale_cli.loading.libraries import library
+from rescale_cli.loading.models import load_classifier, models
+from rescale_cli.loading.preprocessing import batch_preprocessing
+from rescale_cli.loading.recognize import recognize
+from rescale_cli.loading.state_tensors import choose, read_tensor
 from rescale_cli.training.networks import networks
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fashion_lt"
@@ -176,7 +176,7 @@ DTYPES = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_tensor_is_read_as_torch_saved_it(dtype: str, tmp_path: Path) -> None:
-    from rescale_cli.checkpoint import open_checkpoint
+    from rescale_cli.checkpoints.checkpoint import open_checkpoint
 
     values = (torch.randn(5, 4, 3) * 3).to(getattr(torch, dtype))
     saved = {
@@ -278,7 +278,7 @@ def test_torchvisions_networks_are_told_apart_by_their_shapes(name: str) -> None
 def test_networks_with_the_same_names_and_shapes_are_listed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from rescale_cli import recognize as module
+    from rescale_cli.loading import recognize as module
 
     path = save(networks["resnet8"](C, 3, True).state_dict(), tmp_path / "m.pth")
     known = (*module._known(), ("rescale:resnet8", 10, 75_290))
@@ -307,7 +307,7 @@ def test_weights_of_another_network_are_refused_with_what_differs(tmp_path: Path
 def test_a_torchvision_that_does_not_fit_torch_is_a_problem_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from rescale_cli import libraries
+    from rescale_cli.loading import libraries
 
     def broken(name: str) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")

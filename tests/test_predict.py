@@ -17,11 +17,12 @@ import torch
 from conftest import child_environment
 from torch import nn
 
-from rescale_cli import batches, big_array, ranks
-from rescale_cli.devices import pick_device
+from rescale_cli.core.images import Classifier, Image, Images, Preprocessing
 from rescale_cli.errors import BadImage, BadInput, EnvironmentProblem, UsageError
-from rescale_cli.images import Classifier, Image, Images, Preprocessing
-from rescale_cli.predict import RunOptions, predict
+from rescale_cli.files import big_array
+from rescale_cli.loading.devices import pick_device
+from rescale_cli.predicting import batches, ranks
+from rescale_cli.predicting.predict import RunOptions, predict
 
 N, C, SIDE = 23, 5, 12
 PREPROCESSING = Preprocessing((SIDE, SIDE), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
@@ -336,7 +337,7 @@ PROGRAM = """
     from dataclasses import replace
     sys.path.insert(0, {tests!r})
     import test_predict as t
-    from rescale_cli import ranks
+    from rescale_cli.predicting import ranks
     from rescale_cli.errors import EnvironmentProblem, RescaleError
 
     out, case = sys.argv[1:]

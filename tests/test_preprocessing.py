@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from torchvision import transforms as tv
 
+from rescale_cli.core.images import Image, Preprocessing
 from rescale_cli.errors import BadInput, NeedsDecision, UsageError
-from rescale_cli.hugging_face import preprocessing as preprocessing_of
-from rescale_cli.images import Image, Preprocessing
-from rescale_cli.preprocessing import (
+from rescale_cli.loading.hugging_face import preprocessing as preprocessing_of
+from rescale_cli.loading.preprocessing import (
     apply_preprocessing,
     batch_preprocessing,
     needs_no_resize,
     override,
     presets,
 )
-from rescale_cli.preprocessing_config import (
+from rescale_cli.loading.preprocessing_config import (
     from_hugging_face,
     from_run,
     from_timm,

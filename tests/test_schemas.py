@@ -15,7 +15,7 @@ from conftest import COUNTS, FORMATS, Made
 
 from rescale_cli import demo, errors
 from rescale_cli.cli import COMMANDS, main
-from rescale_cli.screen import Screen
+from rescale_cli.reports.screen import Screen
 
 Capture = pytest.CaptureFixture[str]
 Containers = Callable[[str], Made]

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rescale_cli import significance
-from rescale_cli.counts import ClassCounts
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Head
+from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.head import Head
-from rescale_cli.methods import Adjustment
-from rescale_cli.metrics import METRICS, Confusion, metrics_of
-from rescale_cli.significance import (
+from rescale_cli.measures import significance
+from rescale_cli.measures.metrics import METRICS, Confusion, metrics_of
+from rescale_cli.measures.significance import (
     MOST_EXACT,
     Interval,
     bootstrap,

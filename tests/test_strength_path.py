@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rescale_cli import strength_path
-from rescale_cli.cores import in_blocks
+from rescale_cli.core.cores import in_blocks
 from rescale_cli.strength_path import correct_intervals, lines_of, predicted_path
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion_lt"

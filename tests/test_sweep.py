@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
 from rescale_cli import api
-from rescale_cli.choose import CHOICES, choose, distance_to, first_within, halves
 from rescale_cli.cli import main
 from rescale_cli.commands.schema import schema_text
-from rescale_cli.counts import ClassCounts
-from rescale_cli.decision_path import by_envelope, by_grid, by_intervals, grid_predictions
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Head
+from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.predictions import Predictions
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.head import Head
-from rescale_cli.methods import Adjustment
-from rescale_cli.predictions import Predictions
-from rescale_cli.straight_lines import Family
-from rescale_cli.sweep import Wanted
-from rescale_cli.sweep_options import Metric
-from rescale_cli.sweep_result import sweep
+from rescale_cli.options.sweep_options import Metric
+from rescale_cli.sweeping.choose import CHOICES, choose, distance_to, first_within, halves
+from rescale_cli.sweeping.decision_path import by_envelope, by_grid, by_intervals, grid_predictions
+from rescale_cli.sweeping.straight_lines import Family
+from rescale_cli.sweeping.sweep import Wanted
+from rescale_cli.sweeping.sweep_result import sweep
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion_lt"
 MODEL, COUNTS, LOGITS = (

@@ -11,13 +11,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from rescale_cli import calibration
-from rescale_cli.calibration import measure
-from rescale_cli.counts import ClassCounts
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Head
+from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadInput
-from rescale_cli.head import Head
-from rescale_cli.methods import Adjustment
-from rescale_cli.temperature import fit_temperature
+from rescale_cli.measures import calibration
+from rescale_cli.measures.calibration import measure
+from rescale_cli.measures.temperature import fit_temperature
 
 INF = np.inf
 

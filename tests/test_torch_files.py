@@ -22,10 +22,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rescale_cli.core.tensor_info import ITEM_SIZES, TensorInfo
 from rescale_cli.errors import BadCheckpoint, UnsafePickle
 from rescale_cli.formats import torch_legacy, torch_zip
 from rescale_cli.formats._interface import Contents
-from rescale_cli.tensor_info import ITEM_SIZES, TensorInfo
 
 FORMATS = (torch_zip, torch_legacy)
 BOTH = pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])

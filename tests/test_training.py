@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from rescale_cli.cli import main
+from rescale_cli.core.summary import spearman
 from rescale_cli.errors import BadInput, Interrupted, OutputExists
-from rescale_cli.models import load_classifier
-from rescale_cli.summary import spearman
+from rescale_cli.loading.models import load_classifier
 from rescale_cli.training import run as run_module
 from rescale_cli.training.network import build_network
 from rescale_cli.training.parallel import Ranks

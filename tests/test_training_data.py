@@ -180,7 +180,7 @@ def test_fashion_mnist_is_made_long_tailed_by_the_published_counts() -> None:
 
 def test_gray_and_coloured_images_are_measured_alike() -> None:
     gray = pixels(20, 5, 5)
-    from rescale_cli.images import Images
+    from rescale_cli.core.images import Images
 
     images = Images(lambda i: gray[i], None, None, [""] * 20, "gray", gray)
     mean, std = measured(images, np.arange(10), 1)

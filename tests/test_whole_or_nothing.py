@@ -23,13 +23,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rescale_cli import api, kernel_copy, patch, staging
+from rescale_cli import api
 from rescale_cli.cli import main
 from rescale_cli.errors import EnvironmentProblem
-from rescale_cli.patch import Target, apply_plan
-from rescale_cli.patched_file import write_changed
-from rescale_cli.plan import Plan
-from rescale_cli.proof import verify
+from rescale_cli.files import kernel_copy, staging
+from rescale_cli.patching import patch
+from rescale_cli.patching.patch import Target, apply_plan
+from rescale_cli.patching.patched_file import write_changed
+from rescale_cli.patching.plan import Plan
+from rescale_cli.patching.proof import verify
 
 NAMES = {"safetensors": "m.safetensors", "zip": "m.pth", "legacy": "l.pth", "folder": "hf"}
 
@@ -194,7 +196,7 @@ STRIKE = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 from rescale_cli.cli import main
-from rescale_cli.proof import verify
+from rescale_cli.patching.proof import verify
 from rescale_cli.signals import hold_back
 
 hold_back()  # inherited: a child that is struck before main() is ready waits with it until then

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescale_cli.errors import BadCheckpoint
-from rescale_cli.zip_table import read_record, read_zip_table
+from rescale_cli.files.zip_table import read_record, read_zip_table
 
 RECORDS = {"a/data.pkl": b"pickle", "a/data/0": bytes(range(200)), "a/version": b"3\n"}
 

@@ -15,9 +15,9 @@ import torch
 import torchvision
 
 import rescale_cli
-from rescale_cli.images import Classifier, Images, Preprocessing
-from rescale_cli.predict import RunOptions, predict
-from rescale_cli.predictions import Predictions
+from rescale_cli.core.images import Classifier, Images, Preprocessing
+from rescale_cli.core.predictions import Predictions
+from rescale_cli.predicting.predict import RunOptions, predict
 from rescale_cli.strength_path import correct_intervals, predicted_path
 from rescale_cli.training.network import build_network
 from rescale_cli.training.parallel import Ranks

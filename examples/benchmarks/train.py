@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from rescale_cli.images import Images, Preprocessing
+from rescale_cli.core.images import Images, Preprocessing
 from rescale_cli.training.feed import make_feed
 from rescale_cli.training.images import TrainingImages
 from rescale_cli.training.network import build_network

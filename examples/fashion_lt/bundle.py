@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from rescale_cli.checkpoint import open_checkpoint
-from rescale_cli.datasets import open_images
-from rescale_cli.images import Images
-from rescale_cli.locate_head import locate, one_size
-from rescale_cli.metrics import balanced_accuracy
-from rescale_cli.models import load_classifier
-from rescale_cli.predict import RunOptions, predict
-from rescale_cli.read_head import read_head
-from rescale_cli.summary import spearman
+from rescale_cli.checkpoints.checkpoint import open_checkpoint
+from rescale_cli.checkpoints.read_head import read_head
+from rescale_cli.core.images import Images
+from rescale_cli.core.summary import spearman
+from rescale_cli.loading.models import load_classifier
+from rescale_cli.measures.metrics import balanced_accuracy
+from rescale_cli.patching.locate_head import locate, one_size
+from rescale_cli.predicting.predict import RunOptions, predict
+from rescale_cli.sources.datasets import open_images
 
 VALIDATION_PER_CLASS = 200
 GAMMAS = (0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 1.0)

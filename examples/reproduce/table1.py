@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from paper_table import report
 
-from rescale_cli.counts import ClassCounts
-from rescale_cli.datasets import open_images
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Head, RowUpdate
+from rescale_cli.core.methods import METHODS
 from rescale_cli.errors import RescaleError
-from rescale_cli.head import Head, RowUpdate
-from rescale_cli.methods import METHODS
-from rescale_cli.metrics import balanced_accuracy
-from rescale_cli.models import load_classifier
-from rescale_cli.predict import RunOptions, predict
+from rescale_cli.loading.models import load_classifier
+from rescale_cli.measures.metrics import balanced_accuracy
+from rescale_cli.predicting.predict import RunOptions, predict
+from rescale_cli.sources.datasets import open_images
 from rescale_cli.training.long_tail import Imbalance
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run import Watch

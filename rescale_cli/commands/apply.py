@@ -11,8 +11,8 @@ import typer
 
 from rescale_cli import options
 from rescale_cli.errors import UsageError
-from rescale_cli.screen import Screen
-from rescale_cli.strength_option import read_adjustment
+from rescale_cli.options.strength_option import read_adjustment
+from rescale_cli.reports.screen import Screen
 
 
 def apply(
@@ -85,7 +85,8 @@ def apply(
     json: options.Json = False,
 ) -> None:
     """Write the checkpoint with its head adjusted; every other byte is proven equal."""
-    from rescale_cli import api, report, tables
+    from rescale_cli import api
+    from rescale_cli.reports import report, tables
 
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other", fix="leave one of them out")

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
-from rescale_cli.data_options import DataOptions
 from rescale_cli.errors import UsageError
-from rescale_cli.option_groups import spread
-from rescale_cli.screen import Screen
-from rescale_cli.sweep_options import ChoiceOptions, HeadOptions
+from rescale_cli.options.data_options import DataOptions
+from rescale_cli.options.option_groups import spread
+from rescale_cli.options.sweep_options import ChoiceOptions, HeadOptions
+from rescale_cli.reports.screen import Screen
 
 
 @spread
@@ -34,12 +34,12 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Rank the post-hoc methods on held-out data, and say which cannot be told apart."""
-    from rescale_cli.comparison import compare_methods
-    from rescale_cli.comparison_report import comparison_result, show_comparison
-    from rescale_cli.progress import Notes, progress_bar
-    from rescale_cli.sweep_outputs import Outputs, write_json
-    from rescale_cli.sweep_report import apply_line
-    from rescale_cli.trial import try_on
+    from rescale_cli.reports.comparison_report import comparison_result, show_comparison
+    from rescale_cli.reports.progress import Notes, progress_bar
+    from rescale_cli.reports.sweep_outputs import Outputs, write_json
+    from rescale_cli.reports.sweep_report import apply_line
+    from rescale_cli.sweeping.comparison import compare_methods
+    from rescale_cli.sweeping.trial import try_on
 
     if how.unlabeled:
         raise UsageError("methods are compared by labels", fix="leave out --unlabeled")

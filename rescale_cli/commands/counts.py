@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rescale_cli import options
-from rescale_cli.screen import Screen
+from rescale_cli.reports.screen import Screen
 
 if TYPE_CHECKING:
-    from rescale_cli.class_order import RawCounts
+    from rescale_cli.core.class_order import RawCounts
 
 
 def counts(
@@ -28,10 +28,10 @@ def counts(
     json: options.Json = False,
 ) -> None:
     """Count the samples of each class in a data set, without decoding an image."""
-    from rescale_cli import report, tables
-    from rescale_cli.count_sources import count_data, write_counts
-    from rescale_cli.counts import whole_numbers
-    from rescale_cli.text_file import write_text
+    from rescale_cli.core.counts import whole_numbers
+    from rescale_cli.files.text_file import write_text
+    from rescale_cli.reports import report, tables
+    from rescale_cli.sources.count_sources import count_data, write_counts
 
     raw = count_data(data)
     raw = replace(raw, values=tuple(whole_numbers(raw.values, raw.names, raw.source)))

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rescale_cli import options
-from rescale_cli.adjust_options import AdjustOptions
-from rescale_cli.data_options import DataOptions
 from rescale_cli.errors import UsageError
-from rescale_cli.evaluate_outputs import OutputOptions, tell_github
-from rescale_cli.gate_options import GateOptions, failure, judge
-from rescale_cli.option_groups import spread
-from rescale_cli.screen import Screen
-from rescale_cli.sweep_options import group_sizes
+from rescale_cli.options.adjust_options import AdjustOptions
+from rescale_cli.options.data_options import DataOptions
+from rescale_cli.options.gate_options import GateOptions, failure, judge
+from rescale_cli.options.option_groups import spread
+from rescale_cli.options.sweep_options import group_sizes
+from rescale_cli.reports.evaluate_outputs import OutputOptions, tell_github
+from rescale_cli.reports.screen import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rescale_cli.scoring import Terms
+    from rescale_cli.evaluating.scoring import Terms
 
 
 @spread
@@ -53,10 +53,10 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Measure models on labelled data, side by side; fail where a quality gate is not met."""
-    from rescale_cli.evaluate_report import evaluate_result
-    from rescale_cli.evaluate_tables import show_evaluate
-    from rescale_cli.progress import Notes, progress_bar
-    from rescale_cli.side_by_side import Watch, side_by_side
+    from rescale_cli.evaluating.side_by_side import Watch, side_by_side
+    from rescale_cli.reports.evaluate_report import evaluate_result
+    from rescale_cli.reports.evaluate_tables import show_evaluate
+    from rescale_cli.reports.progress import Notes, progress_bar
 
     gates = bounds.gates(grouped=counts is not None)
     outputs.check(len(models), force=force, other=on.save_logits)
@@ -97,9 +97,9 @@ def _terms(
 ) -> Terms:
     """How the models are measured, from what was typed."""
     from rescale_cli.api import as_raw_counts
-    from rescale_cli.class_names import read_class_names
-    from rescale_cli.plan import CountsChoice
-    from rescale_cli.scoring import Terms
+    from rescale_cli.evaluating.scoring import Terms
+    from rescale_cli.patching.plan import CountsChoice
+    from rescale_cli.sources.class_names import read_class_names
 
     adjustment = adjust.adjustment()
     if adjustment is not None and counts is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rescale_cli import options
-from rescale_cli.screen import Screen
+from rescale_cli.reports.screen import Screen
 
 
 def inspect(
@@ -16,7 +16,8 @@ def inspect(
     json: options.Json = False,
 ) -> None:
     """Say what a checkpoint is, which layer is its head and why, and how long its rows are."""
-    from rescale_cli import api, report, tables
+    from rescale_cli import api
+    from rescale_cli.reports import report, tables
 
     found = api.inspect(
         model,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
-from rescale_cli.screen import Screen
+from rescale_cli.reports.screen import Screen
 
 
 def revert(
@@ -27,7 +27,8 @@ def revert(
     json: options.Json = False,
 ) -> None:
     """Take the last re-scaling back: the file as it was before, bit for bit."""
-    from rescale_cli import report, restore, tables
+    from rescale_cli.patching import restore
+    from rescale_cli.reports import report, tables
 
     done = restore.revert(
         patched, output, against=against, force=force, accept_global=accept_global or ()

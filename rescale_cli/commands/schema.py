@@ -11,7 +11,7 @@ import typer
 
 from rescale_cli import options
 from rescale_cli.errors import UsageError
-from rescale_cli.screen import Screen
+from rescale_cli.reports.screen import Screen
 
 
 def schema(

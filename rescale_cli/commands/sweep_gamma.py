@@ -9,16 +9,16 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
-from rescale_cli.data_options import DataOptions
-from rescale_cli.option_groups import spread
-from rescale_cli.screen import Screen
-from rescale_cli.sweep_options import (
+from rescale_cli.options.data_options import DataOptions
+from rescale_cli.options.option_groups import spread
+from rescale_cli.options.sweep_options import (
     BiasPolicies,
     ChoiceOptions,
     HeadOptions,
     Normalize,
     adjustments,
 )
+from rescale_cli.reports.screen import Screen
 
 
 @spread
@@ -55,12 +55,12 @@ def sweep_gamma(
     json: options.Json = False,
 ) -> None:
     """Try every strength at once, choose one on held-out data, and say who pays."""
-    from rescale_cli import sweep_report
-    from rescale_cli.progress import Notes, progress_bar
-    from rescale_cli.sweep_outputs import Outputs
-    from rescale_cli.sweep_result import sweep
-    from rescale_cli.sweep_tables import show_sweep
-    from rescale_cli.trial import try_on
+    from rescale_cli.reports import sweep_report
+    from rescale_cli.reports.progress import Notes, progress_bar
+    from rescale_cli.reports.sweep_outputs import Outputs
+    from rescale_cli.reports.sweep_tables import show_sweep
+    from rescale_cli.sweeping.sweep_result import sweep
+    from rescale_cli.sweeping.trial import try_on
 
     outputs = Outputs(output, csv, apply, force)
     outputs.check(on.save_logits)

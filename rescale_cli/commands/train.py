@@ -9,10 +9,10 @@ import typer
 
 from rescale_cli import options
 from rescale_cli.errors import UsageError
-from rescale_cli.optimizer_options import HowOptions
-from rescale_cli.option_groups import spread
-from rescale_cli.screen import Screen
-from rescale_cli.train_options import WhatOptions, recipe_of, show_config
+from rescale_cli.options.optimizer_options import HowOptions
+from rescale_cli.options.option_groups import spread
+from rescale_cli.options.train_options import WhatOptions, recipe_of, show_config
+from rescale_cli.reports.screen import Screen
 
 if TYPE_CHECKING:
     from rescale_cli.training.recipe import Recipe
@@ -59,8 +59,8 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train a classifier on long-tailed data; the other commands take the folder it leaves."""
-    from rescale_cli.progress import Notes
-    from rescale_cli.train_report import show_trained, train_result, watching
+    from rescale_cli.reports.progress import Notes
+    from rescale_cli.reports.train_report import show_trained, train_result, watching
     from rescale_cli.training.train import train as train_
 
     given = {**what.given(), **how.given()}
@@ -88,7 +88,7 @@ def _start(
     force: bool,
 ) -> tuple[RunFolder, Recipe, RunState | None]:
     """Where the run is, what it does, and where it stands."""
-    from rescale_cli import ranks
+    from rescale_cli.predicting import ranks
     from rescale_cli.training.run_folder import RunFolder
     from rescale_cli.training.state import resumed
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
-from rescale_cli.screen import Screen
+from rescale_cli.reports.screen import Screen
 
 
 def verify(
@@ -22,7 +22,8 @@ def verify(
     json: options.Json = False,
 ) -> None:
     """Prove that only the head changed, and that it changed as the record says."""
-    from rescale_cli import proof, report, tables
+    from rescale_cli.patching import proof
+    from rescale_cli.reports import report, tables
 
     found = proof.verify(patched, against, accept_global=accept_global or ())
     result = report.verify_result(patched, against, found)

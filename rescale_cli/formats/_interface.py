@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rescale_cli.tensor_info import TensorInfo
+from rescale_cli.core.tensor_info import TensorInfo
 
 
 @dataclass(frozen=True, slots=True)

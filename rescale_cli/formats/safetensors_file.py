@@ -14,11 +14,11 @@ import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rescale_cli.core.tensor_info import TensorInfo, row_major
 from rescale_cli.errors import BadCheckpoint
+from rescale_cli.files.regular_file import opened, read_at
 from rescale_cli.formats._interface import Contents
 from rescale_cli.json_text import clip, parse_json
-from rescale_cli.regular_file import opened, read_at
-from rescale_cli.tensor_info import TensorInfo, row_major
 
 NAME = "safetensors"
 MAX_HEADER = 100_000_000

@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from rescale_cli.errors import BadCheckpoint, NeedsDecision
+from rescale_cli.files.regular_file import opened, read_whole, refuse_lfs_pointer
 from rescale_cli.formats._interface import Contents
 from rescale_cli.json_text import clip, parse_json
-from rescale_cli.regular_file import opened, read_whole, refuse_lfs_pointer
 
 NAME = "folder of weights"
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rescale_cli.core.tensor_info import ITEM_SIZES, TensorInfo
 from rescale_cli.errors import BadCheckpoint, UnsafePickle
+from rescale_cli.files.regular_file import opened, read_at
 from rescale_cli.formats._interface import Contents
-from rescale_cli.inert_pickle import load_pickle
-from rescale_cli.pickle_policy import Global, is_ordinary
-from rescale_cli.pickled_names import find_class_names
-from rescale_cli.pickled_tensors import bad_tensor, list_views
-from rescale_cli.regular_file import opened, read_at
-from rescale_cli.tensor_info import ITEM_SIZES, TensorInfo
-from rescale_cli.tensor_views import Storage, View, storage_of
+from rescale_cli.pickles.inert_pickle import load_pickle
+from rescale_cli.pickles.pickle_policy import Global, is_ordinary
+from rescale_cli.pickles.pickled_names import find_class_names
+from rescale_cli.pickles.pickled_tensors import bad_tensor, list_views
+from rescale_cli.pickles.tensor_views import Storage, View, storage_of
 
 NAME = "torch legacy (before 1.6)"
 

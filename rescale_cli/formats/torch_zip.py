@@ -6,16 +6,22 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from rescale_cli.core.tensor_info import ITEM_SIZES, TensorInfo
 from rescale_cli.errors import BadCheckpoint
+from rescale_cli.files.regular_file import opened, read_at
+from rescale_cli.files.zip_table import (
+    ZipTable,
+    list_names,
+    read_record,
+    read_zip_table,
+    stored_entry,
+)
 from rescale_cli.formats._interface import Contents
-from rescale_cli.inert_pickle import Loaded, load_pickle
-from rescale_cli.pickle_policy import is_ordinary
-from rescale_cli.pickled_names import find_class_names
-from rescale_cli.pickled_tensors import bad_tensor, list_views
-from rescale_cli.regular_file import opened, read_at
-from rescale_cli.tensor_info import ITEM_SIZES, TensorInfo
-from rescale_cli.tensor_views import View, storage_of
-from rescale_cli.zip_table import ZipTable, list_names, read_record, read_zip_table, stored_entry
+from rescale_cli.pickles.inert_pickle import Loaded, load_pickle
+from rescale_cli.pickles.pickle_policy import is_ordinary
+from rescale_cli.pickles.pickled_names import find_class_names
+from rescale_cli.pickles.pickled_tensors import bad_tensor, list_views
+from rescale_cli.pickles.tensor_views import View, storage_of
 
 NAME = "torch zip"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rescale_cli.images import Image, Preprocessing
+from rescale_cli.core.images import Image, Preprocessing
 
 #: The share of the image's area that a crop has, and its width over its height.
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

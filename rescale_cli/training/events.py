@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rescale_cli.libraries import library
+from rescale_cli.loading.libraries import library
 
 
 def event_writer(folder: Path, epochs: int) -> Callable[[dict[str, Any]], None]:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.batches import decoded, free_cpus
+from rescale_cli.core.images import Image, Preprocessing
 from rescale_cli.errors import RescaleError
-from rescale_cli.images import Image, Preprocessing
-from rescale_cli.ranks import as_text, from_text
+from rescale_cli.predicting.batches import decoded, free_cpus
+from rescale_cli.predicting.ranks import as_text, from_text
 from rescale_cli.training.augment import ImageStore
 from rescale_cli.training.crops import AUGMENTATIONS, fitted
 from rescale_cli.training.images import TrainingImages

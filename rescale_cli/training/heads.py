@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli.errors import BadInput
-from rescale_cli.fit_weights import Build
 from rescale_cli.json_text import clip
+from rescale_cli.loading.fit_weights import Build
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,11 +9,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.data_spec import datasets, named_folder, parse_spec
-from rescale_cli.datasets import open_images
+from rescale_cli.core.images import Images, Preprocessing
+from rescale_cli.core.label_order import to_head_rows
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.images import Images, Preprocessing
-from rescale_cli.label_order import to_head_rows
+from rescale_cli.sources.data_spec import datasets, named_folder, parse_spec
+from rescale_cli.sources.datasets import open_images
 from rescale_cli.training.long_tail import Imbalance
 from rescale_cli.training.recipe import Recipe
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rescale_cli import timm_models, user_model
-from rescale_cli.checkpoint import open_checkpoint
+from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.fit_weights import Build, differences
-from rescale_cli.known_networks import build_of
-from rescale_cli.state_tensors import choose, read_tensors
+from rescale_cli.loading import timm_models, user_model
+from rescale_cli.loading.fit_weights import Build, differences
+from rescale_cli.loading.known_networks import build_of
+from rescale_cli.loading.state_tensors import choose, read_tensors
 from rescale_cli.training.heads import HeadKind, head_name
 from rescale_cli.training.recipe import Recipe
 

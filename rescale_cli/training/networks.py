@@ -68,7 +68,7 @@ def vgg16(num_classes: int, channels: int = 3, bias: bool = True) -> nn.Module:
 @network("resnet10", parameters=4_910_922, reference="Liu et al. 2019, section 4")
 def resnet10(num_classes: int, channels: int = 3, bias: bool = True) -> nn.Module:
     """The ResNet of ImageNet-LT: torchvision's ResNet-18 with one block a stage, for 224x224."""
-    from rescale_cli.libraries import torchvision
+    from rescale_cli.loading.libraries import torchvision
     from rescale_cli.training.layers import set_channels_
 
     models = torchvision().models.resnet

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from rescale_cli import ranks
+from rescale_cli.predicting import ranks
 
 if TYPE_CHECKING:
     import torch

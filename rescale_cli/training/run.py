@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from rescale_cli.counts import ClassCounts
+from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import BadInput
 from rescale_cli.signals import undisturbed
 from rescale_cli.training.feed import make_feed

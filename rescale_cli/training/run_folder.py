@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli import api
-from rescale_cli.class_order import RawCounts
-from rescale_cli.count_sources import write_counts
+from rescale_cli.core.class_order import RawCounts
 from rescale_cli.errors import BadInput, OutputExists
-from rescale_cli.preprocessing_config import to_run
-from rescale_cli.staging import Staging, system_errors, write_new
-from rescale_cli.text_file import write_text
+from rescale_cli.files.staging import Staging, system_errors, write_new
+from rescale_cli.files.text_file import write_text
+from rescale_cli.loading.preprocessing_config import to_run
+from rescale_cli.sources.count_sources import write_counts
 from rescale_cli.training.heads import HeadKind
 from rescale_cli.training.images import TrainingImages
 from rescale_cli.training.recipe import Recipe

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rescale_cli.checkpoint import open_checkpoint
+from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.errors import BadCheckpoint, BadInput
+from rescale_cli.files.staging import Staging, system_errors, write_new
 from rescale_cli.json_text import clip, parse_json
-from rescale_cli.staging import Staging, system_errors, write_new
-from rescale_cli.state_tensors import read_tensors
+from rescale_cli.loading.state_tensors import read_tensors
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.recipe_toml import options_from
 

@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rescale_cli.counts import ClassCounts
-from rescale_cli.devices import pick_device
+from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import Interrupted
+from rescale_cli.loading.devices import pick_device
 from rescale_cli.training.events import event_writer
 from rescale_cli.training.images import TrainingImages, open_training_images
 from rescale_cli.training.parallel import joined

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.batches import batches
+from rescale_cli.core.images import Images, Preprocessing
 from rescale_cli.errors import BadInput
-from rescale_cli.images import Images, Preprocessing
-from rescale_cli.metrics import Groups, Tallies, accuracy, table_of
+from rescale_cli.measures.metrics import Groups, Tallies, accuracy, table_of
+from rescale_cli.predicting.batches import batches
 from rescale_cli.training.parallel import Ranks
 
 if TYPE_CHECKING:

@@ -1,0 +1,82 @@
+"""A data set of images, as every source gives it: labels at once, pictures when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.predictions import Labels
+
+#: One image, (H, W, channels), uint8, channels 1 or 3.
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Images:
+    """N labelled images. It can be sent to a worker process."""
+
+    read: Callable[[int], Image]
+    """The image of that index, decoded; BadImage where it cannot be."""
+    labels: Labels | None
+    """(N,), by the source's own numbers; None where it has none."""
+    classes: tuple[str, ...] | None
+    """The name of each label, where the source has names."""
+    names: Sequence[str]
+    """(N,): the file or key of each image."""
+    source: str
+    """What it is, for messages and records."""
+    array: NDArray[Any] | None = None
+    """(N, H, W) or (N, H, W, channels), uint8: small sets lie in memory as one array."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """From an image to a model's input: resize, crop, scale to 0..1, less mean, over std."""
+
+    size: tuple[int, int]
+    """Height and width of the model's input, pixels."""
+    mean: tuple[float, ...]
+    """Of values in 0..1, one a channel: 1 or 3."""
+    std: tuple[float, ...]
+    """Of values in 0..1, one a channel."""
+    resize: int | tuple[int, int] | None = None
+    """The shorter side (int) or both sides before the crop; None: resize to `size` outright."""
+    interpolation: str = "bilinear"
+    """As Pillow names it: nearest, bilinear, bicubic, lanczos, box or hamming."""
+    flip_channels: bool = False
+    """Whether the network takes blue, green, red."""
+    crop_rounds_down: bool = False
+    """Where the middle lies between two pixels: the first of them; else the even one."""
+    source: str = "given"
+    """Where it was read, for messages."""
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that was built and loaded: images in, logits out."""
+
+    module: Any
+    """torch.nn.Module in evaluation mode on the CPU: (n, channels, H, W) float32 to (n, C)."""
+    num_classes: int
+    """C."""
+    arch: str
+    """As `--arch` names it: torchvision:resnet50, hf, torchscript."""
+    why: str
+    """How the architecture was known, in words."""
+    classes: tuple[str, ...] | None = None
+    """Names in row order, where the checkpoint has them."""
+    preprocessing: Preprocessing | None = None
+    """What its own files say of its input."""

@@ -1,0 +1,183 @@
+"""The post-hoc methods, and one decision of a user about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Head, RowUpdate
+from rescale_cli.errors import BadHead, UsageError
+from rescale_cli.registry import Registry
+
+Method = Callable[[Head, ClassCounts, float], RowUpdate]
+
+#: Facts of each: `knob` (the name of its strength), `reference`, `needs_bias`.
+METHODS: Registry[Method] = Registry("method")
+method = METHODS.register
+
+BIAS_POLICIES = ("keep", "scale", "drop")
+
+
+@method("rescale", knob="gamma", reference="Kim & Kim 2020, Eq. 7", needs_bias=False)
+def rescale(head: Head, counts: ClassCounts, gamma: float) -> RowUpdate:
+    """Lengthen the rows of rare classes: w_i <- (n_1 / n_i)^gamma * w_i.
+
+    n_i is the number of training samples of class i and n_1 that of the largest class, so the
+    largest class keeps its row and every other row grows. gamma = 0 changes nothing.
+
+    Args:
+        head: C rows. Only C is read.
+        counts: training samples of each class, (C,), all at least 1. Not rates.
+        gamma: the exponent, no unit.
+
+    Returns:
+        scale (C,), all at least 1 for gamma >= 0; the bias is left to the policy.
+
+    Example:
+        >>> counts = ClassCounts.of([100, 25, 4])
+        >>> rescale(Head.of(np.ones((3, 4))), counts, gamma=0.5).scale.tolist()
+        [1.0, 2.0, 5.0]
+    """
+    same = RowUpdate.identity(head.num_classes)
+    return replace(same, scale=counts.factors(gamma))
+
+
+@method("tau-norm", knob="tau", reference="Kang et al. 2020, Eq. 4", needs_bias=False)
+def tau_norm(head: Head, counts: ClassCounts, tau: float) -> RowUpdate:
+    """Even out the row norms: w_i <- c * w_i / |w_i|^tau, with c so that the mean norm stays.
+
+    The common factor c changes no decision and keeps the scale of the logits. tau = 0 changes
+    nothing, tau = 1 makes all rows equally long.
+
+    Args:
+        head: its norms (C,) are read.
+        counts: only which rows are skipped is read.
+        tau: the exponent, no unit.
+
+    Raises:
+        BadHead: a row of length 0.
+
+    Example:
+        >>> head = Head.of(np.diag([1.0, 3.0]))
+        >>> tau_norm(head, ClassCounts.of([9, 1]), tau=1.0).scale.tolist()
+        [2.0, 0.6666666666666666]
+    """
+    norms = _positive_norms(head, counts)
+    kept = counts.kept
+    common = norms[kept].mean() / (norms[kept] ** (1 - tau)).mean() if tau else 1.0
+    return replace(RowUpdate.identity(head.num_classes), scale=common * norms**-tau)
+
+
+@method("logit-adjust", knob="tau", reference="Menon et al. 2021, Eq. 9", needs_bias=True)
+def logit_adjust(head: Head, counts: ClassCounts, tau: float) -> RowUpdate:
+    """Subtract the log prior from the logits: b_i <- b_i - tau * log(n_i / N).
+
+    Args:
+        head: C rows; to be written into a checkpoint it needs a bias.
+        counts: training samples of each class, (C,).
+        tau: the strength, no unit; 1 is the Bayes-optimal choice for calibrated logits.
+
+    Returns:
+        scale 1, shift (C,), all at least 0 for tau >= 0.
+
+    Example:
+        >>> update = logit_adjust(Head.of(np.ones((2, 2))), ClassCounts.of([3, 1]), tau=1.0)
+        >>> update.shift.round(4).tolist()
+        [0.2877, 1.3863]
+    """
+    return replace(RowUpdate.identity(head.num_classes), shift=-tau * np.log(counts.priors))
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """One decision of a user: which method, how strong, and what becomes of the bias.
+
+    Raises:
+        UsageError: options that do not go together, or a strength outside 0 to 4.
+    """
+
+    method: str = "rescale"
+    strength: float = 0.0
+    normalize: bool = False
+    """Rows to equal length first, times their mean norm, so that confidences keep their scale."""
+    bias: str = ""
+    """keep, scale or drop; left out it is keep, and drop with normalize."""
+    max_factor: float | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        knob = METHODS.entry(self.method).facts["knob"]
+        if not 0 <= self.strength <= 4:
+            raise UsageError(
+                f"{knob} must lie between 0 and 4", saw=f"{self.strength}", fix=f"--{knob} 0.2"
+            )
+        if self.bias not in ("", *BIAS_POLICIES):
+            raise UsageError("no such bias policy", saw=self.bias, fix="--bias keep, scale or drop")
+        if self.normalize and self.method != "rescale":
+            raise UsageError(
+                f"--normalize goes with --method rescale, not {self.method}",
+                fix="leave one of the two out",
+            )
+        most = self.max_factor
+        if most is not None and (self.method != "rescale" or not 1 <= most < float("inf")):
+            raise UsageError(
+                "--max-factor is a number of at least 1 and goes with --method rescale",
+                saw=f"{most}, {self.method}",
+                fix="--max-factor 10",
+            )
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(
+                "the temperature must be above 0",
+                saw=f"{self.temperature}",
+                fix="--temperature 1.5",
+            )
+
+    @property
+    def bias_policy(self) -> str:
+        """The policy in force: a bias learnt beside long rows is out of scale beside short ones."""
+        return self.bias or ("drop" if self.normalize else "keep")
+
+    def update(self, head: Head, counts: ClassCounts) -> RowUpdate:
+        """What this decision does to the rows of that head.
+
+        Raises:
+            BadHead: a row of length 0 where lengths are divided by; no bias where one is needed.
+        """
+        if METHODS.entry(self.method).facts["needs_bias"] and head.bias is None:
+            raise BadHead(
+                f"{self.method} changes the bias, and this head has none",
+                fix="use --method rescale or tau-norm",
+            )
+        update = METHODS[self.method](head, counts, self.strength)
+        scale = update.scale
+        if self.max_factor is not None:
+            scale = np.minimum(scale, self.max_factor)
+        if self.normalize:
+            norms = _positive_norms(head, counts)
+            scale = norms[counts.kept].mean() * scale / norms
+        scale = np.where(counts.kept, scale, 1.0)
+        ones, zeros = np.ones_like(scale), np.zeros_like(scale)
+        policy = {"keep": ones, "scale": scale, "drop": zeros}[self.bias_policy]
+        bias_scale = np.where(counts.kept, policy, 1.0)
+        update = RowUpdate(scale, bias_scale, np.where(counts.kept, update.shift, 0.0))
+        if self.temperature == 1:
+            return update
+        cooler = np.full_like(scale, 1 / self.temperature)
+        return update.then(RowUpdate(cooler, cooler, zeros))
+
+
+def _positive_norms(
+    head: Head, counts: ClassCounts
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """The norms (C,), with 1 in place of skipped rows, which nothing is divided by."""
+    empty = np.flatnonzero((head.norms == 0) & counts.kept)
+    if len(empty):
+        raise BadHead(
+            f"row {empty[0]} of the head is all zeros, so it has no direction to normalise",
+            saw=f"{len(empty)} such rows of {head.num_classes}",
+            fix=f"leave it out: --exclude-class {empty[0]}, or do without --normalize and tau-norm",
+        )
+    return np.where(counts.kept, head.norms, 1.0)

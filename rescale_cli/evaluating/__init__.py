@@ -1,0 +1,1 @@
+"""Predictions to the metrics of one model, or of several side by side."""

@@ -1,0 +1,130 @@
+"""A model and what it is to be tried on, as Predictions: the one way that all commands go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rescale_cli.core.label_order import to_head_rows
+from rescale_cli.core.predictions import Labels, Predictions
+from rescale_cli.errors import BadInput
+from rescale_cli.files.logits_file import read_logits, write_logits
+from rescale_cli.loading.models import load_classifier
+from rescale_cli.loading.preprocessing import override
+from rescale_cli.predicting import ranks
+from rescale_cli.predicting.predict import RunOptions, predict
+from rescale_cli.sources.datasets import open_images
+
+#: Called with images done, images in all, and images per second.
+Progress = Callable[[int, int, float], None]
+Notes = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DataChoice:
+    """What one model is tried on, and how it is run."""
+
+    data: str | None = None
+    """As `--data` names it; else `logits` is given."""
+    logits: Path | None = None
+    """Logits that were computed before: no model is run."""
+    arch: str | None = None
+    preset: str | None = None
+    size: tuple[int, int] | None = None
+    """Height and width of the model's input, pixels."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    download: bool = False
+    save_logits: Path | None = None
+    """Where the logits are kept."""
+    force: bool = False
+    """Whether that file may be replaced."""
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def predictions_of(
+    model: Path,
+    choice: DataChoice,
+    *,
+    num_classes: int | None = None,
+    classes: tuple[str, ...] | None = None,
+    accept: frozenset[str] = frozenset(),
+    labelled: bool = True,
+    progress: Progress | None = None,
+    notes: Notes = lambda text: None,
+) -> Predictions | None:
+    """What a model says of the data, with labels in the order of its head's rows.
+
+    Args:
+        model: a checkpoint file or folder.
+        choice: the data, or the logits in their place.
+        num_classes: C, where the head is known.
+        classes: (C,), the names that the user gives; they go before the model's own.
+        accept: full names of pickle globals that are let pass, still without being run.
+        labelled: whether it is an error that nobody knows the labels.
+        progress: called now and then as the images go through.
+        notes: told what the user should know.
+
+    Returns:
+        None on any rank of torchrun but 0.
+
+    Raises:
+        BadInput: another number of classes, labels that are no row of the head, or none.
+        RescaleError: the model or the data cannot be read or do not go together.
+    """
+    if choice.logits is None:
+        predictions = _run(model, choice, num_classes, classes, accept, labelled, progress, notes)
+    else:
+        predictions = read_logits(choice.logits)
+        _check(model, num_classes, predictions.num_classes, predictions.source)
+        _check_labelled(predictions.labels, predictions.source, labelled)
+    if predictions is not None and choice.save_logits is not None:
+        write_logits(choice.save_logits, predictions, force=choice.force)
+    return predictions
+
+
+def _run(
+    model: Path,
+    choice: DataChoice,
+    num_classes: int | None,
+    classes: tuple[str, ...] | None,
+    accept: frozenset[str],
+    labelled: bool,
+    progress: Progress | None,
+    notes: Notes,
+) -> Predictions | None:
+    """Open the data, build the model, put the labels in the order of its head, and run it."""
+    images = open_images(str(choice.data), download=choice.download)
+    _check_labelled(images.labels, images.source, labelled)
+    classifier = load_classifier(model, choice.arch, accept=accept)
+    _check(model, num_classes, classifier.num_classes, classifier.arch)
+    prepared = override(
+        classifier.preprocessing, choice.preset, choice.size, choice.mean, choice.std
+    )
+    if images.labels is not None:
+        labels, said = to_head_rows(
+            images.labels, images.classes, classifier.classes, classifier.num_classes, classes,
+            source=images.source, samples=images.names,
+        )  # fmt: skip
+        images = replace(images, labels=labels)
+        for text in said if ranks.is_main() else ():
+            notes(text)
+    return predict(classifier, images, prepared, choice.run, progress, notes)
+
+
+def _check(model: Path, known: int | None, found: int, source: str) -> None:
+    if known is not None and found != known:
+        raise BadInput(
+            f"the head of {model.name} has {known} rows, but {source} has {found} classes",
+            saw=f"{known} and {found} classes",
+            fix="name what belongs to this model: --logits FILE, --arch KIND:NAME or --head NAME",
+        )
+
+
+def _check_labelled(labels: Labels | None, source: str, wanted: bool) -> None:
+    if wanted and labels is None:
+        raise BadInput(
+            f"{source} has no labels, so nothing can be measured on it",
+            fix="give data with labels; in a file of logits they are the array `labels`",
+        )

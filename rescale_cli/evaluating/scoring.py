@@ -1,0 +1,191 @@
+"""One model, measured; and two, compared on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from rescale_cli.checkpoints.checkpoint import open_checkpoint
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Float64, RowUpdate
+from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.predictions import Labels, Predictions
+from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier
+from rescale_cli.measures.calibration import measure
+from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
+from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
+from rescale_cli.patching.locate_head import locate, one_size
+from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How all models of one evaluation are measured."""
+
+    counts: CountsChoice | None = None
+    """Of the training samples: they say which classes are many, medium and few."""
+    classes: tuple[str, ...] | None = None
+    """Class names in head order, where the user gives them."""
+    groups: tuple[int, int] = (100, 20)
+    """Many is more than the first, few is less than the second, training samples."""
+    adjustment: Adjustment | None = None
+    """Measured as if it had been applied; it needs counts."""
+    heads: tuple[str, ...] = ()
+    accept: frozenset[str] = frozenset()
+
+    @property
+    def rows_said(self) -> int | None:
+        """C, as the names or the counts have it: it helps to find the head."""
+        said = self.classes or (self.counts.raw.values if self.counts else ())
+        return len(said) if len(said) > 1 else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """What a checkpoint says before its model is run."""
+
+    path: Path
+    num_classes: int | None = None
+    """C; None where no head was found, which only an adjustment needs."""
+    classes: tuple[str, ...] | None = None
+    counts: ClassCounts | None = None
+    update: RowUpdate | None = None
+    """What the adjustment does to its head."""
+    bias: Float64 | None = None
+    warnings: Warnings = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """One model, measured."""
+
+    name: str
+    """Its path, as the user gave it."""
+    metrics: dict[str, float | None]
+    """See `metrics.metrics_of`; None is n/a."""
+    confusion: Confusion
+    predicted: Labels
+    """(N,)."""
+    labels: Labels
+    """(N,), rows of the head."""
+    names: Sequence[str] | None = None
+    """(N,): the file or key of each sample, where it has one."""
+    images_per_second: float | None = None
+    skipped: tuple[str, ...] = ()
+    """Samples that could not be read."""
+    classes: tuple[str, ...] | None = None
+    counts: ClassCounts | None = None
+    groups: Groups = field(default_factory=dict)
+
+
+def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
+    """Open a checkpoint and work out what the terms mean for its head; no model is built.
+
+    Args:
+        path: a checkpoint file or folder.
+        terms: the counts are held against the head here, before an hour is spent on the data.
+        must_have_head: whether it is wrong not to find one: with logits of unknown origin it is; a
+            model that will be run is measured whatever its head is like.
+
+    Raises:
+        RescaleError: no checkpoint, counts that are not its rows', an adjustment that its head
+            cannot take.
+    """
+    if terms.adjustment is not None and terms.counts is not None:
+        return _adjusted(path, terms, terms.counts, terms.adjustment)
+    try:
+        checkpoint = open_checkpoint(path, terms.accept)
+        keys = one_size(locate(checkpoint, terms.heads, None, terms.rows_said))
+    except (BadCheckpoint, NoClassifier, AmbiguousHead):
+        if must_have_head:
+            raise
+        return Subject(path, classes=terms.classes)
+    own = checkpoint.names_of(keys.num_classes)
+    label = f"{keys.weight} ({keys.num_classes}, {keys.feature_dim}) in {path.name}"
+    choice = terms.counts
+    counts = None if choice is None else choice.resolve(keys.num_classes, own, label)
+    return Subject(path, keys.num_classes, terms.classes or own, counts)
+
+
+def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjustment) -> Subject:
+    checkpoint = open_checkpoint(path, terms.accept)
+    plan = make_plan(checkpoint, counts, adjustment, heads=terms.heads, compose=True)
+    head, warnings = plan.heads[0], list(plan.warnings)
+    if plan.records:
+        text = f"{path.name} was re-scaled before; what is measured is once more, on top of that"
+        warnings.append(("rescaled-before", text))
+    c = head.keys.num_classes
+    names = terms.classes or checkpoint.names_of(c)
+    return Subject(path, c, names, plan.counts, head.update, head.before.bias, tuple(warnings))
+
+
+def score(
+    subject: Subject, predictions: Predictions, labels: Labels, terms: Terms, *, plain: bool
+) -> Scored:
+    """Measure the predictions of one model.
+
+    Args:
+        subject: whose they are.
+        predictions: of N samples.
+        labels: (N,), rows of its head.
+        terms: groups, and what names and counts are still to be held against C.
+        plain: measure them as they are, not as the adjustment would make them.
+    """
+    c = predictions.num_classes
+    counts = subject.counts
+    if counts is None and terms.counts is not None:
+        counts = terms.counts.resolve(c, subject.classes, f"{c} classes of {subject.path.name}")
+    update = None if plain else subject.update
+    measured = measure(
+        predictions.logits,
+        labels,
+        None if update is None else lambda logits: update.on_logits(logits, subject.bias),
+    )
+    confusion = Confusion.of(measured.predicted, labels, c)
+    groups = {} if counts is None else counts.groups(*terms.groups)
+    metrics = metrics_of(confusion, groups, measured)
+    return Scored(
+        str(subject.path), metrics, confusion, measured.predicted, labels, predictions.names,
+        predictions.images_per_second, predictions.skipped, subject.classes, counts, groups,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Difference:
+    """One model less the base, on the same samples."""
+
+    differences: dict[str, float | None]
+    """Of every metric; None where one of the two is n/a."""
+    intervals: dict[str, Interval | None]
+    """Paired bootstrap, of the metrics of the confusion matrix."""
+    mcnemar: McNemar
+    """First is the base."""
+
+
+def compare_with(base: Scored, model: Scored, *, replicates: int, seed: int) -> Difference:
+    """How much better or worse than the base a model is, and whether that could be chance.
+
+    Raises:
+        BadInput: the two were not run on the same samples.
+    """
+    c = model.confusion.num_classes
+    if base.confusion.num_classes != c or not np.array_equal(base.labels, model.labels):
+        raise BadInput(
+            f"{base.name} and {model.name} were not run on the same samples",
+            saw=f"{len(base.labels):,} and {len(model.labels):,} labels, which differ",
+            fix="run both on one --data; their heads must have the same class order",
+        )
+    intervals = bootstrap_difference(
+        base.predicted, model.predicted, model.labels, c, model.groups,
+        replicates=replicates, seed=seed,
+    )  # fmt: skip
+    differences = {
+        name: None if value is None or (old := base.metrics[name]) is None else value - old
+        for name, value in model.metrics.items()
+    }
+    return Difference(
+        differences, intervals, mcnemar(base.predicted, model.predicted, model.labels)
+    )

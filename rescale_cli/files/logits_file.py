@@ -1,0 +1,233 @@
+"""Logits and labels in a file, .npz or safetensors: what a model said, without the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.floats import decode
+from rescale_cli.core.predictions import Labels, Predictions
+from rescale_cli.core.tensor_info import HEAD_DTYPES, TensorInfo
+from rescale_cli.errors import (
+    BadCheckpoint,
+    BadInput,
+    EnvironmentProblem,
+    OutputExists,
+    UsageError,
+)
+from rescale_cli.files.big_array import big_array, mapped, row_blocks
+from rescale_cli.files.npz_file import NpzFile
+from rescale_cli.files.regular_file import opened, refuse_lfs_pointer
+from rescale_cli.files.staging import Staging, refuse_existing, system_errors
+from rescale_cli.formats import safetensors_file
+from rescale_cli.json_text import clip, parse_json
+
+_FIX = "np.savez(FILE, logits=logits, labels=labels), with logits (N, C) and labels (N,)"
+
+
+def read_logits(path: Path) -> Predictions:
+    """Read `logits` (N, C), `labels` (N,) and `names` (N,) of a file; only logits must be there.
+
+    Told by content. Large logits stay in the file and are mapped into memory; those of 16 bits
+    and integers are turned into floats.
+
+    Raises:
+        BadInput: neither format, damaged, no logits, NaN among them, or shapes and labels that
+            do not fit each other.
+    """
+    with opened(path, BadInput) as fd:
+        head = os.pread(fd, 64, 0)
+    refuse_lfs_pointer(path, head, BadInput)
+    if head.startswith(b"PK\x03\x04"):
+        arrays = _of_npz(path)
+    elif safetensors_file.matches(path):
+        arrays = _of_safetensors(path)
+    else:
+        saw = f"the first bytes {head[:8]!r}" if head else "an empty file"
+        raise BadInput(f"{path.name} is neither .npz nor safetensors", saw=saw, fix=_FIX)
+    if "logits" not in arrays:
+        saw = f"it has {clip(', '.join(arrays), 200)}" if arrays else "it has no arrays"
+        raise BadInput(f"{path.name} has no array `logits`", saw=saw, fix=_FIX)
+    logits = _checked_logits(arrays["logits"], path.name)
+    labels = arrays.get("labels")
+    return Predictions(
+        logits,
+        None if labels is None else checked_labels(labels, len(logits), logits.shape[1], path.name),
+        path.name,
+        _names(arrays.get("names"), len(logits)),
+    )
+
+
+def _of_npz(path: Path) -> dict[str, NDArray[Any]]:
+    file = NpzFile.of(path)
+    wanted = [name for name in ("logits", "labels", "names") if name in file.names]
+    if "logits" in wanted:
+        return {name: file.array(name) for name in wanted}
+    return dict.fromkeys(file.names, np.empty(0))
+
+
+def _of_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        contents = safetensors_file.list_tensors(path)
+        names = contents.metadata.get("names")
+        texts = None if names is None else parse_json(names.encode(), "`names`")
+    except BadCheckpoint as error:
+        raise BadInput(error.what, saw=error.saw, fix=_FIX) from None
+    with opened(path, BadInput) as fd:
+        arrays = {
+            info.name: _tensor(fd, info) if info.name in ("logits", "labels") else np.empty(0)
+            for info in contents.tensors
+            if info.name != "names"
+        }
+    if texts is not None:
+        arrays["names"] = np.array(texts, dtype=object)
+    return arrays
+
+
+def _tensor(fd: int, info: TensorInfo) -> NDArray[Any]:
+    """One tensor where it lies; halves as float32."""
+    half = info.dtype in ("float16", "bfloat16")
+    if not (half or info.dtype in HEAD_DTYPES or info.dtype.lstrip("u").startswith("int")):
+        raise BadInput(f"`{info.name}` has the dtype {info.dtype}", fix=_FIX)
+    if not info.numel:
+        return np.empty(info.shape, np.float32)
+    stored = mapped(fd, info.start, info.shape, "<u2" if half else np.dtype(info.dtype))
+    if not half:
+        return stored
+    floats = big_array(info.shape, np.float32)
+    for rows in row_blocks(stored):
+        floats[rows] = decode(stored[rows], info.dtype)
+    return floats
+
+
+def _checked_logits(raw: NDArray[Any], source: str) -> NDArray[Any]:
+    """The logits as float32 or float64, in C order, (N, C), without a NaN."""
+    if raw.ndim != 2 or not len(raw) or raw.shape[1] < 2:
+        raise BadInput(
+            f"the logits in {source} are not N rows of C classes",
+            saw=f"shape {raw.shape}; at least one row and two classes are needed",
+            fix=_FIX,
+        )
+    if raw.dtype.kind not in "iuf" or raw.dtype.itemsize > 8:
+        raise BadInput(f"the logits in {source} are no numbers", saw=f"{raw.dtype}", fix=_FIX)
+    wanted = np.result_type(raw.dtype, np.float32)
+    in_place = raw.dtype == wanted and raw.flags.carray
+    logits = raw if in_place else big_array(raw.shape, wanted)
+    missing, first = 0, -1
+    for rows in row_blocks(raw):
+        if not in_place:
+            logits[rows] = raw[rows]
+        nan = np.isnan(logits[rows])
+        if nan.any():
+            missing += int(nan.sum())
+            first = first if first >= 0 else rows.start + int(nan.any(axis=1).argmax())
+    if missing:
+        raise BadInput(
+            f"{missing:,} of the logits in {source} are NaN",
+            saw=f"row {first} is the first with one",
+            fix="save the logits of a model that gives numbers; half precision may overflow",
+        )
+    return logits
+
+
+def checked_labels(raw: NDArray[Any], rows: int, classes: int, source: str) -> Labels:
+    """Labels (N,) as int64, each a row of the head.
+
+    Raises:
+        BadInput: not one a sample, no whole numbers, or outside 0 to C - 1.
+    """
+    if raw.shape != (rows,) or raw.dtype.kind not in "iuf":
+        raise BadInput(
+            f"the labels in {source} are not one whole number a row of logits",
+            saw=f"labels {raw.shape} of {raw.dtype}, logits ({rows}, {classes})",
+            fix=_FIX,
+        )
+    outside = ~((raw >= 0) & (raw < classes))
+    if outside.any():
+        at = int(outside.argmax())
+        raise BadInput(
+            f"{int(outside.sum()):,} labels in {source} are outside 0 to {classes - 1}",
+            saw=f"row {at} has {raw[at]}",
+            fix="number the classes from 0, in the order of the logits' columns; "
+            "leave `labels` out where they are unknown",
+        )
+    labels = raw.astype(np.int64)
+    if (labels != raw).any():
+        at = int((labels != raw).argmax())
+        raise BadInput(
+            f"the labels in {source} are no whole numbers",
+            saw=f"row {at} has {raw[at]}",
+            fix="save the number of each sample's class",
+        )
+    return labels
+
+
+def _names(raw: NDArray[Any] | None, rows: int) -> Sequence[str] | None:
+    """One text a row; whatever else has that name, such as those of the classes, is left alone."""
+    texts = raw.tolist() if raw is not None and raw.shape == (rows,) else ()
+    return tuple(texts) if texts and all(isinstance(text, str) for text in texts) else None
+
+
+def write_logits(path: Path, predictions: Predictions, *, force: bool = False) -> None:
+    """Write logits, labels and names to a new .npz or .safetensors, by its suffix; all or nothing.
+
+    Raises:
+        UsageError: another suffix.
+        OutputExists: the name is taken, and `force` was not given.
+        EnvironmentProblem: the system refused something.
+    """
+    writers = {".npz": _write_npz, ".safetensors": _write_safetensors}
+    if path.suffix not in writers:
+        what = f"{path.name} tells neither .npz nor .safetensors"
+        raise UsageError(what, fix=f"--save-logits {path.with_suffix('.npz').name}")
+    names = predictions.names
+    # A name that is not UTF-8 has half characters, which no format takes.
+    clean = names and [n.encode("utf-8", "backslashreplace").decode() for n in names]
+    try:
+        with system_errors(f"writing {path}"):
+            refuse_existing(path, replace=force)
+            with Staging(path.parent, replace=force) as staging:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                with os.fdopen(os.open(staging.aside(path), flags, 0o666), "wb") as file:
+                    writers[path.suffix](file, predictions, clean)
+                    file.flush()
+                    os.fsync(file.fileno())
+                staging.commit()
+    except (OutputExists, EnvironmentProblem) as error:
+        error.fix = error.fix.replace("--output", "--save-logits")
+        raise
+
+
+def _write_npz(file: IO[bytes], of: Predictions, names: Sequence[str] | None) -> None:
+    arrays = {"logits": of.logits}
+    arrays |= {} if of.labels is None else {"labels": of.labels}
+    arrays |= {} if names is None else {"names": np.array(names, dtype=np.str_)}
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _write_safetensors(file: IO[bytes], of: Predictions, names: Sequence[str] | None) -> None:
+    arrays = {} if of.labels is None else {"labels": of.labels.astype("<i8", copy=False)}
+    kind = f"<f{of.logits.dtype.itemsize}"
+    arrays["logits"] = of.logits
+    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
+    if names is not None:
+        header["__metadata__"]["names"] = json.dumps(names)
+    at = 0
+    for name, array in arrays.items():
+        dtype = "I64" if name == "labels" else f"F{8 * array.dtype.itemsize}"
+        offsets = [at, at + array.nbytes]
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": offsets}
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data can be mapped
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name, array in arrays.items():
+        for rows in row_blocks(array):
+            file.write(array[rows].astype(kind if name == "logits" else "<i8").data)

@@ -1,0 +1,88 @@
+"""A folder beside a folder: every side file as it is, the weights left to others."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from rescale_cli.errors import OutputExists
+from rescale_cli.files.folder_lock import sync_names
+from rescale_cli.files.kernel_copy import copy_bytes
+from rescale_cli.files.regular_file import opened
+
+
+def copy_folder(source: Path, target: Path, skip: Sequence[Path], home: Path | None = None) -> None:
+    """Copy a folder, all but the files in `skip`, and sync what was copied.
+
+    A link to a file inside `home` becomes the file; any other link stays a link. Pipes, devices
+    and sockets are left out.
+
+    Args:
+        source: the folder.
+        target: must not exist. It has the mode of `source`, but its owner may write to it.
+        skip: entries left out, as paths below `source`.
+        home: the folder itself if left out, or the Hugging Face cache that it is part of.
+
+    Raises:
+        OSError: the system refused something.
+    """
+    home = home or home_of(source)
+    target.mkdir()
+    for entry in sorted(source.iterdir()):
+        if entry in skip:
+            continue
+        copy, real = target / entry.name, entry.resolve()
+        if entry.is_symlink() and not (real.is_file() and real.is_relative_to(home)):
+            copy.symlink_to(entry.readlink())
+        elif entry.is_dir():
+            copy_folder(entry, copy, skip, home)
+        elif entry.is_file():
+            copy_file(entry, copy)
+    target.chmod(stat.S_IMODE(source.stat().st_mode) | stat.S_IRWXU)
+    sync_folder(target)
+
+
+def home_of(folder: Path) -> Path:
+    """What links in a folder may lead to: the folder, or the Hugging Face cache around it."""
+    real = folder.resolve()
+    return real.parent.parent if real.parent.name == "snapshots" else real
+
+
+def refuse_other_tree(source: Path, target: Path) -> None:
+    """Replace one folder by another, but never a whole tree that happens to have its name.
+
+    Raises:
+        OutputExists: the folder to be replaced has folders inside that `source` does not have.
+    """
+    if target.is_symlink() or not target.is_dir():
+        return
+    for entry in sorted(target.iterdir()):
+        if entry.is_dir() and not entry.is_symlink() and not (source / entry.name).is_dir():
+            raise OutputExists(
+                f"{target} holds more than such a checkpoint, and all of it would be removed",
+                saw=f"the folder {entry}",
+                fix="name another output: --output, or remove the folder yourself",
+            )
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy one regular file to a new name, with its mode, and sync it."""
+    with opened(source) as src:
+        fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            copy_bytes(src, fd, os.fstat(src).st_size)
+            os.fchmod(fd, stat.S_IMODE(os.fstat(src).st_mode) & 0o777)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sync_names(fd)
+    finally:
+        os.close(fd)

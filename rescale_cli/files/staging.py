@@ -1,0 +1,235 @@
+"""Whole or nothing: files are written aside, in the target's folder, and renamed all together."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists, RescaleError
+from rescale_cli.files.exchange import exchange
+from rescale_cli.files.folder_lock import locked, sync_names
+from rescale_cli.files.output_folder import sync_folder
+from rescale_cli.signals import undisturbed
+
+#: Leftovers of a killed run carry this in their name; they never block the next run.
+MARK = ".rescale-cli-"
+
+
+class Staging:
+    """New files beside their targets under unique names; `commit` gives them their own.
+
+    Used in a with statement: whatever was not committed is removed, however the block is left.
+
+    Args:
+        folder: where the targets will be; it must exist.
+        replace: whether a main target that is there may be replaced.
+    """
+
+    def __init__(self, folder: Path, *, replace: bool) -> None:
+        self.folder, self.replace = folder, replace
+        self._moves: list[tuple[Path, Path]] = []
+        self._outdated: list[Path] = []
+
+    def __enter__(self) -> Staging:
+        if not self.folder.is_dir():
+            raise BadInput(
+                f"there is no folder {self.folder}",
+                fix=f"mkdir -p {self.folder}, or another --output",
+            )
+        return self
+
+    def aside(self, target: Path) -> Path:
+        """A name to write the future `target` under. The last one asked for is the main one.
+
+        The others are files that belong to it: they replace what a killed run, or an output that
+        is no more, has left.
+        """
+        temporary = self._unique("tmp")
+        # Listed before it is made: there is no moment in which an interrupt could lose it.
+        self._moves.append((temporary, target))
+        return temporary
+
+    def outdate(self, *beside: Path) -> None:
+        """Once all is done, remove files that spoke of the main target's predecessor.
+
+        Those that are targets themselves stay.
+        """
+        self._outdated.extend(beside)
+
+    def commit(self) -> None:
+        """Give every file its name, in order, then make the folder's entries last.
+
+        One run at a time does this in a folder, so that of two runs on one target one wins whole,
+        with the files beside it. If a step fails, everything is put back as it was.
+
+        Raises:
+            OutputExists: the main target has come into being meanwhile, and may not be replaced.
+            OSError: the system refused something.
+        """
+        with locked(self.folder) as folder_fd, undisturbed():
+            with ExitStack() as way_back:
+                for number, (temporary, target) in enumerate(self._moves, 1):
+                    folder = temporary.is_dir()
+                    replace = self.replace or number < len(self._moves)
+                    refuse_existing(target, replace=replace, folder=folder)
+                    if folder:
+                        sync_folder(temporary)
+                replaced = [self._place(*move, way_back) for move in self._moves]
+                sync_names(folder_fd)
+                way_back.pop_all()
+            for old in filter(None, replaced):
+                _remove(old)
+            for file in set(self._outdated) - {target for _, target in self._moves}:
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
+    def _place(self, temporary: Path, target: Path, way_back: ExitStack) -> Path | None:
+        """Give one file or folder its name; where the one that had it before is kept, if any."""
+        found = status(target)
+        if found is None:
+            temporary.rename(target)
+            way_back.callback(_remove, target)
+            return None
+        if stat.S_ISDIR(found.st_mode) and exchange(temporary, target):
+            way_back.callback(_put_back, temporary, target)
+            return temporary
+        old = self._unique("old")
+        way_back.callback(_put_back, old, target)
+        try:
+            os.link(target, old, follow_symlinks=False)
+        except OSError:  # a folder, or a file system without second names
+            target.rename(old)
+        temporary.rename(target)
+        return old
+
+    def _unique(self, suffix: str) -> Path:
+        return self.folder / f"{MARK}{os.getpid()}-{secrets.token_hex(6)}.{suffix}"
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with undisturbed():
+            for temporary, _ in self._moves:
+                _remove(temporary)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """Give a replaced file or folder its name again."""
+    with contextlib.suppress(OSError):
+        if status(old) is None:
+            return
+        if not target.is_dir():
+            old.replace(target)
+        elif not exchange(old, target):
+            _remove(target)
+            old.rename(target)
+        _remove(old)  # a second name of the file, or the new folder
+
+
+def write_new(path: Path, data: bytes, like: Path | None = None) -> None:
+    """Write a small new file and sync it; readable like `like`, or by its owner only."""
+    mode = stat.S_IMODE(like.stat().st_mode) & 0o666 if like is not None else 0o600
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def status(path: Path) -> os.stat_result | None:
+    """What has this name, links not followed; None if nothing has.
+
+    Raises:
+        OSError: the system cannot tell, which `os.path.lexists` would take for nothing.
+    """
+    try:
+        return path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def refuse_existing(target: Path, *, replace: bool, folder: bool = False) -> None:
+    """Stop before a name that is taken.
+
+    Only like replaces like: a folder a folder, a file a file, or a link to one; then the link, not
+    what it leads to.
+
+    Raises:
+        OutputExists: something has that name, and either may not or cannot be replaced.
+    """
+    found = status(target)
+    if found is None:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        # /dev/stdout leads to /proc, and there to whatever the output was sent to.
+        leads_well = target.is_dir() if folder else target.is_file()
+        alike = leads_well and not target.readlink().is_relative_to("/proc")
+        alike = alike or not target.exists()
+    else:
+        alike = stat.S_ISDIR(found.st_mode) if folder else stat.S_ISREG(found.st_mode)
+    if not alike:
+        raise OutputExists(
+            f"{target} is there and is no {'folder' if folder else 'regular file'}",
+            fix="name another output: --output",
+        )
+    if not replace:
+        raise OutputExists(
+            f"{target} exists already", fix="--force to replace it, or another --output"
+        )
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder of ours, trying again where the system failed once."""
+    for _ in range(3):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError:
+            continue
+        return
+
+
+@contextlib.contextmanager
+def system_errors(doing: str) -> Iterator[None]:
+    """Say what the system refused while `doing` something: a full disk, a missing permission.
+
+    Raises:
+        EnvironmentProblem: in place of any OSError.
+    """
+    fixes = {
+        errno.ENOSPC: "free some space, or write elsewhere: --output",
+        errno.EDQUOT: "free some of your quota, or write elsewhere: --output",
+        errno.EFBIG: "raise the limit on file sizes, or write elsewhere: --output",
+        errno.EACCES: "check the permissions of the folder, or write elsewhere: --output",
+        errno.EPERM: "check the permissions of the folder, or write elsewhere: --output",
+        errno.EROFS: "write elsewhere: --output",
+        errno.ENAMETOOLONG: "give a shorter name: --output",
+    }
+    try:
+        yield
+    except RescaleError:
+        raise
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise EnvironmentProblem(
+            f"{doing} failed: {reason.lower()}",
+            saw=str(error.filename or error),
+            fix=fixes.get(error.errno or 0, "check the disk, then run the command again"),
+        ) from error

@@ -1,0 +1,41 @@
+"""A small text file, written aside and renamed: there whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rescale_cli.files.staging import Staging, refuse_existing, system_errors, write_new
+
+
+def refuse_output(path: Path, option: str, *, force: bool) -> None:
+    """Stop before the work if its result could not be written: `write_text` would refuse, too.
+
+    Args:
+        path: where it will go.
+        option: which option says so, for the error.
+        force: whether a file that is there may be replaced.
+
+    Raises:
+        BadInput: there is no such folder.
+        OutputExists: something has that name, and may not be replaced.
+    """
+    with system_errors(f"writing {path} ({option})"):
+        refuse_existing(path, replace=force)
+        with Staging(path.parent, replace=force):
+            pass
+
+
+def write_text(path: Path, text: str, *, force: bool) -> None:
+    """Write a text as UTF-8, readable by whoever may read the folder.
+
+    A character that UTF-8 does not have (half of one, in a file's name) is written as its escape.
+
+    Raises:
+        OutputExists: it is there, and may not be replaced.
+        EnvironmentProblem: the system refused something.
+    """
+    with system_errors(f"writing {path}"):
+        refuse_existing(path, replace=force)
+        with Staging(path.parent, replace=force) as staging:
+            write_new(staging.aside(path), text.encode("utf-8", "backslashreplace"), path.parent)
+            staging.commit()

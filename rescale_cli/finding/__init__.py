@@ -1,0 +1,1 @@
+"""Which tensor is the head: `find_head`, and the signs that it goes by."""

@@ -1,0 +1,110 @@
+"""Heads that must not be re-scaled, and files that say themselves that they hold none.
+
+Multiplying the rows of a layer that divides them by their own length changes nothing; rows stored
+in 8 bits cannot be multiplied; a vocabulary is no list of classes. Each is told by a sign in the
+file, and refused with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from rescale_cli.core.tensor_info import HEAD_DTYPES, TensorInfo
+from rescale_cli.errors import BadHead, NoClassifier
+from rescale_cli.finding.matrices import Matrix
+
+#: Parameters beside a weight whose rows are brought to length 1 before they are used.
+_COSINE = ("sigma", "scale", "logit_scale", "temperature", "tau", "s", "m")
+
+#: What quantisers keep beside, or instead of, a weight.
+_QUANTISED = re.compile(
+    r"(^|\.)(SCB|qweight|qzeros|scales|weight_scale(_inv)?|_packed_params.*|weight\.absmax"
+    r"|weight\.quant_(map|state.*)|weight_packed)$"
+)
+
+#: A weight of a frozen TorchScript file: its code may use it in any way, and more than once.
+_FROZEN = re.compile(r"constants\.[0-9]+")
+
+#: The tasks of transformers that have no classes of the user's, by the end of the class name.
+_OTHER_TASKS = (
+    ("Model", "a feature extractor, without a classification layer"),
+    ("LMHead", "a language model: its rows are a vocabulary"),
+    ("ForCausalLM", "a language model: its rows are a vocabulary"),
+    ("ForMaskedLM", "a language model: its rows are a vocabulary"),
+    ("ForConditionalGeneration", "a language model: its rows are a vocabulary"),
+    ("ForCTC", "a transcriber: its rows are a vocabulary"),
+    ("ForQuestionAnswering", "a span finder: its rows are start and end"),
+    ("ForMultipleChoice", "a ranker with one output"),
+    ("ForMaskedImageModeling", "an image model in pre-training"),
+    ("ForPreTraining", "a model in pre-training"),
+)
+
+
+def refuse_by_config(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Raise NoClassifier if config.json says that the model classifies nothing.
+
+    Returns:
+        warnings about a model that does classify.
+    """
+    problem = config.get("problem_type")
+    if problem == "regression":
+        raise _none("this model was trained for regression", "problem_type in config.json")
+    architectures = config.get("architectures")
+    if isinstance(architectures, (list, tuple)) and architectures:
+        name = str(architectures[0])
+        for end, reason in _OTHER_TASKS:
+            if name.endswith(end) or (end == "LMHead" and end in name):
+                raise _none(f"this is {reason}", f"architectures: {name} in config.json")
+    if config.get("num_classes") == 0 and "pretrained_cfg" in config:
+        raise _none("this is a feature extractor", "num_classes: 0 in config.json")
+    if problem == "multi_label_classification":
+        return ("a multi-label model: each row is a decision of its own, not one of many",)
+    return ()
+
+
+def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
+    """Raise if a head cannot be re-scaled: 8-bit or frozen rows, or rows normalised at run time."""
+    where = f"{m.weight.name} {m.weight.shape}, {m.weight.dtype}"
+    if _FROZEN.fullmatch(m.weight.name):
+        raise BadHead(
+            "the head is frozen into the code of this TorchScript file",
+            saw=where,
+            fix="re-scale the file from before torch.jit.freeze, and freeze that",
+        )
+    inside = {t.name.removeprefix(m.module + "."): t for t in tensors if _below(t.name, m.module)}
+    beside = next((rest for rest in inside if _QUANTISED.search(rest)), None)
+    if m.weight.dtype not in HEAD_DTYPES or beside:
+        raise BadHead(
+            "the head is quantised, and its rows cannot be multiplied",
+            saw=where + (f"; {m.module}.{beside}" if beside else ""),
+            fix="re-scale the checkpoint from before it was quantised",
+        )
+    for rest, tensor in inside.items():
+        if rest in _COSINE and tensor.numel == 1:
+            raise NoClassifier(
+                "this is a cosine head: it brings its rows to length 1, so re-scaling does nothing",
+                saw=f"{where}; beside it {tensor.name}",
+                fix="adjust the logits where the model is used: z_i - tau * log(n_i / N)",
+            )
+
+
+def refuse_without_head(tensors: Sequence[TensorInfo], saw: str) -> NoClassifier:
+    """The error for a file where no matrix looks like a head."""
+    packed = [t.name for t in tensors if _QUANTISED.search(t.name)]
+    if packed:
+        saw = f"quantised weights, e.g. {packed[0]}" + (f"; {saw}" if saw else "")
+    normed = [t.name for t in tensors if t.name.endswith("parametrizations.weight.original")]
+    if normed:
+        saw = f"parametrised weights, e.g. {normed[-1]}" + (f"; {saw}" if saw else "")
+    return _none("there is no final linear layer in this checkpoint", saw)
+
+
+def _below(name: str, module: str) -> bool:
+    return name.startswith(module + ".") if module else "." not in name
+
+
+def _none(what: str, saw: str) -> NoClassifier:
+    return NoClassifier(
+        what, saw=saw, fix="pass a trained classifier, or name the layer: --head NAME"
+    )

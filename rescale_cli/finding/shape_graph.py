@@ -1,0 +1,133 @@
+"""What shapes say: which matrices a file holds, and whether anything takes their rows as input.
+
+A network is a chain of widths. The rows of an inner layer come again, as the input width of the
+next matrix or the length of a norm; the number of classes comes once, at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rescale_cli.core.tensor_info import TensorInfo
+from rescale_cli.finding.head_names import layer_path, opinion
+from rescale_cli.finding.matrices import Matrix, is_integer, matrices
+
+
+class Graph:
+    """The widths of one model: who has, who takes, who normalises how many."""
+
+    def __init__(self, tensors: Sequence[TensorInfo]) -> None:
+        self.matrices = matrices(tensors)
+        biases = {m.bias.name for m in self.matrices if m.bias}
+        self._mentions: Counter[int] = Counter()
+        self._norms: Counter[int] = Counter()
+        self._takes: Counter[tuple[bool, int]] = Counter()
+        self._alike: Counter[tuple[str, tuple[int, ...]]] = Counter()
+        self._scopes: dict[tuple[tuple[str, ...], int], list[Matrix]] = defaultdict(list)
+        self._norm_scopes: dict[tuple[str, ...], set[int]] = defaultdict(set)
+        self._highest: dict[tuple[str, ...], int] = defaultdict(int)
+        wide = {m.weight.name: m.width for m in self.matrices}
+        for tensor in tensors:
+            if is_integer(tensor):
+                continue
+            for size in set(tensor.shape[:2]):
+                self._mentions[size] += 1
+            if len(tensor.shape) == 1 and tensor.name not in biases:
+                if tensor.name.endswith((".weight", ".running_mean")):
+                    self._norms[tensor.shape[0]] += 1
+                    path = layer_path(tensor.name.rpartition(".")[0])
+                    self._norm_scopes[path[:-1]].add(tensor.shape[0])
+            elif len(tensor.shape) > 1:
+                width = wide.get(tensor.name, tensor.shape[1])
+                # A kernel over at most 4 channels looks at the image, not at the classes.
+                if width > 4 or tensor.numel == tensor.shape[0] * tensor.shape[1]:
+                    self._takes[len(tensor.shape) == 2, width] += 1
+        for matrix in self.matrices:
+            self._alike[_template(matrix)] += 1
+            for depth, step in enumerate(matrix.path):
+                if step.isdigit():
+                    above = matrix.path[:depth]
+                    self._highest[above] = max(self._highest[above], int(step))
+            for depth in range(max(0, len(matrix.path) - 2), len(matrix.path)):
+                self._scopes[matrix.path[:depth], matrix.width].append(matrix)
+
+    def own_mentions(self, m: Matrix) -> int:
+        """How many tensors the layer itself brings to the count of its rows."""
+        return 1 + (m.bias is not None) + (m.direction is not None)
+
+    def is_unique(self, m: Matrix) -> bool:
+        """Whether no other tensor has the row count among its sizes."""
+        return self._mentions[m.rows] <= self.own_mentions(m) and m.rows > 1
+
+    def is_end(self, m: Matrix) -> bool:
+        """Whether no matrix takes the rows as input width and no norm has their length."""
+        if self._norms[m.rows]:
+            return False
+        flat = len(m.weight.shape) == 2
+        taken = self._takes[True, m.rows] + (0 if flat else self._takes[False, m.rows])
+        return not taken
+
+    def repeats(self, m: Matrix) -> int:
+        """How many layers have this shape and, numbers aside, this name."""
+        return self._alike[_template(m)]
+
+    def turned(self) -> list[Matrix]:
+        """Matrices that read as (D, C): their rows are an inner width, their columns come once."""
+        found = []
+        for m in self.matrices:
+            if m.bias or m.layout != "linear" or not m.weight.is_contiguous:
+                continue
+            other = replace(m, layout="transposed", rows=m.width, width=m.rows)
+            if self.is_unique(other) and not self.is_unique(m):
+                found.append(other)
+        return found
+
+    def is_last(self, m: Matrix) -> bool:
+        """Whether it is the last of a numbered sequence, itself last if it is numbered as well."""
+        if not m.path or not m.path[-1].isdigit():
+            return False
+        return all(
+            0 < int(step) == self._highest[m.path[:depth]]
+            for depth, step in enumerate(m.path)
+            if step.isdigit() and depth in (0, len(m.path) - 1)
+        )
+
+    def feeds(self, m: Matrix) -> str | None:
+        """The layer beside it that takes its rows, if one does.
+
+        Beside: below the same module or the one above it. Of two numbered siblings the later one
+        takes, never the earlier. A square pair takes each other's rows and says nothing.
+        """
+        mine = opinion(m.path).points
+        for depth in (len(m.path) - 1, len(m.path) - 2):
+            for other in self._scopes.get((m.path[: max(depth, 0)], m.rows), ()):
+                if other is m or _before(other.path, m.path) or depth < 0:
+                    continue
+                if other.rows == m.width and not _before(m.path, other.path):
+                    continue
+                theirs = opinion(other.path).points
+                # A table has no bias and may have any width; an inner layer comes earlier.
+                if theirs < -2 or (theirs < mine - 2 and not self.is_end(other)):
+                    continue
+                if len(other.path) > len(m.path) and not other.bias:
+                    continue
+                return other.module
+        if m.rows != m.width and len(m.path) > 1 and m.rows in self._norm_scopes[m.path[:-1]]:
+            return "a norm beside it"
+        return None
+
+
+def _template(m: Matrix) -> tuple[str, tuple[int, ...]]:
+    return re.sub(r"\d+", "#", m.weight.name), m.weight.shape
+
+
+def _before(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    """Whether a comes before b by the number in the first segment that differs: fc1, fc2; 0, 3."""
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            p, q = (re.fullmatch(r"(.*?)(\d+)", s) for s in (x, y))
+            return bool(p and q and p[1] == q[1] and int(p[2]) < int(q[2]))
+    return False

@@ -1,0 +1,119 @@
+"""A classifier from a Hugging Face folder: config.json, weights, preprocessor_config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rescale_cli.core.images import Preprocessing
+from rescale_cli.core.tensor_info import TensorInfo
+from rescale_cli.errors import BadInput
+from rescale_cli.files.regular_file import read_whole
+from rescale_cli.json_text import clip, parse_json
+from rescale_cli.loading.libraries import library
+from rescale_cli.loading.preprocessing_config import from_hugging_face, from_timm
+from rescale_cli.loading.state_tensors import read_tensors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAX_CONFIG = 64 << 20
+_FIX = "use a folder that save_pretrained of an image classifier wrote"
+
+
+def build(folder: Path, tensors: Sequence[TensorInfo]) -> nn.Module:
+    """The model of a folder, with weights that we read; nothing is fetched, no code of it is run.
+
+    The names are left to transformers, whose networks have others in memory than in files.
+
+    Raises:
+        BadInput: no image classifier of transformers, or weights that are not its own.
+        EnvironmentProblem: transformers is not installed.
+    """
+    transformers = library("transformers", "transformers")
+    state: Any = read_tensors({info.name: info for info in tensors})
+    with _quiet(transformers):
+        try:
+            config = transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            model, report = _class_of(transformers, config).from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True
+            )
+        except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError) as error:
+            raise BadInput(
+                f"transformers cannot build the model of {folder.name}",
+                saw=clip(f"{type(error).__name__}: {error}", 300),
+                fix=_FIX,
+            ) from None
+    _refuse_other_weights(folder, report)
+    module: nn.Module = model.float().eval()
+    return module
+
+
+def preprocessing(folder: Path, config: Mapping[str, Any]) -> Preprocessing | None:
+    """What the folder says of its input; None if it says nothing that leads to one size."""
+    timm = config.get("pretrained_cfg")
+    if isinstance(timm, dict):
+        return from_timm(timm)
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    said = parse_json(read_whole(path, MAX_CONFIG, BadInput), path.name, BadInput)
+    transformers = library("transformers", "transformers")
+    with _quiet(transformers):
+        try:
+            # The library knows what the file leaves out, and what old files meant.
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except (ValueError, KeyError, OSError, TypeError, AttributeError, ImportError):
+            return from_hugging_face(said) if isinstance(said, dict) else None
+    # What the processor leaves out of its own description, it does not do.
+    off = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), False)
+    return from_hugging_face({**off, **processor.to_dict()})
+
+
+def _class_of(transformers: Any, config: Any) -> Any:
+    """The class of image classifiers for a config; the one that the config names, if several."""
+    mapping = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if type(config) not in mapping:
+        raise ValueError(f"model_type {config.model_type} has no image classifier")
+    found = mapping[type(config)]
+    options = found if isinstance(found, tuple | list) else (found,)
+    named = config.architectures or ()
+    return next((one for one in options if one.__name__ in named), options[0])
+
+
+def _refuse_other_weights(folder: Path, report: Mapping[str, Any]) -> None:
+    kinds = {
+        "missing": report["missing_keys"],
+        "not of this model": report["unexpected_keys"],
+        "another shape": [str(entry[0]) for entry in report["mismatched_keys"]],
+    }
+    wrong = [
+        f"{len(names)} {kind}: {', '.join(sorted(names)[:5])}"
+        for kind, names in kinds.items()
+        if names
+    ]
+    if wrong:
+        raise BadInput(
+            f"the weights do not fit config.json of {folder.name}", saw="; ".join(wrong), fix=_FIX
+        )
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No bars and no tables of the library's; what matters of them is an error of ours."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,227 @@
+"""A classifier, built and loaded, from a checkpoint and `--arch`: one function a source.
+
+A source takes what lies at the path and what `--arch` says behind its name, and gives the
+Classifier. Tensors are read by our own reader. Code from outside runs in two cases only, and `why`
+says so: TorchScript and .pt2 files are code, and `python:` names the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rescale_cli.core.images import Classifier, Preprocessing
+from rescale_cli.errors import BadCheckpoint, BadInput, NeedsDecision, UsageError
+from rescale_cli.finding.find_head import find_heads
+from rescale_cli.json_text import clip
+from rescale_cli.loading import compiled_models, hugging_face, timm_models, user_model
+from rescale_cli.loading.fit_weights import CHANNELS, USUAL, Build, fit, load_strictly
+from rescale_cli.loading.known_networks import build_of, variant_of
+from rescale_cli.loading.model_file import ModelFile, open_model
+from rescale_cli.loading.preprocessing_config import from_run, from_timm, from_torchvision
+from rescale_cli.loading.recognize import recognize
+from rescale_cli.loading.state_tensors import choose
+from rescale_cli.registry import Registry
+from rescale_cli.training.heads import as_trained
+
+#: Facts: `argument`, what `--arch` says behind the name; empty where it says nothing.
+Source = Callable[[ModelFile, str], Classifier]
+models: Registry[Source] = Registry("source of models")
+
+
+def load_classifier(
+    path: Path, arch: str | None = None, *, accept: frozenset[str] = frozenset()
+) -> Classifier:
+    """Build the network of a checkpoint and load its weights, all of them or none.
+
+    Args:
+        path: a checkpoint file or folder.
+        arch: as `--arch` names it; None where the checkpoint says it, or where exactly one known
+            network has these names and shapes.
+        accept: full names of pickle globals that are let pass, still without being run.
+
+    Returns:
+        the classifier, in evaluation mode, on the CPU, in float32.
+
+    Raises:
+        BadInput: not this network's weights, or no network known for them.
+        NeedsDecision: several networks have these names and shapes.
+        UsageError: no source or no network of that name.
+        EnvironmentProblem: a library is missing, or torchvision does not fit torch.
+    """
+    file = open_model(path, accept)
+    name, _, rest = (_arch_of(file) if arch is None else arch).partition(":")
+    entry = models.entry(name)
+    argument = entry.facts["argument"]
+    if bool(rest) != bool(argument):
+        usage = f"--arch {name}:{argument}" if argument else f"--arch {name}"
+        raise UsageError(
+            f"the source {name} needs the name of a network"
+            if argument
+            else f"{name} stands alone",
+            saw=f"--arch {clip(f'{name}:{rest}', 80)}",
+            fix=usage,
+        )
+    found = entry.run(file, rest)
+    found.module.eval().requires_grad_(False)
+    return found
+
+
+def _arch_of(file: ModelFile) -> str:
+    """What the checkpoint itself says of its network, or its names and shapes."""
+    if file.checkpoint is None:
+        return "pt2"
+    if file.checkpoint.contents.format == "torchscript":
+        return "torchscript"
+    if "arch" in file.config:
+        return "run"
+    if "model_type" in file.config:
+        return "hf"
+    named = file.config.get("architecture")
+    return f"timm:{named}" if isinstance(named, str) and named else recognize(file.tensors)
+
+
+@models.register("torchvision", argument="NAME")
+def torchvision(file: ModelFile, name: str) -> Classifier:
+    """An image classifier of torchvision, with as many classes and channels as the weights have."""
+    arch = f"torchvision:{name}"
+    build = build_of(arch, variant_of(arch, file.tensors))
+    return _fitted(file, build, arch, from_torchvision(name))
+
+
+@models.register("rescale", argument="NAME")
+def rescale(file: ModelFile, name: str) -> Classifier:
+    """One of our networks, which has no preprocessing of its own."""
+    arch = f"rescale:{name}"
+    return _fitted(file, build_of(arch, variant_of(arch, file.tensors)), arch, None)
+
+
+@models.register("timm", argument="NAME")
+def timm(file: ModelFile, name: str) -> Classifier:
+    """A model of timm, by name; the arguments in a config.json are passed on."""
+    build = timm_models.build_of(name, file.config.get("model_args") or {})
+    default = from_timm(timm_models.pretrained_cfg(name), f"timm's default for {name}")
+    return _fitted(file, build, f"timm:{name}", default)
+
+
+def _fitted(file: ModelFile, build: Build, arch: str, default: Preprocessing | None) -> Classifier:
+    fitted = fit(as_trained(build, file.config), file.tensors, arch)
+    said = _preprocessing_of(file) or default
+    return Classifier(
+        fitted.module,
+        fitted.num_classes,
+        arch,
+        "; ".join(filter(None, (f"{arch} fits every name and shape", fitted.why))),
+        file.names_of(fitted.num_classes),
+        said if said is not None and said.channels == fitted.channels else None,
+    )
+
+
+def _preprocessing_of(file: ModelFile) -> Preprocessing | None:
+    cfg = file.config.get("pretrained_cfg")
+    return from_run(file.config) or (
+        from_timm(cfg, "config.json") if isinstance(cfg, dict) else None
+    )
+
+
+@models.register("run", argument="")
+def run(file: ModelFile, _: str) -> Classifier:
+    """A run of `rescale-cli train`, or a file in it: its config.json says all."""
+    arch = file.config.get("arch")
+    name = arch.partition(":")[0] if isinstance(arch, str) else ""
+    if name == "python":
+        raise NeedsDecision(
+            "config.json names code, which runs only when you name it",
+            saw=clip(f"arch: {arch}"),
+            fix=f"--arch {arch}",
+        )
+    if name not in ("torchvision", "timm", "rescale"):
+        raise BadInput(
+            f"{file.path.name} is no run of rescale-cli train",
+            saw=clip(f"arch in config.json: {arch!r}"),
+            fix="name the network: --arch torchvision:NAME, timm:NAME or rescale:NAME",
+        )
+    found = models[name](file, str(arch).partition(":")[2])
+    return replace(found, why=f"config.json says {found.why}")
+
+
+@models.register("hf", argument="")
+def hf(file: ModelFile, _: str) -> Classifier:
+    """A Hugging Face folder; the library is asked to fetch nothing and to run no code of it."""
+    if not isinstance(file.config.get("model_type"), str):
+        raise BadInput(
+            f"{file.path.name} is no Hugging Face folder",
+            saw="no model_type in config.json",
+            fix="name the folder with config.json and the weights, or --arch of another source",
+        )
+    from rescale_cli.loading.logits_only import LogitsOnly
+
+    module = hugging_face.build(file.folder, file.tensors)
+    num_classes = int(module.config.num_labels)  # type: ignore[union-attr,arg-type]
+    return Classifier(
+        LogitsOnly(module),
+        num_classes,
+        "hf",
+        f"config.json says {file.config['model_type']}, which transformers builds",
+        file.names_of(num_classes),
+        hugging_face.preprocessing(file.folder, file.config),
+    )
+
+
+@models.register("torchscript", argument="")
+def torchscript(file: ModelFile, _: str) -> Classifier:
+    """A TorchScript file, which is a network and its code in one."""
+    if file.checkpoint is None or file.checkpoint.contents.format != "torchscript":
+        raise _wrong_kind(file, "TorchScript", "torch.jit.save")
+    from rescale_cli.loading.logits_only import LogitsOnly
+
+    num_classes = find_heads(file.tensors).heads[0].num_classes
+    module = LogitsOnly(compiled_models.load_script(file.path))
+    why = "a TorchScript file, whose own graph code is run"
+    return Classifier(module, num_classes, "torchscript", why, file.names_of(num_classes))
+
+
+@models.register("pt2", argument="")
+def pt2(file: ModelFile, _: str) -> Classifier:
+    """An archive of torch.export, which is a network and its code in one."""
+    if file.checkpoint is not None:
+        raise _wrong_kind(file, "torch.export", "torch.export.save")
+    from rescale_cli.loading.logits_only import LogitsOnly
+
+    module, num_classes = compiled_models.load_exported(file.path)
+    why = "an archive of torch.export, whose own graph code is run"
+    return Classifier(LogitsOnly(module), num_classes, "pt2", why)
+
+
+def _wrong_kind(file: ModelFile, kind: str, writer: str) -> BadCheckpoint:
+    seen = "an archive of torch.export"
+    if file.checkpoint is not None:
+        seen = f"a checkpoint of the format {file.checkpoint.contents.format}"
+    return BadCheckpoint(
+        f"{file.path.name} was not written by {kind}",
+        saw=seen,
+        fix=f"name a file of {writer}, or leave out --arch",
+    )
+
+
+@models.register("python", argument="module:callable")
+def python(file: ModelFile, name: str) -> Classifier:
+    """The user's own network, built by the user's own code."""
+    from rescale_cli.loading.logits_only import LogitsOnly
+
+    num_classes = file.config.get("num_classes")
+    if "arch" not in file.config or not isinstance(num_classes, int):
+        num_classes = find_heads(file.tensors, config=file.config).heads[0].num_classes
+    build = as_trained(lambda c, _: user_model.build(name, c), file.config)
+    module = build(num_classes, USUAL[CHANNELS])
+    chosen = choose(file.tensors, module.state_dict())
+    load_strictly(module, chosen, f"python:{name}")
+    return Classifier(
+        LogitsOnly(module.float()),
+        num_classes,
+        f"python:{name}",
+        "; ".join(filter(None, ("built by the code that was named, which was run", chosen.why))),
+        file.names_of(num_classes),
+        _preprocessing_of(file),
+    )

@@ -1,0 +1,213 @@
+"""How far probabilities can be trusted: NLL, Brier score, calibration errors from logits.
+
+Logits are read in blocks of rows and worked on in float64, so that N x C may lie in a mapped file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.head import Float64
+from rescale_cli.core.predictions import Labels
+from rescale_cli.errors import BadInput
+
+#: Equal-mass bins of a calibration error.
+BINS = 15
+#: Elements of a block of logits: 2 MiB, so that a block stays in the cache.
+_BLOCK = 1 << 18
+#: Probabilities that class-wise ECE holds at once: 512 MiB.
+_HELD = 1 << 26
+
+#: Logits (n, C) to those of the adjusted head, (n, C): `RowUpdate.on_logits`, for one.
+Adjust = Callable[[Float64], Float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """What one pass over the logits of N samples says."""
+
+    predicted: Labels
+    """The class of the largest logit, (N,); the first of those that tie."""
+    top_5: float | None
+    """The share of samples with fewer than 5 logits above the true class's; None where C <= 5."""
+    nll: float
+    """Mean of -log p_y, nats; inf where a true class has probability 0."""
+    ece: float
+    """Of the largest probability: sum over bins of |rightness - confidence| / N."""
+    classwise_ece: float
+    """The same of p_c against y = c for each class c, averaged over all C (Kull et al. 2019)."""
+    brier: float
+    """Mean of sum_c (p_c - [y = c])^2, 0 to 2."""
+
+
+def measure(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) -> Measured:
+    """Predicted classes, NLL, Brier score and calibration errors from logits.
+
+    One pass over the rows serves all; where N x C is above 2^26, class-wise ECE reads them again
+    for each further block of classes, so it never holds more than 512 MiB of probabilities. Bins
+    are 15 of equal mass (as `np.array_split` of the sorted values; Nixon et al. 2019); samples of
+    one confidence share their rightness evenly among the bins they fall in, so that the order of
+    the samples changes nothing. Of fewer than 15 samples each is a bin.
+
+    Logits may be infinite: classes at +inf share all probability, and a row of -inf is uniform.
+
+    Args:
+        logits: (N, C), of any float type; an array or a mapped file.
+        labels: (N,), 0 to C - 1.
+        adjust: what is done to each block (n, C) before it counts.
+
+    Raises:
+        BadInput: no samples, labels that do not fit, or NaN among the logits.
+
+    Example:
+        >>> found = measure(np.log([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]))
+        >>> found.predicted.tolist(), round(found.nll, 4), round(found.brier, 4)
+        ([0, 0], 0.5108, 0.37)
+    """
+    check_labels(labels, *logits.shape)
+    n, c = logits.shape
+    width = min(c, max(1, _HELD // n))
+    held = np.empty((width, n))
+    rows = _read_rows(logits, labels, adjust, held)
+    samples = _by_class(labels, c)
+    errors = _class_errors(held, samples[:width])
+    for first in range(width, c, width):
+        columns = slice(first, min(first + width, c))
+        part = _read_columns(logits, adjust, rows, columns, held)
+        errors += _class_errors(part, samples[columns])
+    return Measured(
+        predicted=rows.predicted,
+        top_5=float((rows.above < 5).mean()) if c > 5 else None,
+        nll=float((np.log(rows.total) - rows.own).mean()),
+        ece=_top_error(1 / rows.total, rows.predicted == labels),
+        classwise_ece=errors / c,
+        brier=float((rows.squares - 2 * np.exp(rows.own) / rows.total + 1).mean()),
+    )
+
+
+def check_labels(labels: NDArray[Any], n: int, c: int) -> None:
+    """Classes (N,), each from 0 to C - 1, of at least one sample.
+
+    Raises:
+        BadInput: they are not.
+    """
+    fix = f"give one label from 0 to {c - 1} a sample"
+    if len(labels) != n or n == 0:
+        what = "there are no samples" if n == 0 else "there is not one label a sample"
+        raise BadInput(what, saw=f"{len(labels)} labels, {n} samples", fix=fix)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= c:
+        saw = f"label {low if low < 0 else high}, {c} classes"
+        raise BadInput("a label is no row of the head", saw=saw, fix=fix)
+
+
+def blocks(logits: NDArray[Any], adjust: Adjust | None) -> Iterator[tuple[slice, Float64]]:
+    """Rows of the logits, adjusted, in float64, free to be written on."""
+    n, c = logits.shape
+    rows = max(1, _BLOCK // c)
+    for start in range(0, n, rows):
+        at = slice(start, min(start + rows, n))
+        block: Float64 = np.array(logits[at], dtype=np.float64)
+        yield at, block if adjust is None else adjust(block)
+
+
+def peaks(z: Float64) -> Float64:
+    """The largest logit of each row, (n,)."""
+    peak: Float64 = z.max(axis=1)
+    if bad := np.count_nonzero(np.isnan(peak)):
+        saw = f"{bad} of the {len(z)} rows that were read together"
+        raise BadInput("the logits hold NaN", saw=saw, fix="write them again, in float32")
+    return peak
+
+
+def centre(z: Float64, peak: Float64) -> Float64:
+    """Z less the largest of its row, in place: 0 there, and at most 0; never inf - inf."""
+    with np.errstate(invalid="ignore"):
+        np.subtract(z, peak[:, None], out=z)
+    odd = np.isinf(peak)
+    if odd.any():
+        z[odd] = np.where(np.isnan(z[odd]), 0.0, -np.inf)
+    return z
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Of each sample, (N,): p_c = exp(z_c - peak) / total."""
+
+    predicted: Labels
+    above: NDArray[np.int64]
+    """Logits above the true class's."""
+    peak: Float64
+    """The largest logit."""
+    total: Float64
+    own: Float64
+    """The true class's logit less the peak."""
+    squares: Float64
+    """The sum of p_c^2."""
+
+
+def _read_rows(logits: NDArray[Any], labels: Labels, adjust: Adjust | None, held: Float64) -> _Rows:
+    """The pass over all rows; fills `held` (width, N) with the first classes' probabilities."""
+    n = len(labels)
+    rows = _Rows(*np.empty((2, n), np.int64), *np.empty((4, n)))
+    for at, z in blocks(logits, adjust):
+        row, own = np.arange(len(z)), labels[at]
+        rows.peak[at] = peaks(z)
+        rows.predicted[at] = z.argmax(axis=1)
+        rows.above[at] = np.count_nonzero(z > z[row, own][:, None], axis=1)
+        centre(z, rows.peak[at])
+        rows.own[at] = z[row, own]
+        np.exp(z, out=z)
+        rows.total[at] = z.sum(axis=1)
+        rows.squares[at] = np.einsum("nc,nc->n", z, z) / rows.total[at] ** 2
+        held[:, at] = (z[:, : len(held)] / rows.total[at][:, None]).T
+    return rows
+
+
+def _read_columns(
+    logits: NDArray[Any], adjust: Adjust | None, rows: _Rows, columns: slice, held: Float64
+) -> Float64:
+    """The probabilities of some classes, (classes, N), in the space of `held`."""
+    part = held[: columns.stop - columns.start]
+    for at, z in blocks(logits, adjust):
+        picked = centre(z[:, columns].copy(), rows.peak[at])
+        part[:, at] = (np.exp(picked, out=picked) / rows.total[at][:, None]).T
+    return part
+
+
+def _by_class(labels: Labels, c: int) -> list[NDArray[np.intp]]:
+    """The samples of each class."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(labels, minlength=c))[:-1])
+
+
+def _class_errors(held: Float64, samples: list[NDArray[np.intp]]) -> float:
+    """The sum of the classes' calibration errors; sorts the probabilities (classes, N) in place."""
+    hits = [row[own] for row, own in zip(held, samples, strict=True)]
+    held.sort(axis=1)
+    return sum(_binned_error(row, own) for row, own in zip(held, hits, strict=True))
+
+
+def _top_error(confidence: Float64, right: NDArray[np.bool_]) -> float:
+    return _binned_error(np.sort(confidence), confidence[right])
+
+
+def _binned_error(ordered: Float64, hits: Float64) -> float:
+    """Sum over equal-mass bins of |sum of probabilities - number of hits| / N.
+
+    Args:
+        ordered: all probabilities, ascending, (N,).
+        hits: those whose event came true, a part of them.
+    """
+    n = len(ordered)
+    bins = min(BINS, n)
+    edges = np.arange(bins + 1) * (n // bins) + np.minimum(np.arange(bins + 1), n % bins)
+    # Equal values lie at [low, high): which of them are the hits is nobody's to say.
+    low, high = (np.searchsorted(ordered, hits, side)[:, None] for side in ("left", "right"))
+    below = np.clip((edges - low) / (high - low), 0, 1).sum(axis=0)
+    return float(np.abs(np.add.reduceat(ordered, edges[:-1]) - np.diff(below)).sum() / n)

@@ -1,0 +1,248 @@
+"""Metrics of a classifier's predictions, all from one confusion matrix.
+
+Two conventions for classes without samples, each scikit-learn's or imbalanced-learn's own:
+recalls and their means (balanced accuracy, worst recall, many/medium/few) are over the classes
+that have samples; macro precision, macro F1 and the G-means are over the classes that occur, as a
+label or as a prediction. A quotient of an occurring class that is 0 / 0 is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.head import Float64
+from rescale_cli.measures.calibration import Measured, check_labels
+
+Labels = NDArray[np.integer[Any]]
+Groups = Mapping[str, NDArray[np.bool_]]
+
+GROUPS = ("many", "medium", "few")
+PROBABILITY_METRICS = ("top_5", "nll", "ece", "classwise_ece", "brier")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tallies:
+    """The margins and the diagonal of a confusion matrix: every metric of it needs no more.
+
+    Each is (..., C): leading axes are bootstrap replicates or strengths, and every property and
+    metric keeps them.
+    """
+
+    hits: NDArray[Any]
+    """Samples of the class that were predicted as it."""
+    support: NDArray[Any]
+    """Samples of the class."""
+    predicted: NDArray[Any]
+    """Samples predicted as the class."""
+
+    @property
+    def recall(self) -> Float64:
+        """Hits / support; NaN for a class without samples."""
+        return _ratio(self.hits, self.support, self.support > 0)
+
+    @property
+    def precision(self) -> Float64:
+        """Hits / predicted; 0 for a class never predicted, NaN for one that does not occur."""
+        return _ratio(self.hits, self.predicted, self.occurs)
+
+    @property
+    def f1(self) -> Float64:
+        """2 hits / (support + predicted); NaN for a class that does not occur."""
+        return _ratio(2 * self.hits, self.support + self.predicted, self.occurs)
+
+    @property
+    def sensitivity(self) -> Float64:
+        """Recall, but 0 for a class without samples that is predicted; NaN if it does not occur."""
+        return _ratio(self.hits, self.support, self.occurs)
+
+    @property
+    def specificity(self) -> Float64:
+        """The share of the other classes' samples that is not predicted as the class.
+
+        0 where there are no others, NaN for a class that does not occur.
+        """
+        others = self.support.sum(axis=-1, keepdims=True) - self.support
+        return _ratio(others - (self.predicted - self.hits), others, self.occurs)
+
+    @property
+    def occurs(self) -> NDArray[np.bool_]:
+        """Whether a class is the label or the prediction of any sample."""
+        occurs: NDArray[np.bool_] = (self.support + self.predicted) > 0
+        return occurs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Confusion:
+    """A confusion matrix (C, C), of which only the K <= N cells above 0 are held.
+
+    Example:
+        >>> found = Confusion.of(np.array([0, 1, 1]), np.array([0, 0, 1]), 2)
+        >>> found.dense().tolist(), found.tallies.recall.tolist()
+        ([[1, 1], [0, 1]], [0.5, 1.0])
+    """
+
+    actual: NDArray[np.int64]
+    """The true class of each cell, (K,), ascending."""
+    predicted: NDArray[np.int64]
+    """The predicted class of each cell, (K,), ascending within a true class."""
+    count: NDArray[np.int64]
+    """Samples in each cell, (K,), at least 1."""
+    num_classes: int
+    """C."""
+
+    @classmethod
+    def of(cls, predicted: Labels, labels: Labels, num_classes: int) -> Confusion:
+        """Count the samples of each pair of classes.
+
+        Args:
+            predicted: (N,), 0 to C - 1.
+            labels: (N,), 0 to C - 1.
+            num_classes: C.
+
+        Raises:
+            BadInput: no samples, unequal lengths, or a class that is not from 0 to C - 1.
+        """
+        check_labels(labels, len(predicted), num_classes)
+        check_labels(predicted, len(labels), num_classes)
+        cells = labels.astype(np.int64) * num_classes + predicted
+        cells, count = np.unique(cells, return_counts=True)
+        return cls(cells // num_classes, cells % num_classes, count, num_classes)
+
+    @property
+    def tallies(self) -> Tallies:
+        """Hits, support and predictions of each class, (C,)."""
+        hit = self.actual == self.predicted
+        hits = np.zeros(self.num_classes, np.int64)
+        hits[self.actual[hit]] = self.count[hit]
+        support, predicted = np.zeros((2, self.num_classes), np.int64)
+        np.add.at(support, self.actual, self.count)
+        np.add.at(predicted, self.predicted, self.count)
+        return Tallies(hits, support, predicted)
+
+    def dense(self) -> NDArray[np.int64]:
+        """The whole matrix, rows actual, columns predicted: 8 C^2 bytes."""
+        matrix = np.zeros((self.num_classes, self.num_classes), np.int64)
+        matrix[self.actual, self.predicted] = self.count
+        return matrix
+
+
+def accuracy(tallies: Tallies) -> Float64:
+    """The share of samples predicted as their class."""
+    share: Float64 = tallies.hits.sum(axis=-1) / tallies.support.sum(axis=-1)
+    return share
+
+
+def gmean_multiclass(tallies: Tallies) -> Float64:
+    """C-th root of the product of the recalls of the C classes that occur.
+
+    A class that is predicted but has no samples counts as recall 0, hence 0 in all:
+    imbalanced-learn's `geometric_mean_score(average="multiclass")`.
+    """
+    with np.errstate(divide="ignore"):
+        root: Float64 = np.exp(_mean(np.log(tallies.sensitivity)))
+    return root
+
+
+def gmean_ovr(tallies: Tallies) -> Float64:
+    """Root of mean sensitivity times mean specificity, each class against the rest.
+
+    imbalanced-learn's `geometric_mean_score(average="macro")`: the means are taken first, over the
+    classes that occur. It is not the mean of the classes' own roots.
+    """
+    root: Float64 = np.sqrt(_mean(tallies.sensitivity) * _mean(tallies.specificity))
+    return root
+
+
+def iba_ovr(tallies: Tallies) -> Float64:
+    """(1 + 0.1 (mean sensitivity - mean specificity)) * gmean_ovr^2: index balanced accuracy.
+
+    imbalanced-learn's `make_index_balanced_accuracy(alpha=0.1, squared=True)` of the same
+    `geometric_mean_score` with `average="macro"`; Garcia et al. 2012.
+    """
+    sensitivity, specificity = _mean(tallies.sensitivity), _mean(tallies.specificity)
+    index: Float64 = (1 + 0.1 * (sensitivity - specificity)) * sensitivity * specificity
+    return index
+
+
+#: Metrics of the confusion matrix alone: Tallies (..., C) to (...).
+METRICS: Mapping[str, Callable[[Tallies], Float64]] = MappingProxyType(
+    {
+        "accuracy": accuracy,
+        "balanced_accuracy": lambda tallies: _mean(tallies.recall),
+        "macro_precision": lambda tallies: _mean(tallies.precision),
+        "macro_f1": lambda tallies: _mean(tallies.f1),
+        "gmean_multiclass": gmean_multiclass,
+        "gmean_ovr": gmean_ovr,
+        "iba_ovr": iba_ovr,
+        "worst_recall": lambda tallies: np.fmin.reduce(tallies.recall, axis=-1),
+    }
+)
+
+
+def table_of(tallies: Tallies, groups: Groups | None = None) -> dict[str, Float64]:
+    """Every metric of METRICS, and the mean recall of each group: (...) each.
+
+    Args:
+        tallies: (..., C).
+        groups: masks (C,), as `ClassCounts.groups` gives them. Only classes with samples count; a
+            group without any is NaN.
+    """
+    table = {name: metric(tallies) for name, metric in METRICS.items()}
+    recall = tallies.recall
+    return table | {name: _mean(recall[..., mask]) for name, mask in (groups or {}).items()}
+
+
+def metrics_of(
+    confusion: Confusion, groups: Groups | None = None, measured: Measured | None = None
+) -> dict[str, float | None]:
+    """The flat table of `evaluate`; None is n/a.
+
+    Args:
+        confusion: of the predicted classes, (C, C).
+        groups: many, medium and few, (C,) each; an empty group is None, never 0. Without groups
+            all three are None.
+        measured: the metrics of probabilities, where there are logits; else they are None.
+
+    Example:
+        >>> table = metrics_of(Confusion.of(np.array([0, 1, 1]), np.array([0, 0, 1]), 2))
+        >>> table["balanced_accuracy"], table["few"], table["nll"]
+        (0.75, None, None)
+    """
+    flat = {name: float(value) for name, value in table_of(confusion.tallies, groups).items()}
+    named: dict[str, float | None] = dict.fromkeys(("accuracy", "top_5", *METRICS, *GROUPS))
+    named |= {name: None if np.isnan(value) else value for name, value in flat.items()}
+    return named | {name: getattr(measured, name, None) for name in PROBABILITY_METRICS}
+
+
+def recalls(predicted: Labels, labels: Labels, num_classes: int) -> Float64:
+    """The share of each class that was found, (C,); NaN for a class without samples.
+
+    Example:
+        >>> recalls(np.array([0, 1, 1]), np.array([0, 0, 1]), 3).tolist()
+        [0.5, 1.0, nan]
+    """
+    return Confusion.of(predicted, labels, num_classes).tallies.recall
+
+
+def balanced_accuracy(predicted: Labels, labels: Labels, num_classes: int) -> float:
+    """The mean recall of the classes that have samples."""
+    return float(_mean(recalls(predicted, labels, num_classes)))
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any], counts: NDArray[np.bool_]) -> Float64:
+    """Part / whole; 0 where the whole is 0, NaN where the class does not count."""
+    return np.where(counts, part / np.maximum(whole, 1), np.nan)
+
+
+def _mean(values: Float64) -> Float64:
+    """The mean over the last axis of what is not NaN; NaN where all is."""
+    kept = ~np.isnan(values)
+    count = kept.sum(axis=-1)
+    total = np.where(kept, values, 0.0).sum(axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

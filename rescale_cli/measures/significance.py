@@ -1,0 +1,229 @@
+"""Whether a number, or the difference of two, could be chance: the bootstrap and McNemar's test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.head import Float64
+from rescale_cli.errors import BadInput, UsageError
+from rescale_cli.measures.calibration import check_labels
+from rescale_cli.measures.metrics import Groups, Labels, Tallies, table_of
+
+#: Resamplings of the samples, unless another number is asked for.
+REPLICATES = 1000
+#: Up to so many discordant pairs McNemar's test is exact.
+MOST_EXACT = 25
+
+#: Tallies of how many replicates are held at once, times C: 8 MiB an array.
+_HELD = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A number and its 95 % percentile interval."""
+
+    value: float
+    """On the samples themselves."""
+    low: float
+    """The 2.5th percentile of the replicates."""
+    high: float
+    """The 97.5th."""
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether the interval of a difference leaves it open which of two is better."""
+        return self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class McNemar:
+    """McNemar's test of two classifiers on the same samples."""
+
+    only_first: int
+    """Samples that only the first has right."""
+    only_second: int
+    """Samples that only the second has right."""
+    p: float
+    """Two-sided: how often chance alone splits them as unevenly, or more."""
+    test: Literal["exact", "chi-square"]
+    """Which distribution gave p."""
+
+
+def bootstrap(
+    predicted: Labels,
+    labels: Labels,
+    num_classes: int,
+    groups: Groups | None = None,
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> dict[str, Interval | None]:
+    """Intervals of every metric of the confusion matrix, and of the groups.
+
+    The N samples are drawn again with replacement; the model stays. A replicate in which a class
+    does not occur leaves it out, by the conventions of `metrics`; one in which a whole group does
+    not occur is left out of that group's percentiles. A metric that is n/a is None.
+
+    Args:
+        predicted: (N,), 0 to C - 1.
+        labels: (N,), 0 to C - 1.
+        num_classes: C.
+        groups: masks (C,).
+        replicates: how often.
+        seed: the same seed, samples and numpy give the same intervals.
+
+    Raises:
+        BadInput: no samples, or classes that are not from 0 to C - 1.
+        UsageError: replicates below 1.
+
+    Example:
+        >>> right_9_in_10 = np.arange(100) % 10 > 0
+        >>> found = bootstrap(right_9_in_10 * 1, np.ones(100, int), 2)["accuracy"]
+        >>> found.value, 0.8 < found.low < 0.88, 0.92 < found.high < 1
+        (0.9, True, True)
+    """
+    cells = _Cells.of(labels, [predicted], num_classes)
+    whole = table_of(cells.tallies(cells.count[None])[0], groups)
+    tables = [table_of(only, groups) for (only,) in cells.drawn(replicates, seed)]
+    return {name: _interval(whole[name], [table[name] for table in tables]) for name in whole}
+
+
+def bootstrap_difference(
+    first: Labels,
+    second: Labels,
+    labels: Labels,
+    num_classes: int,
+    groups: Groups | None = None,
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> dict[str, Interval | None]:
+    """Paired intervals of second - first, for every metric: both see the same draw of samples.
+
+    Arguments, conventions and errors are those of `bootstrap`; first and second are the
+    predictions (N,) of two models on the same N samples.
+
+    Example:
+        >>> labels = np.arange(100) % 2
+        >>> found = bootstrap_difference(np.zeros(100, int), labels, labels, 2)["accuracy"]
+        >>> found.value, found.holds_zero
+        (0.5, False)
+    """
+    cells = _Cells.of(labels, [first, second], num_classes)
+    one, two = (table_of(each, groups) for each in cells.tallies(cells.count[None]))
+    tables = [(table_of(a, groups), table_of(b, groups)) for a, b in cells.drawn(replicates, seed)]
+    return {
+        name: _interval(two[name] - one[name], [b[name] - a[name] for a, b in tables])
+        for name in one
+    }
+
+
+def mcnemar(first: Labels, second: Labels, labels: Labels) -> McNemar:
+    """Whether two classifiers' error rates differ, from the samples on which one alone is right.
+
+    Up to 25 such samples p is exact: twice the tail of the binomial with 1/2, at most 1. Above, it
+    is the chi-square tail, 1 degree of freedom, of (|b - c| - 1)^2 / (b + c) (McNemar 1947, with
+    the continuity correction of Edwards 1948; 0 where b = c).
+
+    Args:
+        first: predictions (N,).
+        second: predictions (N,) on the same samples.
+        labels: (N,).
+
+    Raises:
+        BadInput: unequal lengths.
+
+    Example:
+        >>> truth = np.zeros(10, int)
+        >>> mcnemar(np.array([1] * 5 + [0] * 5), truth, truth).p
+        0.0625
+    """
+    if not len(first) == len(second) == len(labels):
+        raise BadInput(
+            "the two models did not see the same samples",
+            saw=f"{len(first)} and {len(second)} predictions, {len(labels)} labels",
+            fix="evaluate both on the same data",
+        )
+    right, wrong = first == labels, second != labels
+    b = int(np.count_nonzero(right & wrong))
+    c = int(np.count_nonzero(~right & ~wrong))
+    n = b + c
+    if n <= MOST_EXACT:
+        tail = sum(math.comb(n, i) for i in range(min(b, c) + 1))
+        return McNemar(b, c, min(1.0, 2 * tail / 2**n), "exact")
+    statistic = max(0, abs(b - c) - 1) ** 2 / n
+    return McNemar(b, c, math.erfc(math.sqrt(statistic / 2)), "chi-square")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cells:
+    """The N samples by what was true and what was predicted: K <= N kinds are all that counts."""
+
+    actual: NDArray[np.int64]
+    """(K,)."""
+    guesses: tuple[NDArray[np.int64], ...]
+    """(K,) for each model."""
+    count: NDArray[np.int64]
+    """(K,)."""
+    kind: NDArray[np.intp]
+    """Which of the K each sample is, (N,)."""
+    num_classes: int
+
+    @classmethod
+    def of(cls, labels: Labels, guesses: list[Labels], num_classes: int) -> _Cells:
+        key = np.zeros(len(labels), np.int64)
+        for column in (labels, *guesses):
+            check_labels(column, len(labels), num_classes)
+            key = key * num_classes + column
+        _, at, kind, count = np.unique(
+            key, return_index=True, return_inverse=True, return_counts=True
+        )
+        picked = tuple(guess[at].astype(np.int64) for guess in guesses)
+        return cls(labels[at].astype(np.int64), picked, count, kind, num_classes)
+
+    def drawn(self, replicates: int, seed: int) -> Iterator[tuple[Tallies, ...]]:
+        """Tallies (some replicates, C) of each model, until there are `replicates` in all."""
+        if replicates < 1:
+            raise UsageError(
+                "there is no interval without replicates",
+                saw=f"{replicates}",
+                fix="--bootstrap 200",
+            )
+        rng, n, k = np.random.default_rng(seed), len(self.kind), len(self.count)
+        most = max(1, _HELD // max(self.num_classes, k))
+        for start in range(0, replicates, most):
+            draws = [
+                np.bincount(self.kind[rng.integers(n, size=n)], minlength=k)
+                for _ in range(min(most, replicates - start))
+            ]
+            yield self.tallies(np.stack(draws))
+
+    def tallies(self, weight: NDArray[np.int64]) -> tuple[Tallies, ...]:
+        """Tallies (R, C) of each model, for R weightings (R, K) of the kinds of sample."""
+        support = self._by_class(weight, self.actual)
+        made = []
+        for guess in self.guesses:
+            hit = guess == self.actual
+            hits = self._by_class(weight[:, hit], guess[hit])
+            made.append(Tallies(hits, support, self._by_class(weight, guess)))
+        return tuple(made)
+
+    def _by_class(self, weight: NDArray[np.int64], column: NDArray[np.int64]) -> Float64:
+        """Sums (R, C) of the weights (R, K) of each class."""
+        size = self.num_classes
+        return np.stack([np.bincount(column, row, minlength=size) for row in weight])
+
+
+def _interval(value: Float64, replicates: list[Float64]) -> Interval | None:
+    drawn = np.concatenate(replicates)
+    drawn = drawn[~np.isnan(drawn)]
+    if np.isnan(value).any() or not len(drawn):
+        return None
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(np.squeeze(value)), float(low), float(high))

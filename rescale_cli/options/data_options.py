@@ -1,0 +1,202 @@
+"""The options of every command that runs a model on data: which data, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rescale_cli.errors import UsageError
+from rescale_cli.json_text import clip
+
+if TYPE_CHECKING:
+    from rescale_cli.evaluating.evaluation import DataChoice
+
+
+LOGITS_SUFFIXES = (".npz", ".safetensors")
+
+
+class Amp(StrEnum):
+    """Which short floats the model computes in."""
+
+    OFF = "off"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """See `option_groups.spread`: each field is an option."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="A folder of classes, list:FILE, csv:FILE, npz:FILE, cifar10:DIR, ...; @val picks "
+            "a split.",
+        ),
+    ] = None
+    logits: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--logits",
+            metavar="FILE",
+            help="Logits and labels (.npz, .safetensors) in place of --data: no model is run.",
+        ),
+    ] = None
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            "--arch",
+            metavar="KIND:NAME",
+            help="torchvision:NAME, timm:NAME, hf, rescale:NAME, python:module:callable; where the "
+            "checkpoint does not say it.",
+        ),
+    ] = None
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="NAME", help="Preprocessing of a known kind."),
+    ] = None
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="N|H,W", help="Of the model's input, pixels."),
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option("--mean", metavar="R,G,B", help="Taken from values in 0 to 1."),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option("--std", metavar="R,G,B", help="What values less the mean are divided by."),
+    ] = None
+    save_logits: Annotated[
+        Path | None,
+        typer.Option("--save-logits", metavar="FILE", help="Keep them for --logits."),
+    ] = None
+    download: Annotated[
+        bool, typer.Option("--download", help="Let the data be downloaded if they are not there.")
+    ] = False
+    device: Annotated[
+        str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where the model runs.")
+    ] = "auto"
+    batch_size: Annotated[
+        int | None,
+        typer.Option("-b", "--batch-size", metavar="N", min=1, help="Images at a time."),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option("-j", "--workers", metavar="N", min=0, help="Processes that decode images."),
+    ] = None
+    amp: Annotated[Amp, typer.Option("--amp", help="Compute in short floats.")] = Amp.OFF
+    channels_last: Annotated[
+        bool | None,
+        typer.Option(
+            "--channels-last/--no-channels-last", help="Memory format. Default: as is faster."
+        ),
+    ] = None
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be read; say which.")
+    ] = False
+
+    def choice(self, *, force: bool = False) -> DataChoice:
+        """The same, checked and typed, for a command that takes one model."""
+        return self.choices(1, force=force)[0]
+
+    def choices(self, models: int, *, force: bool = False) -> list[DataChoice]:
+        """The same, checked and typed, for each of several models.
+
+        Args:
+            models: how many.
+            force: whether the file of --save-logits may be replaced.
+
+        Raises:
+            UsageError: neither or both of --data and --logits, not one file of logits a model, or a
+                number that is none.
+        """
+        from rescale_cli.evaluating.evaluation import DataChoice
+        from rescale_cli.predicting.predict import RunOptions
+
+        self._check(models)
+        run = RunOptions(
+            device=self.device,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            amp=self.amp.value,
+            channels_last=self.channels_last,
+            compile=self.compile,
+            skip_bad=self.skip_bad,
+        )
+        choice = DataChoice(
+            data=self.data,
+            arch=self.arch,
+            preset=self.preset,
+            size=_size(self.size),
+            mean=_numbers("--mean", self.mean),
+            std=_numbers("--std", self.std),
+            download=self.download,
+            save_logits=self.save_logits,
+            force=force,
+            run=run,
+        )
+        files = [*(self.logits or ())] or [None] * models
+        return [replace(choice, logits=file) for file in files]
+
+    def _check(self, models: int) -> None:
+        if (self.data is None) == (not self.logits):
+            raise UsageError(
+                "what to evaluate on is one of --data and --logits",
+                saw="both" if self.data is not None else "neither",
+                fix="--data DATA, or --logits FILE",
+            )
+        if self.logits and len(self.logits) != models:
+            raise UsageError(
+                "--logits is given once a model, in the order of the models",
+                saw=f"{len(self.logits)} files of logits, {models} models",
+                fix="--logits FILE for each MODEL",
+            )
+        if self.save_logits is not None and models > 1:
+            raise UsageError(
+                "--save-logits keeps the logits of one model",
+                saw=f"{models} models",
+                fix="evaluate them one by one",
+            )
+        if self.save_logits is not None and self.save_logits.suffix not in LOGITS_SUFFIXES:
+            raise UsageError(
+                "--save-logits tells the format by its suffix, .npz or .safetensors",
+                saw=str(self.save_logits),
+                fix=f"--save-logits {self.save_logits.with_suffix('.npz')}",
+            )
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = text.lower().replace(",", "x").split("x")
+    if len(sides) > 2 or not all(side.strip().isdecimal() and int(side) for side in sides):
+        raise UsageError(
+            "--size is one number of pixels, or two", saw=clip(text, 80), fix="--size 224"
+        )
+    height, width = int(sides[0]), int(sides[-1])
+    return height, width
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    fix = f"{option} 0.5, or {option} 0.485,0.456,0.406"
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3) or not all(-10 <= number <= 10 for number in numbers):
+        raise UsageError(
+            f"{option} is one number a channel, of values from 0 to 1", saw=clip(text, 80), fix=fix
+        )
+    if option == "--std" and min(numbers) <= 0:
+        raise UsageError("--std must be above 0", saw=clip(text, 80), fix=fix)
+    return numbers

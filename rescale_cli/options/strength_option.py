@@ -1,0 +1,64 @@
+"""`--gamma`: a number, or `@sweep.json` for what a sweep chose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rescale_cli import options
+from rescale_cli.core.methods import Adjustment
+from rescale_cli.errors import UsageError
+
+
+def read_adjustment(
+    text: str,
+    method: options.MethodName | None,
+    normalize: bool | None,
+    bias: options.BiasPolicy | None,
+    max_factor: float | None = None,
+    temperature: float | None = None,
+) -> Adjustment:
+    """The decision of a user: the options, and for what they leave open that of the sweep.
+
+    Raises:
+        UsageError: neither a number nor `@` and a file that holds a sweep's choice; or options that
+            do not go together.
+    """
+    said = _read(text)
+    if method is not None:
+        said["method"] = method.value
+    if normalize is not None:
+        said["normalize"] = normalize
+    if bias is not None:
+        said["bias_policy"] = bias.value
+    if temperature is not None:
+        said["temperature"] = temperature
+    return Adjustment(
+        str(said.get("method", "rescale")),
+        said["gamma"],
+        bool(said.get("normalize", False)),
+        str(said.get("bias_policy", "")),
+        max_factor,
+        float(1.0 if said.get("temperature") is None else said["temperature"]),
+    )
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Strength and, from a sweep, method, policies and temperature."""
+    from rescale_cli.files.regular_file import read_whole
+    from rescale_cli.json_text import clip, parse_json
+
+    try:
+        if not text.startswith("@"):
+            return {"gamma": float(text)}
+        sweep: Any = parse_json(read_whole(Path(text[1:]), 256 << 20), text[1:])
+        result = sweep.get("result", sweep)
+        chosen = {key: value for key, value in result["chosen"].items() if value is not None}
+        return {**chosen, "gamma": float(chosen["gamma"]), "temperature": result.get("temperature")}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(
+            "--gamma is neither a number nor a sweep's choice",
+            saw=f"{clip(json.dumps(text))}: {clip(str(error))}",
+            fix="--gamma 0.2, or --gamma @sweep.json",
+        ) from None

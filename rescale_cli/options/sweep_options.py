@@ -1,0 +1,190 @@
+"""The options of the commands that choose a strength: how, for which head, for which prior."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rescale_cli import options
+from rescale_cli.core.methods import BIAS_POLICIES, Adjustment
+from rescale_cli.errors import UsageError
+from rescale_cli.json_text import clip
+
+if TYPE_CHECKING:
+    from rescale_cli.patching.plan import CountsChoice
+    from rescale_cli.sweeping.sweep import Wanted
+
+
+class Normalize(StrEnum):
+    """Whether rows are brought to equal length first."""
+
+    OFF = "off"
+    ON = "on"
+    BOTH = "both"
+
+
+class BiasPolicies(StrEnum):
+    """What becomes of the bias; all tries each."""
+
+    KEEP = "keep"
+    SCALE = "scale"
+    DROP = "drop"
+    ALL = "all"
+
+
+class Metric(StrEnum):
+    """What is to be large; a test holds this against `choose.CHOICES`."""
+
+    BALANCED_ACCURACY = "balanced-accuracy"
+    ACCURACY = "accuracy"
+    MACRO_F1 = "macro-f1"
+    GMEAN = "gmean"
+    FEW_RECALL = "few-recall"
+    WORST_RECALL = "worst-recall"
+
+
+def adjustments(
+    method: options.MethodName, normalize: Normalize, bias: BiasPolicies | None
+) -> list[Adjustment]:
+    """What is tried: one method, with every policy that was asked for."""
+    normal = {Normalize.OFF: (False,), Normalize.ON: (True,), Normalize.BOTH: (False, True)}
+    policies = BIAS_POLICIES if bias == BiasPolicies.ALL else ("" if bias is None else bias.value,)
+    return [
+        Adjustment(method.value, 0.0, normalized, policy)
+        for normalized in normal[normalize]
+        for policy in policies
+    ]
+
+
+@dataclass(frozen=True)
+class ChoiceOptions:
+    """See `option_groups.spread`: each field is an option."""
+
+    metric: Annotated[Metric, typer.Option("--metric", help="What is to be large.")] = (
+        Metric.BALANCED_ACCURACY
+    )
+    choose: Annotated[
+        str,
+        typer.Option(
+            "--choose",
+            metavar="RULE",
+            help="best; one-se, the smallest strength within a standard error of the best; or "
+            "max-head-drop=F, the best that costs the frequent classes at most F.",
+        ),
+    ] = "best"
+    holdout: Annotated[
+        float,
+        typer.Option(
+            "--holdout",
+            metavar="SHARE",
+            help="Report on this share, choose on the rest; 0 does both on all of it.",
+        ),
+    ] = 0.5
+    bootstrap: Annotated[
+        int,
+        typer.Option("--bootstrap", metavar="N", min=0, help="Resamplings for the intervals."),
+    ] = 200
+    unlabeled: Annotated[
+        bool, typer.Option("--unlabeled", help="Choose by what is predicted, without labels.")
+    ] = False
+    gamma_max: Annotated[
+        float, typer.Option("--gamma-max", metavar="G", help="The largest strength.")
+    ] = 2.0
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the parts.")] = 0
+    groups: Annotated[
+        str,
+        typer.Option(
+            "--groups",
+            metavar="M,F",
+            help="Many is more than M training samples, few is less than F.",
+        ),
+    ] = "100,20"
+
+    def wanted(self) -> Wanted:
+        """The same, checked.
+
+        Raises:
+            UsageError: a rule, a share or a limit that is none.
+        """
+        from rescale_cli.sweeping.sweep import Wanted
+
+        return Wanted(
+            self.metric.value, self.choose, self.holdout, self.bootstrap, self.unlabeled,
+            self.gamma_max, self.seed, group_sizes(self.groups),
+        )  # fmt: skip
+
+
+def group_sizes(text: str) -> tuple[int, int]:
+    """The two numbers of `--groups`.
+
+    Raises:
+        UsageError: they are not two, or overlap.
+
+    Example:
+        >>> group_sizes("100,20")
+        (100, 20)
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,15})\s*,\s*([0-9]{1,15})\s*", text)
+    if found is None or int(found[2]) > int(found[1]) + 1:
+        raise UsageError(
+            "--groups takes two numbers of samples: many is above the first, few below the second",
+            saw=clip(text, 80),
+            fix="--groups 100,20",
+        )
+    return int(found[1]), int(found[2])
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """See `option_groups.spread`: each field is an option, and one of `apply`, too."""
+
+    head: options.Heads = None
+    classes: options.Classes = None
+    zero_count: Annotated[
+        options.ZeroPolicy, typer.Option("--zero-count", help="A class without samples is …")
+    ] = options.ZeroPolicy.ERROR
+    exclude_class: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude-class", metavar="NAME", help="Leave this row alone; never n_1. Repeatable."
+        ),
+    ] = None
+    target_prior: Annotated[
+        str | None,
+        typer.Option(
+            "--target-prior", metavar="FILE", help="Shares of the classes where the model is used."
+        ),
+    ] = None
+    accept_global: options.AcceptGlobal = None
+
+    def choice(self, counts: str) -> CountsChoice:
+        """The counts, and how they become those of the head's rows."""
+        from rescale_cli.api import as_raw_counts
+        from rescale_cli.patching.plan import CountsChoice
+        from rescale_cli.sources.class_names import read_class_names
+
+        return CountsChoice(
+            as_raw_counts(counts),
+            None if self.classes is None else read_class_names(self.classes),
+            self.zero_count.value,
+            tuple(self.exclude_class or ()),
+            None if self.target_prior is None else as_raw_counts(self.target_prior),
+        )
+
+    def of_apply(self, counts: str) -> dict[str, Sequence[str]]:
+        """The same options for the line of `apply`."""
+        zero = [] if self.zero_count == options.ZeroPolicy.ERROR else [self.zero_count.value]
+        return {
+            "--counts": [counts],
+            "--head": self.head or [],
+            "--classes": [self.classes] if self.classes else [],
+            "--zero-count": zero,
+            "--exclude-class": self.exclude_class or [],
+            "--target-prior": [self.target_prior] if self.target_prior else [],
+            "--accept-global": self.accept_global or [],
+        }

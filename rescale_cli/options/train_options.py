@@ -1,0 +1,163 @@
+"""The options of `train`: what is trained on what, and the recipe that all of them make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rescale_cli.errors import UsageError
+from rescale_cli.json_text import clip
+
+if TYPE_CHECKING:
+    from rescale_cli.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class WhatOptions:
+    """Data, network and method. See `option_groups.spread`: each field is an option."""
+
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="The training images.")
+    ] = None
+    val_data: Annotated[
+        str | None,
+        typer.Option(
+            "--val-data",
+            metavar="DATA",
+            help="Images to validate on. Default: the held-out split of --data.",
+        ),
+    ] = None
+    imbalance: Annotated[
+        str | None,
+        typer.Option(
+            "--imbalance", metavar="exp:R|step:R|none", help="Keep fewer images of later classes."
+        ),
+    ] = None
+    imbalance_seed: Annotated[
+        int | None,
+        typer.Option(
+            "--imbalance-seed", metavar="N", help="Draw them. Default: the first of each class."
+        ),
+    ] = None
+    size: Annotated[
+        int | None,
+        typer.Option("--size", metavar="N", help="Of the network's input. Default: as they are."),
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option("--mean", metavar="R,G,B", help="Taken from values in 0 to 1. Default: ours."),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option("--std", metavar="R,G,B", help="What values less the mean are divided by."),
+    ] = None
+    augment: Annotated[
+        str | None,
+        typer.Option("--augment", metavar="crop-flip|resized-crop|none", help="Random changes."),
+    ] = None
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            "--arch",
+            metavar="KIND:NAME",
+            help="rescale:resnet32, torchvision:NAME, timm:NAME, python:module:callable.",
+        ),
+    ] = None
+    head_bias: Annotated[
+        bool | None,
+        typer.Option("--head-bias/--no-head-bias", help="Whether the last layer has a bias."),
+    ] = None
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="FILE", help="Begin from these, but for the head."),
+    ] = None
+    wvn: Annotated[
+        bool | None,
+        typer.Option("--wvn/--no-wvn", help="Rows of the head to length 1 after every step."),
+    ] = None
+    gamma: Annotated[
+        str | None,
+        typer.Option(
+            "-g", "--gamma", metavar="G|none", help="Re-scale once at the end, into a second file."
+        ),
+    ] = None
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--loss", metavar="NAME", help="ce, reweight, focal, cb, ldam or balanced-softmax."
+        ),
+    ] = None
+    drw_epoch: Annotated[
+        int | None,
+        typer.Option("--drw-epoch", metavar="N", help="Class weights set in at this epoch."),
+    ] = None
+    sampler: Annotated[
+        str | None,
+        typer.Option("--sampler", metavar="instance|over|under|sqrt", help="Which images, often."),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """What was typed, as `Recipe` takes it."""
+        said = typed(self)
+        if self.gamma is not None:
+            said["gamma"] = None if self.gamma == "none" else number("--gamma", self.gamma)
+        for name in ("mean", "std"):
+            if name in said:
+                said[name] = tuple(number(f"--{name}", part) for part in said[name].split(","))
+        return said
+
+
+def recipe_of(preset: str | None, config: Path | None, given: Mapping[str, Any]) -> Recipe:
+    """The recipe: what was typed, else what the file says, else the preset, else the default.
+
+    Raises:
+        UsageError: no such preset, or values that do not go together.
+        BadInput: the file is no recipe.
+    """
+    from rescale_cli.files.regular_file import read_whole
+    from rescale_cli.training.presets import presets
+    from rescale_cli.training.recipe import Recipe
+    from rescale_cli.training.recipe_toml import options_in
+
+    start = Recipe() if preset is None else presets[preset]
+    said: dict[str, Any] = {}
+    if config is not None:
+        text = read_whole(config, 1 << 20).decode("utf-8", "replace")
+        said = options_in(text, config.name)
+    return replace(start, **{**said, **given})
+
+
+def typed(options: Any) -> dict[str, Any]:
+    """The fields of a group of options that somebody typed."""
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def number(option: str, text: str) -> float:
+    """A number that was typed.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(
+            f"{option} takes numbers", saw=clip(text, 80), fix=f"{option} 0.5"
+        ) from None
+
+
+def show_config(recipe: Recipe, as_json: bool) -> None:
+    """`--print-config`: every value, as `--config` reads it."""
+    from rescale_cli.reports.screen import Screen
+    from rescale_cli.reports.train_report import empty_result
+    from rescale_cli.training.recipe_toml import to_toml
+
+    def show() -> None:
+        typer.echo(to_toml(recipe), nl=False)
+
+    Screen("train", as_json).result({**empty_result(), "recipe": asdict(recipe)}, (), show)

@@ -1,0 +1,1 @@
+"""What `apply`, `verify` and `revert` do: decided in full, written aside, proven, recorded."""

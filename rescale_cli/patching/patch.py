@@ -1,0 +1,212 @@
+"""Apply a plan: every file written aside, proven, and renamed with its record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
+from pathlib import Path
+from typing import Any
+
+from rescale_cli.errors import NeedsDecision, OutputExists, UsageError
+from rescale_cli.files.output_folder import copy_file, copy_folder, refuse_other_tree
+from rescale_cli.files.staging import Staging, refuse_existing, status, system_errors, write_new
+from rescale_cli.patching.patched_file import Written, refuse_wrong_crc, write_changed
+from rescale_cli.patching.plan import Plan
+from rescale_cli.patching.record import sidecar_of, undo_file_of
+from rescale_cli.patching.record_writer import RecordWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the patched checkpoint goes, and how."""
+
+    output: Path
+    replace: bool = False
+    """Whether something of that name may be replaced."""
+    in_place: bool = False
+    undo: bool = True
+    """Whether to keep what `revert` needs."""
+    command: str = ""
+    """The command line, for the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """What was written."""
+
+    output: Path
+    files: Mapping[Path, Written]
+    """Patched file, at its final place -> its hashes; the one with the first head first."""
+    bytes_changed: int
+    """Bytes of the head that differ from the source's."""
+    record: Mapping[str, Any]
+    """Of the first patched file."""
+
+
+def default_output(path: Path) -> Path:
+    """`model.rescaled.pth` beside `model.pth`; `name.rescaled/` beside `name/`."""
+    if path.is_dir():
+        path = path if path.name not in ("", "..") else path.resolve()
+        return path.with_name(path.name + ".rescaled")
+    return path.with_name(f"{path.stem}.rescaled{path.suffix}")
+
+
+def apply_plan(plan: Plan, target: Target) -> Patched:
+    """Write the patched checkpoint: whole and proven, or not at all.
+
+    Raises:
+        OutputExists: the output is there and may not be replaced, or it is the source.
+        BadHead: a factor too large for the head's dtype.
+        BadCheckpoint: a checksum of the source is wrong.
+        NotProven: what was written is not what was meant.
+        EnvironmentProblem: no space, no permission, a failing disk.
+    """
+    path, output = plan.checkpoint.path, target.output
+    with system_errors(f"writing {output}"):
+        if target.in_place:
+            return _in_place(plan, target)
+        refuse_source(path, plan.checkpoint.contents.files, output)
+        refuse_existing(output, replace=target.replace, folder=path.is_dir())
+        refuse_wrong_crc(plan.checkpoint.contents.checksums, plan.files)
+        with Staging(output.parent, replace=target.replace) as staging:
+            if path.is_dir():
+                refuse_other_tree(path, output)
+                aside = staging.aside(output)
+                skip = [name for source in plan.files for name in (source, *_beside(source))]
+                copy_folder(path, aside, skip)
+                parts = [
+                    _write(plan, file, aside / file.name, output / file.name, target)
+                    for file in plan.files
+                ]
+            else:
+                parts = [_stage(plan, plan.files[0], output, staging, target)]
+            plan.checkpoint.refuse_changed()
+            staging.commit()
+    return _patched(output, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    final: Path
+    written: Written
+    writer: RecordWriter
+
+
+def _patched(output: Path, parts: list[_Part]) -> Patched:
+    changed = sum(part.writer.bytes_changed for part in parts)
+    record = parts[0].writer.fields(parts[0].written.source_sha256)
+    return Patched(output, {part.final: part.written for part in parts}, changed, record)
+
+
+def _stage(plan: Plan, source: Path, final: Path, staging: Staging, target: Target) -> _Part:
+    """Write one file and those beside it aside; the file itself is the last to get its name."""
+    undo, sidecar = undo_file_of(final), sidecar_of(final)
+    writer = RecordWriter.of(plan, source, final, target.undo, target.command)
+    if writer.undo_beside is not None:
+        write_new(staging.aside(undo), writer.undo_beside, like=source)
+    beside = staging.aside(sidecar) if not writer.inside else None
+    if not target.in_place:
+        staging.outdate(undo, sidecar)
+    main = staging.aside(final)
+    written = _write_main(plan, source, main, writer)
+    if beside is not None:
+        write_new(beside, writer.text(written.source_sha256, indent=2).encode(), like=source)
+    return _Part(final, written, writer)
+
+
+def _write(plan: Plan, source: Path, aside: Path, final: Path, target: Target) -> _Part:
+    """Write one file and those beside it into a folder that is still aside."""
+    writer = RecordWriter.of(plan, source, final, target.undo, target.command)
+    written = _write_main(plan, source, aside, writer)
+    if writer.undo_beside is not None:
+        write_new(undo_file_of(aside), writer.undo_beside, like=source)
+    if not writer.inside:
+        text = writer.text(written.source_sha256, indent=2)
+        write_new(sidecar_of(aside), text.encode(), like=source)
+    return _Part(final, written, writer)
+
+
+def _write_main(plan: Plan, source: Path, aside: Path, writer: RecordWriter) -> Written:
+    checksums = [c for c in plan.checkpoint.contents.checksums if c.file == source]
+    header = writer.header if writer.inside else None
+    return write_changed(source, aside, plan.edits_of(source), checksums, header)
+
+
+def _in_place(plan: Plan, target: Target) -> Patched:
+    """Replace the file itself, keeping the old one as `FILE.bak`."""
+    if len(plan.files) != 1:
+        raise NeedsDecision(
+            "the heads lie in several files, which cannot be replaced all at once",
+            saw=", ".join(file.name for file in plan.files),
+            fix="write a new folder: --output DIR",
+        )
+    (source,) = plan.files
+    if source.is_symlink():
+        raise OutputExists(
+            f"{source} is a link, and what it leads to may belong to others",
+            saw=f"it leads to {source.resolve()}",
+            fix="write a new file: --output FILE",
+        )
+    backup = source.with_name(source.name + ".bak")
+    same = backup.is_file() and backup.samefile(source)  # left by a run that was killed
+    if status(backup) is not None and not same:
+        raise OutputExists(
+            f"{backup} exists already, and may be the only original",
+            fix=f"move it away, or write a new file: --output {default_output(source)}",
+        )
+    refuse_wrong_crc(plan.checkpoint.contents.checksums, plan.files)
+    with Staging(source.parent, replace=True) as staging:
+        copy_aside = staging.aside(backup)
+        try:
+            os.link(source, copy_aside)
+        except OSError:  # a file system without second names
+            copy_file(source, copy_aside)
+        part = _stage(plan, source, source, staging, target)
+        plan.checkpoint.refuse_changed()
+        staging.commit()
+    return _patched(plan.checkpoint.path, [part])
+
+
+def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:
+    """Stop if writing the output, or what stands beside it, would write the source by any name.
+
+    Raises:
+        OutputExists: same path, a link to it, a second name of it, or one inside the other.
+        UsageError: no name for a checkpoint.
+    """
+    if not output.name or output.name.endswith((".rescale.json", ".rescale.undo")):
+        raise UsageError(
+            f"{output} is no name for a checkpoint",
+            saw="the name of a folder that is there, or of a record",
+            fix="name another output: --output FILE",
+        )
+    place = output.parent.resolve() / output.name
+    inside = path.is_dir() and place.is_relative_to(path.resolve())
+    around = path.resolve().is_relative_to(place)
+    sources, written = _identities((path, *files)), _identities((output, *_beside(output)))
+    if inside or around or sources & written:
+        raise OutputExists(
+            "the output is the source",
+            saw=f"{output} is {path}, by this or another name, or lies in it",
+            fix="name another output: --output FILE",
+        )
+
+
+def _beside(file: Path) -> tuple[Path, Path]:
+    return sidecar_of(file), undo_file_of(file)
+
+
+def _identities(paths: Sequence[Path]) -> set[tuple[int, int]]:
+    """Device and number of each file that is there."""
+    found = set()
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:  # unlike exists(), a failing disk is not taken for "not there"
+            if error.errno not in (ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP):
+                raise
+        else:
+            found.add((status.st_dev, status.st_ino))
+    return found

@@ -1,0 +1,217 @@
+"""What an adjustment will do to a checkpoint, decided in full before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rescale_cli.checkpoints.checkpoint import Checkpoint
+from rescale_cli.checkpoints.read_head import class_axis, read_head, refuse_shared
+from rescale_cli.core.class_order import RawCounts, are_placeholders, in_head_order, match
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.floats import Float64
+from rescale_cli.core.head import Head, RowUpdate
+from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.summary import warnings_of
+from rescale_cli.core.tensor_info import TensorInfo
+from rescale_cli.errors import AlreadyRescaled
+from rescale_cli.finding.find_head import HeadKeys
+from rescale_cli.json_text import clip
+from rescale_cli.patching.locate_head import locate, one_size
+from rescale_cli.patching.record import Record, find_records
+from rescale_cli.patching.rewrite import RowScaling
+
+Warnings = tuple[tuple[str, str], ...]
+
+
+#: Factors further apart than this are taken for a mistake worth a word.
+LARGE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class CountsChoice:
+    """How the counts become those of the head's rows."""
+
+    raw: RawCounts
+    classes: tuple[str, ...] | None = None
+    """Class names in head order, where the user gives them."""
+    zero: Literal["error", "one", "skip"] = "error"
+    exclude: tuple[str, ...] = ()
+    target_prior: RawCounts | None = None
+
+    def resolve(self, num_classes: int, own: tuple[str, ...] | None, head: str) -> ClassCounts:
+        """The counts of a head with these class names of its own."""
+        counts = match(self.raw, num_classes, own, self.classes, self.zero, head)
+        if self.exclude:
+            counts = counts.exclude(self.exclude)
+        if self.target_prior is not None:
+            shares, _ = in_head_order(self.target_prior, num_classes, own, self.classes, head)
+            counts = counts.against_target(shares)
+        return counts
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedHead:
+    """One head and what is to happen to it."""
+
+    keys: HeadKeys
+    before: Head
+    update: RowUpdate
+    edits: tuple[RowScaling, ...]
+    """Of its weight, and of its bias where that changes."""
+
+    @property
+    def norms_after(self) -> Float64:
+        """Row norms (C,) of the re-scaled head."""
+        return self.before.norms * np.abs(self.update.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that `apply` will do, and what the user should know about it."""
+
+    checkpoint: Checkpoint
+    heads: tuple[PlannedHead, ...]
+    counts: ClassCounts
+    adjustment: Adjustment
+    warnings: Warnings = ()
+    records: tuple[Record, ...] = ()
+    """Of earlier re-scalings."""
+
+    def edits_of(self, file: Path) -> list[RowScaling]:
+        """The changes in one file; a tensor with two names changes once."""
+        found: dict[tuple[object, ...], RowScaling] = {}
+        for head in self.heads:
+            for edit in head.edits:
+                if edit.info.file == file:
+                    found.setdefault((edit.info.start, edit.info.shape, edit.info.strides), edit)
+        return list(found.values())
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that change, that of the first head first."""
+        return list(dict.fromkeys(edit.info.file for head in self.heads for edit in head.edits))
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    choice: CountsChoice,
+    adjustment: Adjustment,
+    *,
+    heads: Sequence[str] = (),
+    num_classes: int | None = None,
+    compose: bool = False,
+) -> Plan:
+    """Find the head, hold the counts against it, and work out every factor.
+
+    Args:
+        checkpoint: opened.
+        choice: the counts.
+        adjustment: the method and its strength.
+        heads: names of the heads, where the user gives them.
+        num_classes: C, where the user knows it; else the number of counts says it.
+        compose: whether a checkpoint that was re-scaled before may be re-scaled again.
+
+    Raises:
+        AmbiguousHead, NoClassifier, BadHead: no one head that can be re-scaled.
+        BadCounts, UnknownClassOrder: the counts are not those of its rows.
+        AlreadyRescaled: it was re-scaled before, and `compose` is not given.
+    """
+    found = locate(checkpoint, heads, num_classes, _rows_said(choice))
+    first = one_size(found)
+    own = checkpoint.names_of(first.num_classes)
+    label = f"{first.weight} ({first.num_classes}, {first.feature_dim}) in {checkpoint.path.name}"
+    counts = choice.resolve(first.num_classes, own, label)
+    records, odd = find_records(checkpoint)
+    if records and not compose:
+        raise _already(checkpoint, records)
+    planned = [plan_head(checkpoint, keys, counts, adjustment) for keys in found.heads]
+    refuse_shared(checkpoint, [edit.info for head in planned for edit in head.edits])
+    notes = _about_choice(choice, own, planned[0])
+    notes += [("head", text) for text in found.warnings] + [("record", text) for text in odd]
+    notes += [
+        ("other-weights", f"{name} holds weights, too, and is copied as it is: do not load it")
+        for name in checkpoint.other_weights
+    ]
+    return Plan(
+        checkpoint,
+        tuple(planned),
+        counts,
+        adjustment,
+        (*notes, *warnings_of(planned[0].before, counts)),
+        tuple(records),
+    )
+
+
+def _about_choice(
+    choice: CountsChoice, own: tuple[str, ...] | None, head: PlannedHead
+) -> list[tuple[str, str]]:
+    """What is odd about the names and the size of the factors."""
+    notes = []
+    differ = choice.classes not in (None, own)
+    if choice.classes and own and differ and not are_placeholders(own):
+        row = next(
+            i for i, pair in enumerate(zip(choice.classes, own, strict=True)) if len({*pair}) > 1
+        )
+        notes.append((
+            "classes-differ",
+            f"--classes calls row {row} {clip(choice.classes[row], 40)}, the checkpoint calls it "
+            f"{clip(own[row], 40)}; --classes was followed",
+        ))  # fmt: skip
+    largest = float(head.update.scale.max() / head.update.scale.min())
+    if largest > LARGE:
+        notes.append((
+            "large-factors",
+            f"the factors are {largest:.3g} apart: so large a correction nearly always harms; "
+            "compare a smaller strength on held-out data",
+        ))  # fmt: skip
+    return notes
+
+
+def _rows_said(choice: CountsChoice) -> int | None:
+    """The number of rows that the counts speak of."""
+    if choice.classes is not None:
+        return len(choice.classes)
+    return len(choice.raw.values) if len(choice.raw.values) > 1 else None
+
+
+def plan_head(
+    checkpoint: Checkpoint, keys: HeadKeys, counts: ClassCounts, adjustment: Adjustment
+) -> PlannedHead:
+    """Read one head and work out what the adjustment does to it.
+
+    Raises:
+        BadHead: it cannot be re-scaled.
+    """
+    before = read_head(checkpoint, keys)
+    update = adjustment.update(before, counts)
+    labels = counts.names or ()
+    none = np.zeros(keys.num_classes)
+    weight = checkpoint.tensor(keys.weight)
+    edits = [RowScaling(weight, class_axis(keys), update.scale, none, labels)]
+    if keys.bias is not None:
+        bias = checkpoint.tensor(keys.bias)
+        kept = bool((update.bias_scale == 1).all() and (update.shift == 0).all())
+        if not kept:
+            axis = _bias_axis(bias)
+            edits.append(RowScaling(bias, axis, update.bias_scale, update.shift, labels))
+    return PlannedHead(keys, before, update, tuple(edits))
+
+
+def _bias_axis(bias: TensorInfo) -> int:
+    """The axis of the classes: a bias may be stored as (C,), (1, C) or (C, 1, 1)."""
+    return max(range(len(bias.shape)), key=lambda axis: bias.shape[axis])
+
+
+def _already(checkpoint: Checkpoint, records: Sequence[Record]) -> AlreadyRescaled:
+    fields = records[0].fields
+    how = f"{fields.get('method')}, gamma {fields.get('gamma')}"
+    return AlreadyRescaled(
+        f"{checkpoint.path.name} was re-scaled before; once more would over-correct it",
+        saw=f"{how}, by version {fields.get('version')}",
+        fix="start from the original (rescale-cli revert), or insist: --compose",
+    )

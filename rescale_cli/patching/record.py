@@ -1,0 +1,198 @@
+"""The record of a re-scaling: what was done to which file, and what takes it back.
+
+A safetensors file carries it in `__metadata__["rescale_cli"]`; any other file has it beside itself,
+as `FILE.rescale.json`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rescale_cli.checkpoints.checkpoint import Checkpoint
+from rescale_cli.checkpoints.tensor_bytes import blocks
+from rescale_cli.core.floats import Float64
+from rescale_cli.core.tensor_info import TensorInfo
+from rescale_cli.errors import NotProven
+from rescale_cli.files.regular_file import opened, read_whole
+from rescale_cli.formats import safetensors_file
+from rescale_cli.json_text import clip, parse_json
+from rescale_cli.patching.rewrite import RowScaling
+
+#: The undo part stands inside the record up to this size, else in a file beside the output.
+MAX_INSIDE = 1 << 20
+MAX_SIDECAR = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record, parsed; `fields` is the JSON object as it stands in the file."""
+
+    file: Path
+    """The patched file that it speaks of."""
+    fields: Mapping[str, Any]
+
+    def edits(self, checkpoint: Checkpoint) -> list[RowScaling]:
+        """The changes that it says were made to the tensors of its file.
+
+        Args:
+            checkpoint: the original or the patched one, whose offsets they get.
+
+        Raises:
+            NotProven: the record names tensors that are not there, or its numbers are damaged.
+        """
+        known = {info.name: info for info in checkpoint.contents.tensors}
+        found = []
+        for entry in self._entries("edits"):
+            info = known.get(str(entry.get("tensor")))
+            axis = entry.get("axis")
+            if info is None or not isinstance(axis, int) or axis not in range(len(info.shape)):
+                raise damaged(f"no tensor {clip(str(entry.get('tensor')))} with such an axis")
+            size = info.shape[axis]
+            factor, shift = unpack_vectors(entry.get("vectors"), size)
+            found.append(RowScaling(info, axis, factor, shift))
+        return found
+
+    def _entries(self, key: str) -> list[dict[str, Any]]:
+        entries = self.fields.get(key)
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            raise damaged(f"no list of {key}")
+        return entries
+
+    def text(self, key: str) -> str:
+        """A field that must be a text."""
+        value = self.fields.get(key)
+        if not isinstance(value, str):
+            raise damaged(f"no {key}")
+        return value
+
+
+def damaged(saw: str) -> NotProven:
+    """The error for a record that cannot be used."""
+    return NotProven("the record is damaged", saw=saw, fix="give the original and patch it again")
+
+
+def sidecar_of(file: Path) -> Path:
+    """Where the record of a file stands whose format has no room for it."""
+    return file.with_name(file.name + ".rescale.json")
+
+
+def undo_file_of(file: Path) -> Path:
+    """Where the undo part stands when it is too large for the record."""
+    return file.with_name(file.name + ".rescale.undo")
+
+
+def find_records(checkpoint: Checkpoint) -> tuple[list[Record], list[str]]:
+    """The records of a checkpoint's files, one a patched file, and what is odd about them.
+
+    A record beside a file counts only if the head is the one that it describes: a leftover beside
+    another file does not.
+    """
+    found, odd = [], []
+    for file in checkpoint.contents.files:
+        text = _text_of(file)
+        if text is None:
+            continue
+        fields = parse_json(text.encode(), f"the record of {file.name}", NotProven)
+        if not isinstance(fields, dict):
+            raise damaged(clip(repr(fields)))
+        for candidate in (fields, fields.get("replaced")):
+            if isinstance(candidate, dict) and _describes(candidate, checkpoint):
+                found.append(Record(file, candidate))
+                break
+        else:
+            if safetensors_file.matches(file):
+                found.append(Record(file, fields))
+                odd.append(f"the head of {file.name} was changed after it was re-scaled")
+            else:
+                odd.append(
+                    f"{sidecar_of(file).name} describes another head than that of {file.name}"
+                )
+    return found, odd
+
+
+def _text_of(file: Path) -> str | None:
+    if safetensors_file.matches(file):
+        return safetensors_file.list_tensors(file).metadata.get(safetensors_file.RECORD_KEY)
+    sidecar = sidecar_of(file)
+    if not sidecar.is_file():
+        return None
+    return read_whole(sidecar, MAX_SIDECAR, NotProven).decode("utf-8", "replace")
+
+
+def _describes(fields: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
+    """Whether the head in the file is, bit for bit, the one after the recorded re-scaling."""
+    known = {info.name: info for info in checkpoint.contents.tensors}
+    entries = fields.get("edits")
+    entries = entries if isinstance(entries, list) else []
+    names = [str(entry.get("tensor")) for entry in entries if isinstance(entry, dict)]
+    if not names or not all(name in known for name in names):
+        return False
+    return digest([known[name] for name in names]) == fields.get("head_sha256")
+
+
+def digest(tensors: Sequence[TensorInfo]) -> str:
+    """The SHA-256 of the tensors' bytes, one after another, in the order of the file."""
+    state = hashlib.sha256()
+    for info in tensors:
+        with opened(info.file) as fd:
+            for block in blocks(info):
+                state.update(block.flat(block.read(fd)).tobytes())
+    return state.hexdigest()
+
+
+def pack(data: bytes) -> str:
+    """Bytes as compressed base64 text."""
+    return base64.b64encode(zlib.compress(data, 9)).decode()
+
+
+def unpack(text: object, limit: int) -> bytes:
+    """What `pack` packed, at most `limit` bytes.
+
+    Raises:
+        NotProven: not such a text, or longer.
+    """
+    try:
+        stream = zlib.decompressobj()
+        data = stream.decompress(base64.b64decode(str(text), validate=True), limit + 1)
+    except (binascii.Error, zlib.error, ValueError) as error:
+        raise damaged(str(error)) from None
+    if len(data) > limit or not stream.eof:
+        raise damaged("a part of it is longer than it can be")
+    return data
+
+
+def pack_vectors(factor: Float64, shift: Float64) -> str:
+    """Two vectors (C,) of float64, exactly, as text."""
+    return pack(np.concatenate([factor, shift]).astype("<f8").tobytes())
+
+
+def unpack_vectors(text: object, size: int) -> tuple[Float64, Float64]:
+    """The two vectors (size,) that `pack_vectors` packed."""
+    data = unpack(text, 16 * size)
+    if len(data) != 16 * size:
+        raise damaged("factors for another number of classes")
+    both = np.frombuffer(data, "<f8").astype(np.float64)
+    if not np.isfinite(both).all():
+        raise damaged("a factor that is not finite")
+    return both[:size], both[size:]
+
+
+def seal(fields: Mapping[str, Any]) -> str:
+    """The SHA-256 of a record: of all of it but this, and the record of a file that is no more."""
+    kept = {key: value for key, value in fields.items() if key not in ("record_sha256", "replaced")}
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def dump(fields: Mapping[str, Any]) -> str:
+    """The record as compact JSON."""
+    return json.dumps(fields, separators=(",", ":"), allow_nan=False)

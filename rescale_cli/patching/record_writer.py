@@ -1,0 +1,188 @@
+"""Making the record of one patched file, before the file itself is made."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rescale_cli
+from rescale_cli.checkpoints.tensor_bytes import blocks
+from rescale_cli.errors import BadHead, BadInput
+from rescale_cli.files.regular_file import opened, read_whole
+from rescale_cli.formats import safetensors_file
+from rescale_cli.formats.safetensors_file import HeaderEdit, plan_edit, read_header
+from rescale_cli.json_text import parse_json
+from rescale_cli.patching.plan import Plan, PlannedHead
+from rescale_cli.patching.record import (
+    MAX_INSIDE,
+    MAX_SIDECAR,
+    dump,
+    pack,
+    pack_vectors,
+    seal,
+    sidecar_of,
+)
+from rescale_cli.patching.rewrite import RowScaling
+from rescale_cli.patching.undo import UndoWriter
+
+
+@dataclass(frozen=True, slots=True)
+class RecordWriter:
+    """Everything of a record but the source's sha256, which is known last."""
+
+    base: Mapping[str, Any]
+    bytes_changed: int
+    undo_beside: bytes | None
+    """The undo part, where it is too large for the record."""
+    old_header: bytes = b""
+    edit: HeaderEdit | None = None
+    """How the record gets into a safetensors header; None where it stands beside the file."""
+
+    @classmethod
+    def of(cls, plan: Plan, source: Path, final: Path, undo: bool, command: str) -> RecordWriter:
+        """Survey what the plan does to `source`, which will become `final`.
+
+        Raises:
+            BadHead: a factor too large for the head's dtype.
+        """
+        edits = plan.edits_of(source)
+        packed, head_sha256, changed = _survey(edits, undo)
+        base = _facts(plan, source, edits, command) | {"head_sha256": head_sha256}
+        text = base64.b64encode(packed).decode() if packed is not None else None
+        beside = packed if text is not None and len(text) > MAX_INSIDE else None
+        if beside is not None:
+            base["undo_file"] = hashlib.sha256(beside).hexdigest()
+        else:
+            base["undo"] = text
+        if not safetensors_file.matches(source):
+            return cls(base | _earlier(plan, source, final), changed, beside)
+        header, _ = read_header(source)
+        edit = plan_edit(header)
+        place = {"at": edit.at, "size": edit.size, "spaces": edit.spaces}
+        base["header"] = {**place, "replaced": pack(edit.replaced)}
+        return cls(base, changed, beside, header, edit)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the record stands in the file itself."""
+        return self.edit is not None
+
+    def fields(self, source_sha256: str) -> dict[str, Any]:
+        """The record as a JSON object."""
+        fields = {**self.base, "source_sha256": source_sha256}
+        return fields | {"record_sha256": seal(fields)}
+
+    def text(self, source_sha256: str, indent: int | None = None) -> str:
+        """The record as JSON."""
+        fields = self.fields(source_sha256)
+        return dump(fields) if indent is None else json.dumps(fields, indent=indent) + "\n"
+
+    def header(self, source_sha256: str) -> tuple[bytes, bytes]:
+        """The file's first bytes, up to the data: before, and with the record.
+
+        The length is the same for every sha256.
+
+        Raises:
+            BadHead: the header would become larger than the format allows.
+        """
+        assert self.edit is not None
+        new = self.edit.insert(self.old_header, self.text(source_sha256))
+        if len(new) > safetensors_file.MAX_HEADER:
+            raise BadHead(
+                "the header has no room for the record",
+                saw=f"{len(new):,} bytes, at most {safetensors_file.MAX_HEADER:,}",
+                fix="leave out what revert needs: --no-undo",
+            )
+        return _framed(self.old_header), _framed(new)
+
+
+def _framed(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header
+
+
+def _survey(edits: Sequence[RowScaling], undo: bool) -> tuple[bytes | None, str, int]:
+    """Work every block out: the undo part, the sha256 of the new head, how many bytes differ."""
+    writer, state, changed = UndoWriter(), hashlib.sha256(), 0
+    for edit in edits:
+        with opened(edit.info.file) as fd:
+            for block in blocks(edit.info):
+                old = block.read(fd)
+                new = edit.rewrite(old, block)
+                was, is_ = block.flat(old), block.flat(new.astype(old.dtype))
+                changed += int((was.view(np.uint8) != is_.view(np.uint8)).sum())
+                state.update(is_.tobytes())
+                if undo:
+                    writer.add(edit, block, old, new)
+    return writer.packed() if undo else None, state.hexdigest(), changed
+
+
+def _facts(plan: Plan, source: Path, edits: Sequence[RowScaling], command: str) -> dict[str, Any]:
+    """What was decided, in words and numbers that a reader and `verify` understand."""
+    adjustment, counts = plan.adjustment, plan.counts
+    return {
+        "tool": "rescale-cli",
+        "version": rescale_cli.__version__,
+        "command": command,
+        "method": adjustment.method,
+        "gamma": adjustment.strength,
+        "normalize": adjustment.normalize,
+        "bias_policy": adjustment.bias_policy,
+        "max_factor": adjustment.max_factor,
+        "temperature": adjustment.temperature,
+        "counts": counts.values.tolist(),
+        "counts_source": counts.source,
+        "skipped": list(counts.skipped),
+        "target_prior": None if counts.target is None else counts.target.tolist(),
+        "head": [describe(head) for head in plan.heads],
+        "edits": [
+            {
+                "tensor": edit.info.name,
+                "axis": edit.axis,
+                "vectors": pack_vectors(edit.factor, edit.shift),
+            }
+            for edit in edits
+        ],
+        "source": source.name,
+        "source_sha256": "0" * 64,
+    }
+
+
+def describe(head: PlannedHead) -> dict[str, Any]:
+    """The head in the words of the JSON result."""
+    keys, weight = head.keys, head.edits[0].info
+    return {
+        "weight": keys.weight,
+        "bias": keys.bias,
+        "num_classes": keys.num_classes,
+        "feature_dim": keys.feature_dim,
+        "dtype": weight.dtype,
+        "layout": keys.layout,
+    }
+
+
+def _earlier(plan: Plan, source: Path, final: Path) -> dict[str, Any]:
+    """The record of the source, which revert gives back, and that of an output to be replaced.
+
+    Until the new file has its name, the record beside it must speak for the old one, too.
+    """
+    earlier = {}
+    for record in plan.records:
+        if record.file == source:
+            earlier["previous"] = dict(record.fields)
+    beside = sidecar_of(final)
+    if beside.is_file():
+        try:
+            old = parse_json(read_whole(beside, MAX_SIDECAR), beside.name)
+        except BadInput:  # no record of ours
+            old = None
+        if isinstance(old, dict):
+            old.pop("replaced", None)
+            earlier["replaced"] = old
+    return earlier

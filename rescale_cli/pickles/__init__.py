@@ -1,0 +1,1 @@
+"""Pickles, read by a machine that runs nothing; and the tensors that they speak of."""

@@ -1,0 +1,89 @@
+"""The lists of class names that a pickled checkpoint carries, wherever its author put them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rescale_cli.pickles.inert_values import Built
+from rescale_cli.pickles.pickled_tensors import walk
+
+_BY_INDEX = (
+    "idx_to_class", "index_to_class", "id2label", "id_to_label", "idx2label", "classes", "CLASSES",
+    "class_names", "classnames", "names", "labels", "label_names", "class_labels", "target_names",
+    "categories", "category_names", "vocab",
+)  # fmt: skip
+_BY_NAME = ("class_to_idx", "class2idx", "class_to_index", "label2id", "label_to_id")
+_KEYS = frozenset(_BY_INDEX + _BY_NAME)
+_MOST = 1_000_000
+
+
+def find_class_names(value: object) -> tuple[tuple[str, ...], ...]:
+    """Every list of distinct names under a key that speaks of classes, in row order.
+
+    `{"cat": 0, "dog": 1}` under `class_to_idx`, `{0: "cat", 1: "dog"}` or a list under `names` and
+    the like; attributes of a pickled module count as keys.
+    """
+    found: dict[tuple[str, ...], None] = {}
+    seen: set[int] = set()  # a list that a thousand keys share is read once
+    for _, _, children in walk(value):
+        for key, candidate in children:
+            if type(key) is str and key in _KEYS:
+                inner = _unwrapped(candidate)
+                if not {id(candidate), id(inner)} & seen:
+                    seen |= {id(candidate), id(inner)}
+                    found[_in_row_order(inner)] = None
+    found.pop((), None)
+    return tuple(found)
+
+
+def _unwrapped(candidate: Any) -> Any:
+    """The dict or list inside: a list-like object keeps its elements in itself or in `items`."""
+    for _ in range(4):
+        if type(candidate) is not Built:
+            break
+        state = candidate.state if type(candidate.state) is dict else {}
+        inside = (state.get(key) for key in ("items", "_content", "_val"))
+        own = candidate.listed or candidate.keyed
+        candidate = own or next((one for one in inside if one is not None), None)
+    return candidate
+
+
+def _in_row_order(candidate: Any) -> tuple[str, ...]:
+    """The names in a dict, in its pairs or in a list, or () if it is no list of names."""
+    if type(candidate) not in (dict, list, tuple) or not 1 < len(candidate) <= _MOST:
+        return ()
+    if type(candidate) is dict:
+        return _of_pairs(list(candidate.items()))
+    if type(candidate[0]) is tuple and all(type(p) is tuple and len(p) == 2 for p in candidate):
+        return _of_pairs(candidate)
+    return _distinct([_text(one) for one in candidate])
+
+
+def _of_pairs(candidate: Sequence[Any]) -> tuple[str, ...]:
+    pairs = [(_index(key), _text(value)) for key, value in candidate]
+    if any(index is None for index, _ in pairs):
+        pairs = [(_index(value), key) for key, value in candidate]
+    rows = {index: name for index, name in pairs if index is not None}
+    if len(rows) != len(candidate) or sorted(rows) != list(range(len(rows))):
+        return ()
+    return _distinct([rows[index] for index in range(len(rows))])
+
+
+def _index(value: Any) -> int | None:
+    if type(value) is str and value.isascii() and value.isdigit() and len(value) < 10:
+        return int(value)
+    return value if type(value) is int else None
+
+
+def _text(value: Any) -> object:
+    if type(value) is Built and type(value.state) is dict:
+        return value.state.get("_val")
+    return value
+
+
+def _distinct(names: list[Any]) -> tuple[str, ...]:
+    """The names, if they are texts, at least two, and each is another."""
+    if len(names) < 2 or any(type(name) is not str for name in names):
+        return ()
+    return tuple(names) if len(set(names)) == len(names) else ()

@@ -1,0 +1,167 @@
+"""A classifier on its device: batches in, logits out, in smaller parts where memory is short."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rescale_cli.core.images import Classifier
+from rescale_cli.errors import BadInput, EnvironmentProblem, RescaleError, UsageError
+from rescale_cli.json_text import clip
+
+if TYPE_CHECKING:
+    import torch
+
+#: How the allocators of torch, CUDA's libraries and the system say that memory is short.
+_NO_MEMORY = (
+    "DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc",
+)  # fmt: skip
+
+
+class Forward:
+    """Runs a classifier; after memory ran out, with half as many images at once as before.
+
+    Args:
+        model: its module is moved to the device.
+        device: where it runs.
+        amp: `bf16`, `fp16` or `off`.
+        channels_last: the memory layout that convolutions like; None: where it is faster.
+        compiled: whether torch.compile is asked to make it faster.
+        notes: told when memory was short.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        device: torch.device,
+        amp: str,
+        channels_last: bool | None,
+        compiled: bool,
+        notes: Callable[[str], None],
+    ) -> None:
+        import torch
+
+        kinds = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+        if amp not in kinds:
+            raise UsageError(f"there is no precision {amp!r}", fix="--amp bf16, fp16 or off")
+        self._model, self._device, self._notes = model, device, notes
+        self._dtype, self._compiled = kinds[amp], compiled
+        self._most: int | None = None
+        module = model.module.to(device)
+        if channels_last is None:
+            channels_last = _convolutional(module)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        self._module = torch.compile(module) if compiled else module
+
+    def logits(self, take: Callable[[int, int], torch.Tensor], size: int) -> torch.Tensor:
+        """The logits of `size` images, (size, C) float32, on the device.
+
+        Args:
+            take: gives images lo to hi, on the device.
+            size: how many there are, at least 1.
+
+        Raises:
+            BadInput: the model does not take such images, or does not give C logits each.
+            EnvironmentProblem: memory is too short for one image.
+        """
+        import torch
+
+        done: list[torch.Tensor] = []
+        at = 0
+        while at < size:
+            upto = min(size, at + (self._most or size))
+            part = self._tried(take, at, upto)
+            if part is None:
+                self._halve(upto - at)
+                continue
+            done.append(part)
+            at = upto
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def _tried(
+        self, take: Callable[[int, int], torch.Tensor], at: int, upto: int
+    ) -> torch.Tensor | None:
+        """The logits of some images; None where memory did not suffice.
+
+        The tensors of the failed try are gone with its frames when this has returned.
+        """
+        shape: tuple[int, ...] = ()
+        try:
+            images = take(at, upto)
+            shape = tuple(images.shape)
+            return self._checked(self._run(images), upto - at)
+        except RescaleError:
+            raise
+        except Exception as error:
+            if _out_of_memory(error):
+                return None
+            raise self._refused(shape, error) from error
+
+    def _run(self, images: torch.Tensor) -> Any:
+        import torch
+
+        amp: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self._dtype is not None:
+            amp = torch.autocast(self._device.type, self._dtype)
+        with torch.inference_mode(), amp:
+            return self._module(images.contiguous(memory_format=self._layout))
+
+    def _checked(self, answer: Any, size: int) -> torch.Tensor:
+        import torch
+
+        if not isinstance(answer, torch.Tensor):
+            saw = f"a {type(answer).__name__}"
+        elif answer.shape == (size, self._model.num_classes) and answer.dtype.is_floating_point:
+            return answer.float()
+        else:
+            saw = f"{tuple(answer.shape)} of {answer.dtype} for {size} images"
+        raise BadInput(
+            f"the model {self._model.arch} does not give {self._model.num_classes} logits an image",
+            saw=saw,
+            fix="name the network that these weights were trained in: --arch",
+        )
+
+    def _refused(self, shape: tuple[int, ...], error: Exception) -> BadInput:
+        lines = str(error).strip().splitlines() or ["it says no more"]
+        fix = "give the images the size and channels that it was trained on: --size, --mean, --std"
+        return BadInput(
+            f"the model {self._model.arch} failed on images of shape {shape}",
+            saw=clip(f"{type(error).__name__}: {lines[0]}", 500),
+            fix=f"leave out --compile; if it fails then, too, {fix}" if self._compiled else fix,
+        )
+
+    def _halve(self, size: int) -> None:
+        import torch
+
+        if size == 1:
+            raise EnvironmentProblem(
+                f"there is too little memory on {self._device} for one image",
+                fix="free some memory, or use another device: --device cpu",
+            )
+        self._most = size // 2
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._notes(
+            f"out of memory with {size} images at once; going on with {self._most}: "
+            f"--batch-size {self._most} would begin with that"
+        )
+
+
+def _convolutional(module: Any) -> bool:
+    """Whether the network is one of convolutions that torch may lay out anew."""
+    import torch
+
+    if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
+        return False
+    return any(isinstance(part, torch.nn.Conv2d) for part in module.modules())
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY)

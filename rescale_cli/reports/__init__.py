@@ -1,0 +1,1 @@
+"""Every result as JSON and as a table for people."""

@@ -1,0 +1,76 @@
+"""What `demo` prints: the four commands, what each says, and the gain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rescale_cli.demo import BIAS, Demo
+from rescale_cli.evaluating.scoring import Scored
+from rescale_cli.reports.evaluate_report import evaluate_result
+from rescale_cli.reports.evaluate_tables import show_evaluate
+from rescale_cli.reports.report import apply_result, inspect_result
+from rescale_cli.reports.screen import say
+from rescale_cli.reports.sweep_report import apply_line, sweep_result
+from rescale_cli.reports.sweep_tables import payers, show_choice, show_curve
+from rescale_cli.reports.tables import show_apply, show_inspect
+
+
+def both(demo: Demo) -> tuple[Scored, Scored]:
+    """The model before and after, measured."""
+    before, (after,) = demo.evaluation.base, demo.evaluation.scored
+    assert before is not None
+    return before, after
+
+
+def sweep_of(demo: Demo) -> dict[str, Any]:
+    """The JSON of its `sweep-gamma`."""
+    options = {"--counts": [str(demo.counts)]}
+    line = apply_line(demo.model, demo.applied.plan.adjustment, options, None)
+    return sweep_result(demo.trial, demo.swept, line)
+
+
+def demo_result(demo: Demo) -> dict[str, Any]:
+    """The JSON of `demo`."""
+    before, after = both(demo)
+    return {
+        "folder": str(demo.model.parent),
+        "inspect": inspect_result(demo.inspected),
+        "sweep_gamma": sweep_of(demo),
+        "apply": apply_result(demo.applied),
+        "evaluate": evaluate_result(demo.evaluation, (), demo.terms),
+        "images": len(before.labels),
+        "balanced_accuracy": {
+            "before": before.metrics["balanced_accuracy"],
+            "after": after.metrics["balanced_accuracy"],
+        },
+        "recall": {
+            "before": before.confusion.tallies.recall.tolist(),
+            "after": after.confusion.tallies.recall.tolist(),
+        },
+    }
+
+
+def show_demo(demo: Demo) -> None:
+    """`demo` for a person."""
+    model, counts = demo.model, f"--counts {demo.counts}"
+    say(f"$ rescale-cli inspect {model} {counts}")
+    show_inspect(demo.inspected)
+    kept = demo.model.parent / "sweep.json"
+    data = f"--data npz:{demo.validation}"
+    say("", f"$ rescale-cli sweep-gamma {model} {counts} {data} --bias {BIAS} -o {kept}")
+    show_choice(demo.swept)
+    show_curve(demo.trial, demo.swept)
+    say("", payers(demo.trial, demo.swept))
+    say("", f"$ rescale-cli apply {model} {counts} --gamma @{kept}")
+    show_apply(demo.applied)
+    data = f"--data npz:{demo.test}"
+    say("", f"$ rescale-cli evaluate {demo.rescaled} {counts} {data} --against {model}")
+    show_evaluate(demo.evaluation, (), demo.terms)
+    before, after = both(demo)
+    was, becomes = (scored.metrics["balanced_accuracy"] for scored in (before, after))
+    say(
+        "",
+        f"balanced accuracy {was:.1%} becomes {becomes:.1%}, on {len(after.labels):,} images that "
+        "had no part in the choice",
+        "Fashion-MNIST, MIT licence",
+    )

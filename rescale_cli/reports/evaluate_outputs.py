@@ -1,0 +1,121 @@
+"""What `evaluate` leaves for other programs: files, and words for GitHub."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rescale_cli.errors import UsageError
+from rescale_cli.measures.metric_names import ABOUT
+from rescale_cli.reports.screen import finite
+
+if TYPE_CHECKING:
+    from rescale_cli.evaluating.side_by_side import Evaluation
+    from rescale_cli.measures.gates import Verdict
+
+Metrics = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """See `option_groups.spread`: each field is an option."""
+
+    metrics_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--metrics-out", metavar="FILE", help="Metrics as .json, or as .prom (OpenMetrics)."
+        ),
+    ] = None
+    predictions_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions-out",
+            metavar="FILE.csv",
+            help="What each sample is and what it was taken for: rows of the head.",
+        ),
+    ] = None
+    junit: Annotated[
+        Path | None,
+        typer.Option("--junit", metavar="FILE", help="The gates as a JUnit report."),
+    ] = None
+
+    def check(self, models: int, *, force: bool, other: Path | None = None) -> None:
+        """Stop before the work if a file could not be written after it.
+
+        Args:
+            models: how many are evaluated.
+            force: whether files that are there may be replaced.
+            other: what else will be written.
+        """
+        from rescale_cli.files.text_file import refuse_output
+
+        given = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        wanted = [(f"--{name.replace('_', '-')}", path) for name, path in given if path is not None]
+        if other is not None:
+            wanted.append(("--save-logits", other))
+        for number, (option, path) in enumerate(wanted):
+            if path in [earlier for _, earlier in wanted[:number]]:
+                raise UsageError("two outputs have one name", saw=str(path), fix=f"{option} FILE")
+            refuse_output(path, option, force=force)
+        if self.metrics_out is not None and self.metrics_out.suffix not in (".json", ".prom"):
+            raise UsageError(
+                "--metrics-out tells the format by its suffix, .json or .prom",
+                saw=str(self.metrics_out),
+                fix=f"--metrics-out {self.metrics_out.with_suffix('.json')}",
+            )
+        if self.predictions_out is not None and models > 1:
+            raise UsageError(
+                "--predictions-out holds the predictions of one model",
+                saw=f"{models} models",
+                fix="evaluate them one by one",
+            )
+
+    def write(self, found: Evaluation, verdicts: Sequence[Verdict], *, force: bool) -> None:
+        """Write every file that was asked for."""
+        from rescale_cli.files.text_file import write_text
+
+        for path, text in self._texts(found, verdicts):
+            write_text(path, text, force=force)
+
+    def _texts(self, found: Evaluation, verdicts: Sequence[Verdict]) -> Iterator[tuple[Path, str]]:
+        from rescale_cli.files.predictions_csv import predictions_csv
+        from rescale_cli.measures.junit import junit
+        from rescale_cli.measures.openmetrics import openmetrics
+
+        models: dict[str, Metrics] = {model.name: model.metrics for model in found.scored}
+        if self.metrics_out is not None and self.metrics_out.suffix == ".prom":
+            yield self.metrics_out, openmetrics(models, ABOUT)
+        elif self.metrics_out is not None:
+            flat = found.scored[0].metrics if len(models) == 1 else models
+            yield self.metrics_out, json.dumps(finite(flat), indent=1) + "\n"
+        if self.predictions_out is not None:
+            one = found.scored[0]
+            yield self.predictions_out, predictions_csv(one.labels, one.predicted, one.names)
+        if self.junit is not None:
+            yield self.junit, junit(verdicts, "rescale-cli evaluate")
+
+
+def tell_github(found: Evaluation, verdicts: Sequence[Verdict]) -> None:
+    """The summary page, the outputs and the annotations of a step, where one runs."""
+    from rescale_cli.files.github_actions import annotation, append_outputs, append_summary
+    from rescale_cli.measures.markdown import markdown
+
+    models: dict[str, Metrics] = {model.name: model.metrics for model in found.scored}
+    append_summary(markdown("rescale-cli evaluate", models, verdicts))
+    # The first model's under their own names, those of the next ones numbered.
+    append_outputs({
+        name if number == 1 else f"{name}_{number}": value
+        for number, metrics in enumerate(models.values(), 1)
+        for name, value in metrics.items()
+        if value is not None
+    })  # fmt: skip
+    for verdict in verdicts:
+        line = annotation(f"gate {verdict.gate}", f"{verdict.model}: {verdict.message}")
+        if line is not None and not verdict.passed:
+            sys.stderr.write(line + "\n")

@@ -1,0 +1,68 @@
+"""What `sweep-gamma` leaves behind: the result, the curve, the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescale_cli.core.methods import Adjustment
+from rescale_cli.files.text_file import refuse_output, write_text
+from rescale_cli.options.sweep_options import HeadOptions
+from rescale_cli.patching.patch import Target, apply_plan
+from rescale_cli.patching.plan import CountsChoice, make_plan
+from rescale_cli.reports.screen import finite
+from rescale_cli.reports.sweep_report import curve_csv
+from rescale_cli.sweeping.sweep_result import Sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The files that were asked for."""
+
+    output: Path | None
+    csv: Path | None
+    apply: Path | None
+    force: bool
+
+    def check(self, save_logits: Path | None) -> None:
+        """Stop before the work if one of them could not be written after it."""
+        named = {"--output": self.output, "--csv": self.csv, "--save-logits": save_logits}
+        for option, path in named.items():
+            if path is not None:
+                refuse_output(path, option, force=self.force)
+
+    def write(
+        self,
+        model: Path,
+        result: Mapping[str, Any],
+        found: Sweep,
+        decided: tuple[Adjustment, CountsChoice, HeadOptions],
+    ) -> None:
+        """Write them.
+
+        Raises:
+            RescaleError: see `patch.apply_plan`.
+        """
+        if self.output is not None:
+            write_json(self.output, "sweep-gamma", result, force=self.force)
+        if self.csv is not None:
+            write_text(self.csv, curve_csv(found), force=self.force)
+        if self.apply is not None:
+            from rescale_cli.checkpoints.checkpoint import open_checkpoint
+
+            adjustment, choice, of = decided
+            checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
+            plan = make_plan(checkpoint, choice, adjustment, heads=of.head or ())
+            command = shlex.join(["rescale-cli", *sys.argv[1:]])
+            apply_plan(plan, Target(self.apply, self.force, command=command))
+
+
+def write_json(path: Path, command: str, result: Mapping[str, Any], *, force: bool) -> None:
+    """Write what `--json` prints."""
+    document = {"schema": f"rescale-cli/{command}@1", "ok": True, "result": result}
+    write_text(path, json.dumps(finite(document), indent=1) + "\n", force=force)

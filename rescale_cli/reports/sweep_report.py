@@ -1,0 +1,151 @@
+"""The JSON, the CSV and the line to type of `sweep-gamma` and `compare`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rescale_cli.core.methods import METHODS, Adjustment
+from rescale_cli.measures.significance import Interval
+from rescale_cli.sweeping.sweep import Outcome
+from rescale_cli.sweeping.sweep_result import Sweep
+from rescale_cli.sweeping.trial import Trial
+
+#: What a curve shows, where it is known.
+CURVES = ("accuracy", "balanced_accuracy", "macro_f1", "gmean_multiclass", "worst_recall",
+          "many", "medium", "few")  # fmt: skip
+
+
+def sweep_result(trial: Trial, found: Sweep, line: str) -> dict[str, Any]:
+    """The JSON of `sweep-gamma`; `line` is the apply line to type."""
+    best, metric = found.best, found.objective.metric
+    chosen = found.at.get("chosen")
+    return {
+        "path": str(trial.path),
+        "samples": len(trial.predictions.logits),
+        "chosen": {
+            **_method(best),
+            "metric": metric,
+            "value": None if chosen is None else chosen.metrics.get(metric),
+            "interval": None if chosen is None else _ends(chosen.intervals.get(metric)),
+            "gamma_interval": best.interval,
+            "value_where_chosen": best.choice.value,
+            "rule": "unlabeled" if found.wanted.unlabeled else found.wanted.rule,
+            "chosen_on": part(found, chosen_on=True),
+            "reported_on": None if chosen is None else part(found, chosen_on=False),
+        },
+        "plateau": list(best.choice.plateau),
+        "oracle": None if found.oracle is None else {
+            "gamma": found.oracle.gamma,
+            "value": found.oracle.value,
+            "note": "chosen on the samples it is reported on",
+        },
+        "curve": curve(found),
+        "exact": best.path.exact,
+        "breakpoints": found.breakpoints,
+        "at": {_key(at.gamma): dict(at.metrics) for at in found.at.values()},
+        "intervals": {
+            _key(at.gamma): {name: _ends(interval) for name, interval in at.intervals.items()}
+            for at in found.at.values()
+        },
+        "per_class": per_class(trial, found),
+        "negative_true_logits": found.negative_true,
+        "beyond_rescue": found.lost,
+        "temperature": found.temperature,
+        "others": [{**_method(other), "value": other.choice.value} for other in found.others],
+        "apply": line,
+    }  # fmt: skip
+
+
+def part(found: Sweep, *, chosen_on: bool) -> str:
+    """Which samples, in words."""
+    parts = found.parts
+    if not parts.apart:
+        whole = f"all {len(parts.chosen):,} samples"
+        return whole if found.wanted.unlabeled else f"{whole} (oracle: the same ones)"
+    rows = parts.chosen if chosen_on else parts.reported
+    return f"{len(rows):,} samples, stratified, seed {found.wanted.seed}"
+
+
+def _method(outcome: Outcome) -> dict[str, Any]:
+    adjustment = outcome.family.adjustment
+    return {
+        "gamma": outcome.choice.gamma,
+        "method": adjustment.method,
+        "normalize": adjustment.normalize,
+        "bias_policy": adjustment.bias_policy,
+    }
+
+
+def _key(gamma: float) -> str:
+    return f"{gamma:.12g}"
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
+def curve(found: Sweep) -> dict[str, list[float]]:
+    """Metrics of all samples along gamma, (G,) each; those of predictions where they are known."""
+    known = found.best.path.knows_predictions
+    names = [n for n in CURVES if n in found.curve and (known or n != "macro_f1")]
+    return {name: found.curve[name].tolist() for name in ("gamma", *names)}
+
+
+def per_class(trial: Trial, found: Sweep) -> list[dict[str, Any]]:
+    """One entry a class: who gains and who pays, on the samples that are reported on."""
+    if not found.at:
+        return []
+    before, after = found.at["0"].recall, found.at["chosen"].recall
+    names = trial.counts.names
+    return [
+        {
+            "class": row,
+            "name": names[row] if names else None,
+            "count": int(trial.counts.values[row]),
+            "recall": float(before[row]),
+            "recall_chosen": float(after[row]),
+        }
+        for row in range(len(before))
+    ]
+
+
+def curve_csv(found: Sweep) -> str:
+    """The curve as CSV, one line a strength."""
+    columns = curve(found)
+    rows = zip(*columns.values(), strict=True)
+    lines = (",".join("" if np.isnan(v) else repr(v) for v in row) for row in rows)
+    return "\n".join([",".join(columns), *lines]) + "\n"
+
+
+def apply_line(
+    model: Path, adjustment: Adjustment, options: Mapping[str, Sequence[str]], output: Path | None
+) -> str:
+    """The command that writes the checkpoint, ready to paste.
+
+    Args:
+        model: the checkpoint.
+        adjustment: method, strength, policies.
+        options: further options of `apply`, each with its values: `{"--counts": ["c.json"]}`.
+        output: where to, if not the default.
+    """
+    knob = METHODS.entry(adjustment.method).facts["knob"]
+    words = ["rescale-cli", "apply", str(model)]
+    for option, values in options.items():
+        words += [word for value in values for word in (option, value)]
+    words += [f"--{knob}", f"{adjustment.strength:.12g}"]
+    if adjustment.method != "rescale":
+        words += ["--method", adjustment.method]
+    if adjustment.normalize:
+        words.append("--normalize")
+    if adjustment.bias:
+        words += ["--bias", adjustment.bias]
+    if adjustment.temperature != 1:
+        words += ["--temperature", f"{adjustment.temperature:.6g}"]
+    if output is not None:
+        words += ["--output", str(output)]
+    return shlex.join(words)

@@ -1,0 +1,126 @@
+"""What `sweep-gamma` shows a person: the choice, the curve, and who pays."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from rescale_cli.core.head import Float64
+from rescale_cli.reports.screen import plain, say
+from rescale_cli.reports.sweep_report import part
+from rescale_cli.sweeping.sweep_result import Sweep
+from rescale_cli.sweeping.trial import Trial
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_WIDTH, _HEIGHT = 64, 8
+#: Classes that are shown at either end.
+_MOST = 5
+
+
+def show_sweep(trial: Trial, found: Sweep, line: str) -> None:
+    """`sweep-gamma` for a person."""
+    show_choice(found)
+    show_curve(trial, found)
+    if found.at:
+        say("", _metric_table(found), "", payers(trial, found))
+    if found.lost is not None:
+        say(f"{found.lost:.2%} of the samples cannot be won by any strength")
+    say("", "to write it:", f"  {line}")
+
+
+def show_choice(found: Sweep) -> None:
+    """Which strength, by what, on what."""
+    best, wanted = found.best, found.wanted
+    adjustment, choice = best.family.adjustment, best.choice
+    normalized = "rows normalised, then " if adjustment.normalize else ""
+    bias = adjustment.bias_policy if best.family.head.bias is not None else "none"
+    interval = "" if best.interval is None else f" [{best.interval[0]:.3g}, {best.interval[1]:.3g}]"
+    say(
+        f"{normalized}{adjustment.method}, bias {bias}: strength {choice.gamma:g}{interval}, "
+        f"plateau {choice.plateau[0]:.4g} to {choice.plateau[1]:.4g}"
+    )
+    how = "the predicted classes, without labels" if wanted.unlabeled else (
+        f"{found.objective.metric.replace('_', ' ')} ({wanted.rule})"
+    )  # fmt: skip
+    say(f"chosen by {how}, on {part(found, chosen_on=True)}")
+    if found.parts.apart:
+        say(f"reported on {part(found, chosen_on=False)}")
+    exact = f"every strength, exactly: {found.breakpoints:,} breakpoints"
+    say(exact if best.path.exact else "on a fine grid: a kept bias leaves no straight lines")
+    if found.temperature is not None:
+        say(f"temperature {found.temperature:.4g}, fitted where the strength was chosen")
+
+
+def show_curve(trial: Trial, found: Sweep) -> None:
+    """The metric along the strength, where there are labels."""
+    metric = (
+        found.objective.metric if found.objective.metric in found.curve else "balanced_accuracy"
+    )
+    if metric in found.curve:
+        name, samples = metric.replace("_", " "), len(trial.predictions.logits)
+        say("", f"{name} of all {samples:,} samples, along the strength")
+        for text in chart(found.curve["gamma"], found.curve[metric], found.best.choice.gamma):
+            say(Text(text))
+
+
+def chart(gammas: Float64, values: Float64, chosen: float) -> list[str]:
+    """A curve in characters, eight lines high, with the chosen strength marked below."""
+    across = np.linspace(0, gammas[-1], _WIDTH)
+    heights = values[np.searchsorted(gammas, across, side="right") - 1]
+    low, high = float(np.nanmin(heights)), float(np.nanmax(heights))
+    steps = np.round((heights - low) / ((high - low) or 1) * (_HEIGHT * 8 - 1)).astype(int) + 1
+    lines = []
+    for row in reversed(range(_HEIGHT)):
+        label = {_HEIGHT - 1: f"{high:.1%}", 0: f"{low:.1%}"}.get(row, "")
+        cells = "".join(_BLOCKS[min(max(step - 8 * row, 0), 8)] for step in steps)
+        lines.append(f"{label:>7} {cells}")
+    mark = round(chosen / gammas[-1] * (_WIDTH - 1))
+    lines.append(" " * 8 + " " * mark + "▲")
+    end = f"{gammas[-1]:g}"
+    lines.append(
+        " " * 8 + "0" + f"{chosen:g}".center(2 * mark)[1:].ljust(_WIDTH - 1 - len(end)) + end
+    )
+    return lines
+
+
+def _metric_table(found: Sweep) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    chosen, plain_at = found.at["chosen"], found.at["0"]
+    for title in ("as it is", f"at {chosen.gamma:g}", "95 %"):
+        table.add_column(title, justify="right")
+    for name, value in chosen.metrics.items():
+        before, interval = plain_at.metrics.get(name), chosen.intervals.get(name)
+        if value is None or before is None:
+            continue
+        shown = "" if interval is None else f"[{interval.low:.4f}, {interval.high:.4f}]"
+        style = "bold" if name == found.objective.metric else ""
+        cells = (name.replace("_", " "), f"{before:.4f}", f"{value:.4f}", shown)
+        table.add_row(*(Text(cell, style) for cell in cells))
+    return table
+
+
+def payers(trial: Trial, found: Sweep) -> Table:
+    """The classes that lose most and those that gain most."""
+    change = found.at["chosen"].recall - found.at["0"].recall
+    order = [int(row) for row in np.argsort(change, kind="stable") if not np.isnan(change[row])]
+    some = order if len(order) <= 2 * _MOST else [*order[:_MOST], None, *order[-_MOST:]]
+    table = Table(box=None, pad_edge=False)
+    for title in ("who pays, who gains", "count", "recall", "becomes"):
+        table.add_column(title, justify="left" if title.startswith("who") else "right")
+    table.add_column("")
+    names, most = trial.counts.names, max(np.nanmax(np.abs(change)), 1e-9)
+    for row in some:
+        if row is None:
+            table.add_row("…")
+            continue
+        bar = "█" * round(20 * abs(change[row]) / most)
+        table.add_row(
+            Text(plain(names[row])[:40] if names else f"class {row}"),
+            f"{trial.counts.values[row]:,}",
+            f"{found.at['0'].recall[row]:.1%}",
+            f"{found.at['chosen'].recall[row]:.1%}",
+            Text(f"{change[row]:+.1%} {bar}", "red" if change[row] < 0 else "green"),
+        )
+    return table

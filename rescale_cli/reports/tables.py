@@ -1,0 +1,162 @@
+"""Every result as text and tables for a person; `report` is the same as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from rescale_cli.api import Applied, Inspected
+from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.summary import correlation
+from rescale_cli.patching.plan import PlannedHead
+from rescale_cli.reports.report import history
+from rescale_cli.reports.screen import plain, say, verbosity
+
+#: Rows of a table for a person; a longer one shows its two ends.
+_ROWS = 20
+
+
+def show_inspect(found: Inspected) -> None:
+    """`inspect` for a person: what it is, which head and why, and the norms as bars."""
+    contents, head, keys = found.checkpoint.contents, found.head, found.found.heads[0]
+    say(f"{found.checkpoint.path}: {contents.format}, {len(contents.tensors)} tensors")
+    for entry in found.found.heads:
+        dtype = found.checkpoint.tensor(entry.weight).dtype
+        bias = f"bias {entry.bias}" if entry.bias else "no bias"
+        shape = f"({entry.num_classes}, {entry.feature_dim})"
+        say(f"head {entry.weight} {shape} {dtype}, {entry.layout}, {bias}", f"  why: {entry.why}")
+    if verbosity.get():
+        for other in found.found.candidates:
+            say(f"not {other.weight} {other.shape}: {other.why}")
+    say(_norm_table(found))
+    if found.counts is not None and (rho := correlation(head, found.counts)) is not None:
+        say(f"rank correlation of norms with counts: {rho:+.2f}")
+    if keys.layout != "weight_norm":
+        say(f"gauge ratio |sum w| / sum |w|: {head.gauge:.3f}")
+    for record in found.records:
+        for step in history(record):
+            say(f"re-scaled: {step['method']}, gamma {step['gamma']}, from {step['source']}")
+    if contents.globals:
+        say(f"the pickle names, unread and not run: {', '.join(contents.globals)}")
+
+
+def _norm_table(found: Inspected) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (
+        ("row", "right"),
+        ("class", "left"),
+        ("count", "right"),
+        ("norm", "right"),
+    ):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    table.add_column("relative norm (Eq. 4)")
+    names = found.class_names
+    for row in ends(found.head.num_classes):
+        if row is None:
+            table.add_row("…")
+            continue
+        relative = float(found.head.relative_norms[row])
+        table.add_row(
+            str(row),
+            Text(plain(names[row])[:40] if names else ""),
+            f"{found.counts.values[row]:,}" if found.counts else "",
+            f"{found.head.norms[row]:.4g}",
+            f"{'█' * round(30 * relative):30} {relative:.2f}",
+        )
+    return table
+
+
+def ends(size: int) -> list[int | None]:
+    """The rows that a table shows: all, or the first and the last ones around None."""
+    if size <= _ROWS:
+        return list(range(size))
+    return [*range(_ROWS // 2), None, *range(size - _ROWS // 2, size)]
+
+
+def show_apply(applied: Applied) -> None:
+    """`apply` for a person: which head, what became of its rows, and where it is."""
+    plan, patched = applied.plan, applied.patched
+    for head in plan.heads:
+        keys = head.keys
+        say(f"head {keys.weight} ({keys.num_classes}, {keys.feature_dim}): {keys.why}")
+    adjustment = plan.adjustment
+    normalized = "rows normalised, then " if adjustment.normalize else ""
+    say(
+        f"{normalized}{adjustment.method}, strength {adjustment.strength:g}, "
+        f"bias {adjustment.bias_policy if plan.heads[0].keys.bias else 'none'}"
+    )
+    say(_factor_table(applied, plan.heads[0]))
+    if patched is None:
+        say("dry run: nothing was written")
+        return
+    say(f"{patched.bytes_changed:,} bytes of the head changed; every other byte is proven equal")
+    for file, written in patched.files.items():
+        say(f"wrote {file}", f"sha256 {written.sha256}")
+
+
+def _factor_table(applied: Applied, head: PlannedHead) -> Table:
+    """The rarest and the most frequent classes."""
+    counts = applied.plan.counts
+    table = Table(box=None, pad_edge=False)
+    for title in ("row", "class", "count", "factor", "norm before", "after"):
+        table.add_column(title, justify="left" if title == "class" else "right")
+    moved = bool(head.update.shift.any())
+    if moved:
+        table.add_column("bias shift", justify="right")
+    order = np.argsort(-counts.values, kind="stable")
+    for place in ends(len(order)):
+        if place is None:
+            table.add_row("…")
+            continue
+        row = int(order[place])
+        table.add_row(
+            str(row),
+            Text(plain(counts.names[row])[:40] if counts.names else ""),
+            f"{counts.values[row]:,}" if row not in counts.skipped else "left alone",
+            f"{head.update.scale[row]:.4g}",
+            f"{head.before.norms[row]:.4g}",
+            f"{head.norms_after[row]:.4g}",
+            *([f"{head.update.shift[row]:+.4g}"] if moved else []),
+        )
+    return table
+
+
+def show_counts(raw: RawCounts, result: Mapping[str, Any]) -> None:
+    """`counts` for a person: a table, the total, the ratio."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("row" if raw.kind != "named" else "", justify="right")
+    table.add_column("class")
+    table.add_column("count", justify="right")
+    for row in ends(len(raw.values)):
+        if row is None:
+            table.add_row("…")
+            continue
+        name = plain(raw.names[row])[:60] if raw.names else ""
+        table.add_row(str(row), Text(name), f"{int(str(raw.values[row])):,}")
+    say(table)
+    ratio = result["imbalance_ratio"]
+    shown = f", imbalance ratio {ratio:.4g}" if ratio else ""
+    say(f"{result['total']:,} samples in {result['num_classes']} classes{shown}")
+    if result["output"]:
+        say(f"wrote {result['output']}")
+
+
+def show_verify(result: Mapping[str, Any]) -> None:
+    """`verify` for a person."""
+    heads = ", ".join(entry["weight"] for entry in result["head"])
+    say(
+        f"proven: {result['patched']} is {result['original']} with {heads} changed by "
+        f"{result['method']}, strength {result['gamma']}, and nothing else",
+        f"{result['bytes_compared']:,} bytes compared",
+    )
+
+
+def show_revert(result: Mapping[str, Any]) -> None:
+    """`revert` for a person."""
+    say(f"{result['method']}, strength {result['gamma']}, taken back, bit for bit")
+    for file, sha256 in result["files"].items():
+        say(f"wrote {file}", f"sha256 {sha256}")

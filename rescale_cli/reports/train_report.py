@@ -1,0 +1,122 @@
+"""What `train` tells: epochs as they go by, and the run at its end, as JSON and for a person."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from rescale_cli.core.summary import spearman
+from rescale_cli.reports.progress import Notes, progress_bar
+from rescale_cli.reports.screen import quiet, say, talk
+from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.run import Watch
+from rescale_cli.training.train import Trained
+
+
+def empty_result() -> dict[str, Any]:
+    """The JSON result of a command that trained nothing."""
+    keys = ("run", "model", "rescaled", "counts", "classes", "device", "images_per_second")
+    return {**dict.fromkeys(keys), "epochs": [], "recipe": {}}
+
+
+def train_result(trained: Trained) -> dict[str, Any]:
+    """The JSON result; see schemas/train.json."""
+    folder, counts = trained.folder, trained.counts
+    return {
+        "run": str(folder.path),
+        "model": str(folder.model),
+        "rescaled": str(folder.rescaled) if trained.recipe.gamma is not None else None,
+        "counts": counts.values.tolist(),
+        "classes": list(counts.names) if counts.names else None,
+        "device": trained.device,
+        "images_per_second": trained.images_per_second,
+        "epochs": trained.lines,
+        "recipe": asdict(trained.recipe),
+    }
+
+
+def show_trained(trained: Trained) -> None:
+    """The run for a person: how good, how long the rows are, and what to type next."""
+    folder, recipe, last = trained.folder, trained.recipe, trained.lines[-1]
+    speed = trained.images_per_second
+    rate = f", {speed:,.0f} images/s" if speed else ""
+    say(f"{folder.path}: {recipe.epochs} epochs on {trained.device}{rate}")
+    say(f"training error {_percent(last['error'])}, loss {last['loss']:.4f}")
+    if "val_error" in last:
+        named = [f"{name} {_percent(last[name])}" for name in ("many", "medium", "few")]
+        say(
+            f"validation error {_percent(last['val_error'])}, "
+            f"of balanced accuracy {_percent(last['val_balanced_error'])}; {', '.join(named)}"
+        )
+    say(_norms(trained))
+    kept = f", {folder.rescaled.name} (gamma {recipe.gamma:g})" if recipe.gamma is not None else ""
+    say(f"written: {folder.model.name}{kept}, {folder.counts.name}, {folder.config.name}")
+    data = recipe.val_data or (recipe.data if "val_error" in last else "DATA")
+    line = f"rescale-cli sweep-gamma {folder.path} --counts {folder.counts} --data {data}"
+    say(f"choose a gamma: {line}")
+
+
+def _norms(trained: Trained) -> str:
+    norms = np.array(trained.lines[-1]["row_norms"])
+    if trained.recipe.wvn:
+        return "the rows of the head have length 1"
+    if trained.recipe.cosine_head:
+        return "the head takes its rows as if they had length 1: re-scaling would change nothing"
+    rho = spearman(norms, trained.counts.values)
+    told = "" if rho is None else f"; rank correlation with the counts {rho:+.2f}"
+    return f"row lengths of the head {norms.min():.2f} to {norms.max():.2f}{told}"
+
+
+@contextmanager
+def watching(recipe: Recipe, notes: Notes) -> Iterator[Watch]:
+    """Tell how a run goes: a bar where a person looks, a line an epoch, notes."""
+    for text in doubts(recipe):
+        notes(text)
+    begun, first = time.monotonic(), 0
+
+    def epoch(line: dict[str, Any], epochs: int) -> None:
+        nonlocal first
+        first = first or line["epoch"]
+        if quiet.get():
+            return
+        here = line["epoch"] - first + 1
+        left = (time.monotonic() - begun) / here * (epochs - line["epoch"])
+        told = f"loss {line['loss']:.4f}, error {_percent(line['error'])}"
+        if "val_error" in line:
+            told += f", validation error {_percent(line['val_error'])}"
+        talk("epoch", f"{line['epoch']}/{epochs}: {told}; {_duration(left)} left")
+
+    with progress_bar("images") as bar:
+        yield Watch(bar or (lambda done, total, per_second: None), epoch, notes)
+
+
+def doubts(recipe: Recipe) -> list[str]:
+    """What in a recipe never takes effect: likely a slip."""
+    late = [m for m in recipe.milestones if m >= recipe.epochs]
+    found = []
+    if recipe.schedule == "step" and late:
+        shown = ", ".join(map(str, late))
+        found.append(
+            f"the rate does not fall at {shown}: the run ends before, --epochs {recipe.epochs}"
+        )
+    if recipe.drw_epoch is not None and recipe.drw_epoch >= recipe.epochs:
+        found.append(f"class weights never set in: --drw-epoch {recipe.drw_epoch} is past the end")
+    if recipe.warmup_epochs >= recipe.epochs:
+        found.append(
+            f"the rate only climbs: --warmup-epochs {recipe.warmup_epochs} is all there is"
+        )
+    return found
+
+
+def _percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{100 * share:.2f} %"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min"

@@ -1,0 +1,144 @@
+"""A folder of class folders, as torchvision's ImageFolder reads it, and Tiny ImageNet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.images import Images
+from rescale_cli.errors import BadInput, EnvironmentProblem
+from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
+from rescale_cli.sources.image_files import IMAGES, ImageFiles, check_present
+from rescale_cli.sources.label_sources import bad_data, tally_texts, text_of
+
+#: Where a held-out split lies, the best first.
+_HELD_OUT = ("test", "val", "valid", "validation")
+
+
+@counts.register("folder", splits=SPLITS)
+def folder(spec: DataSpec) -> RawCounts:
+    """Class folders as torchvision's ImageFolder reads them; a folder without images is zero."""
+    root, classes = _classes(spec, ("train",))
+    pairs = [(name, sum(1 for _ in _images_below(root / name))) for name in classes]
+    if not any(number for _, number in pairs):
+        raise _no_images(root, len(pairs))
+    return RawCounts.keyed(pairs, f"folder {root.name}/", ordered=True)
+
+
+@datasets.register("folder", splits=SPLITS)
+def folder_images(spec: DataSpec) -> Images:
+    """Class folders as torchvision's ImageFolder reads them, in its order; or a held-out split."""
+    root, classes = _classes(spec, _HELD_OUT)
+    return _images_of(root, classes, f"folder {root.name}/")
+
+
+def _images_of(root: Path, classes: list[str], source: str) -> Images:
+    """The images of class folders; `root / name / ...` is of class `name`."""
+    found = [sorted(_images_below(root / name)) for name in classes]
+    names = [f"{name}/{file}" for name, files in zip(classes, found, strict=True)
+             for _, file in files]  # fmt: skip
+    if not names:
+        raise _no_images(root, len(classes))
+    labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
+    return Images(ImageFiles(root, names), labels, tuple(classes), names, source)
+
+
+def _classes(spec: DataSpec, default: tuple[str, ...]) -> tuple[Path, list[str]]:
+    """The folder whose sub-folders are the classes, and the classes, sorted as strings."""
+    root = spec.path / spec.split if spec.split else spec.path
+    classes = sorted(_scan(root)[0])
+    if not spec.split and classes and {*classes} <= {*SPLITS, *_HELD_OUT}:
+        splits = [name for name in default if name in classes and _scan(root / name)[0]]
+        if splits:
+            return root / splits[0], sorted(_scan(root / splits[0])[0])
+        if "train" in classes and default != ("train",):
+            fix = f"folder:{spec.path}@train, or put a split beside it: {', '.join(_HELD_OUT)}"
+            raise bad_data(f"{root} holds no held-out split", f"only {', '.join(classes)}", fix)
+    if not classes:
+        raise bad_data(f"{root} has no class folders", "no sub-folder", "name a folder of folders")
+    return root, classes
+
+
+def _no_images(root: Path, classes: int) -> BadInput:
+    saw = f"{classes} sub-folders without a file that ends in {', '.join(IMAGES)}"
+    return bad_data(f"{root} has no images", saw, "name the folder whose sub-folders hold images")
+
+
+def _scan(folder: Path | str) -> tuple[list[str], list[str]]:
+    """The names of the sub-folders, and of the images."""
+    folders, images = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif entry.name.lower().endswith(IMAGES):
+                    images.append(entry.name)
+    except PermissionError as error:
+        fix = "check the folder's permissions"
+        raise EnvironmentProblem(f"{folder} may not be read", saw=str(error), fix=fix) from None
+    except (OSError, ValueError) as error:
+        raise bad_data(f"{folder} is no folder that can be read", str(error)) from None
+    return folders, images
+
+
+def _images_below(folder: Path) -> Iterator[tuple[str, str]]:
+    """The images in a folder and all below it, each as (its folder, its path), relative to it.
+
+    Sorted, that is ImageFolder's order. Links are followed, as there.
+    """
+    waiting: list[tuple[str, frozenset[str]]] = [("", frozenset())]
+    while waiting:
+        below, above = waiting.pop()
+        here = os.path.join(folder, below) if below else str(folder)  # noqa: PTH118 - many times
+        real = os.path.realpath(here)
+        if real in above:  # a link to a folder above, and no end
+            continue
+        folders, images = _scan(here)
+        start = f"{below}/" if below else ""
+        yield from ((below, start + name) for name in images)
+        waiting += [(start + name, above | {real}) for name in folders]
+
+
+@counts.register("tiny-imagenet", splits=("train", "val"))
+def tiny_imagenet(spec: DataSpec) -> RawCounts:
+    """train/<wnid>/images/*.JPEG, or val/val_annotations.txt; the wnids are the names."""
+    if spec.split == "val":
+        return tally_texts((wnid for _, wnid in _annotated(spec.path)), "tiny-imagenet val")
+    return folder(DataSpec("folder", spec.path, split="train"))
+
+
+@datasets.register("tiny-imagenet", splits=("val", "train"))
+def tiny_imagenet_images(spec: DataSpec) -> Images:
+    """val/images with val/val_annotations.txt (the test split has no labels), or @train."""
+    if spec.split == "train":
+        root, classes = _classes(DataSpec("folder", spec.path, split="train"), ())
+        return _images_of(root, classes, "tiny-imagenet train")
+    pairs = list(_annotated(spec.path))
+    classes = sorted({wnid for _, wnid in pairs})
+    if (train := spec.path / "train").is_dir():
+        classes = sorted({*classes, *_scan(train)[0]})
+    row = {wnid: i for i, wnid in enumerate(classes)}
+    root, names = spec.path / "val" / "images", [name for name, _ in pairs]
+    check_present(root, names, "unpack tiny-imagenet-200.zip again")
+    labels = np.array([row[wnid] for _, wnid in pairs], np.int64)
+    return Images(ImageFiles(root, names), labels, tuple(classes), names, "tiny-imagenet val")
+
+
+def _annotated(root: Path) -> Iterator[tuple[str, str]]:
+    """File and wnid of each line of val_annotations.txt: file, wnid, then a box, by tabs."""
+    path = root / "val" / "val_annotations.txt"
+    with text_of(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            name, _, rest = line.partition("\t")
+            wnid = rest.partition("\t")[0].strip()
+            if not name or not wnid:
+                what = f"line {number} of {path.name} is not `file<tab>wnid`"
+                raise bad_data(what, repr(line[:80]), "unpack tiny-imagenet-200.zip again")
+            yield name, wnid

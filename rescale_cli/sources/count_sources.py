@@ -1,0 +1,160 @@
+"""Counts from outside: the files of `--counts`, the data of `counts DATA`, names of `--classes`.
+
+What a file is, its content says, never its suffix alone. Nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rescale_cli.core.class_order import RawCounts
+from rescale_cli.errors import BadCounts, BadInput
+from rescale_cli.files.regular_file import opened, read_whole, refuse_lfs_pointer
+from rescale_cli.json_text import parse_json
+from rescale_cli.sources import (  # noqa: F401 - they register themselves
+    cifar_batches,
+    class_folders,
+    hugging_face_data,
+    parquet_table,
+    tar_shards,
+    user_data,
+)
+from rescale_cli.sources.array_labels import npy_array
+from rescale_cli.sources.class_names import is_json, names_in
+from rescale_cli.sources.coco_json import coco_counts
+from rescale_cli.sources.csv_counts import bad_file, text_counts
+from rescale_cli.sources.data_spec import DataSpec, counts, named_folder, no_split, parse_spec
+from rescale_cli.sources.idx_files import idx_labels
+from rescale_cli.sources.label_sources import MAX_BYTES, text_of
+
+MAX_COUNTS = 16 << 20
+
+
+def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
+    """What `--counts` names: a file of counts, data to count, or `-`.
+
+    Args:
+        spec: `-`, a path, or a source of `counts DATA` such as `list:train.txt`.
+        stdin: read for `-`, at most 16 MiB; sys.stdin's bytes if None.
+
+    Raises:
+        BadCounts: not counts in a known form, damaged, too large, or a key given twice.
+        BadInput: no such file, no regular file, or data that cannot be counted.
+        UsageError: an unknown source, option or split.
+    """
+    if spec != "-":
+        return count_data(spec)
+    data = (stdin or sys.stdin.buffer).read(MAX_COUNTS + 1)
+    if len(data) > MAX_COUNTS:
+        raise bad_file("there is too much on stdin", f"more than {MAX_COUNTS:,} bytes")
+    if is_json(data):
+        return json_counts(parse_json(data, "stdin", BadCounts), "stdin")
+    try:
+        return text_counts(io.StringIO(data.decode("utf-8-sig")), "stdin")
+    except UnicodeDecodeError as error:
+        raise bad_file("stdin is neither JSON nor CSV in UTF-8", str(error)) from None
+
+
+def count_data(spec: str) -> RawCounts:
+    """Training samples of each class of `name:PATH?key=value@split`, or of a path by its content.
+
+    Raises:
+        BadInput: no such file, damaged, or not labels; BadCounts for a file of counts.
+        UsageError: an unknown source, option or split.
+    """
+    parsed = parse_spec(spec, counts)
+    if not parsed.name:
+        if not os.path.isdir(parsed.path):  # noqa: PTH112 - Path.is_dir raises for some paths
+            no_split(parsed)
+            return _by_content(parsed.path)
+        parsed = named_folder(parsed, counts)
+    return counts[parsed.name](parsed)
+
+
+def _by_content(path: Path) -> RawCounts:
+    """Counts, or labels to count, from one regular file."""
+    with opened(path, BadInput) as fd:
+        head = os.pread(fd, 4096, 0)
+    refuse_lfs_pointer(path, head, BadInput)
+    if head.startswith(b"PK\x03\x04"):
+        return counts["npz"](DataSpec("npz", path))
+    if head.startswith((b"\x1f\x8b", b"\x00\x00\x08\x01")):
+        return idx_labels(path)
+    if head.startswith(b"\x93NUMPY"):
+        return _npy_counts(path)
+    if is_json(head):
+        coco = b'"images"' in head or b'"annotations"' in head
+        data = read_whole(path, MAX_BYTES if coco else MAX_COUNTS, BadCounts)
+        value = parse_json(data, path.name, BadCounts)
+        if isinstance(value, dict) and isinstance(value.get("annotations"), list):
+            return coco_counts(value, path)
+        return json_counts(value, path.name)
+    with text_of(path) as lines:
+        return text_counts(lines, path.name)
+
+
+def _npy_counts(path: Path) -> RawCounts:
+    try:
+        array = npy_array(read_whole(path, MAX_COUNTS, BadCounts))
+    except ValueError as error:
+        raise bad_file(f"{path.name} cannot be read as .npy", str(error)) from None
+    if array.ndim != 1:
+        raise bad_file(f"{path.name} is not one number a class", f"shape {array.shape}")
+    return RawCounts(tuple(array.tolist()), None, "list", path.name)
+
+
+def json_counts(value: Any, source: str) -> RawCounts:
+    """Counts from parsed JSON: a list, {"name": n}, {"0": n}, {"counts": ..., "classes": [...]}.
+
+    Our own file may say `"order": "label"`: the names are known, but the place is the label. What
+    `--json` printed is read, too.
+
+    Raises:
+        BadCounts: none of these.
+
+    Example:
+        >>> json_counts({"dog": 3, "cat": 5}, "a.json").names
+        ('dog', 'cat')
+    """
+    match value:
+        case {"schema": str(), "result": {"counts": list() | dict()} as result}:
+            return json_counts(result, source)
+        case {"counts": list(values), **rest}:
+            return _listed(values, rest, source)
+        case {"counts": dict(table)} | dict(table):
+            return RawCounts.keyed(table.items(), source)
+        case list(values):
+            return RawCounts(tuple(values), None, "list", source)
+    raise bad_file(f"{source} holds no counts", f"a JSON {type(value).__name__}")
+
+
+def _listed(values: list[Any], rest: dict[Any, Any], source: str) -> RawCounts:
+    """{"counts": [...]} with or without "classes"."""
+    if rest.get("classes") is None:
+        return RawCounts(tuple(values), None, "list", source)
+    names = [str(n) if type(n) is int else n for n in names_in(rest)]
+    if len(names) != len(values) or not all(isinstance(name, str) for name in names):
+        saw = f"{len(values)} counts, {len(names)} classes"
+        raise bad_file(f"{source} does not give each count one name", saw)
+    raw = RawCounts.keyed(zip(names, values, strict=True), source, ordered=True)
+    if rest.get("order") == "label":
+        return replace(raw, kind="index")
+    return raw
+
+
+def write_counts(raw: RawCounts) -> dict[str, object] | list[object]:
+    """What `counts -o counts.json` saves; `json_counts` reads the same counts from it.
+
+    Example:
+        >>> write_counts(RawCounts.keyed([("dog", 3), ("cat", 5)], "folder train/"))
+        {'counts': [3, 5], 'classes': ['dog', 'cat']}
+    """
+    if raw.names is None:
+        return list(raw.values)
+    table: dict[str, object] = {"counts": list(raw.values), "classes": list(raw.names)}
+    return table | ({"order": "label"} if raw.kind == "index" else {})

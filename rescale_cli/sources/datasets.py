@@ -1,0 +1,117 @@
+"""`--data`: the images of a data set, by name or by what a path holds.
+
+To add a source, write one function under `@datasets.register("name", options=..., splits=...)`, the
+held-out split first, beside the reader of its labels that `counts` uses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+from rescale_cli.core.images import Images
+from rescale_cli.errors import BadInput, EnvironmentProblem, NotDownloaded, UsageError
+from rescale_cli.files.regular_file import opened, read_whole, refuse_lfs_pointer
+from rescale_cli.json_text import clip, parse_json
+from rescale_cli.loading.libraries import torchvision
+from rescale_cli.sources import (  # noqa: F401 - they register themselves
+    array_labels,
+    cifar_batches,
+    class_folders,
+    hugging_face_data,
+    idx_files,
+    parquet_table,
+    tar_shards,
+    user_data,
+)
+from rescale_cli.sources.class_names import is_json
+from rescale_cli.sources.coco_json import coco_images
+from rescale_cli.sources.csv_counts import is_list_line
+from rescale_cli.sources.data_spec import DataSpec, datasets, named_folder, no_split, parse_spec
+from rescale_cli.sources.label_sources import MAX_BYTES, text_of
+
+
+def open_images(spec: str, *, download: bool = False) -> Images:
+    """The images that `--data` names, `name:PATH?key=value@split` or a path by its content.
+
+    Where a set has several splits and none is named, the held-out one is read: the test split, or
+    the validation split where the test has no labels; `Images.source` says which.
+
+    Args:
+        spec: as in docs of each source: `folder:val/`, `cifar10:data@test`.
+        download: fetch what is not there; nothing else is ever fetched.
+
+    Raises:
+        BadInput: no such data, damaged, empty, without labels, or images missing.
+        UsageError: an unknown source, option or split; or `download` of what has no known place.
+        EnvironmentProblem: an extra is not installed, a folder may not be read, no network.
+    """
+    parsed = parse_spec(spec, datasets)
+    if not parsed.name:
+        if not os.path.isdir(parsed.path):  # noqa: PTH112 - Path.is_dir raises for some paths
+            no_split(parsed)
+            return _by_content(parsed.path)
+        parsed = named_folder(parsed, datasets)
+    entry = datasets.entry(parsed.name)
+    public = entry.facts.get("download")
+    if download and not public:
+        known = [name for name in datasets if datasets.entry(name).facts.get("download")]
+        what = f"{parsed.name} has no place to be fetched from"
+        raise UsageError(what, saw=f"known: {', '.join(known)}", fix="leave out --download")
+    parsed = replace(parsed, download=download)
+    try:
+        return entry.run(parsed)
+    except NotDownloaded as error:
+        if not download:
+            fix = f"{error.fix}, or let it be fetched: --data {parsed.name}:{parsed.path}"
+            raise NotDownloaded(error.what, saw=error.saw, fix=f"{fix} --download") from None
+        _fetch(str(public), parsed)
+        return entry.run(parsed)
+
+
+def _fetch(public: str, spec: DataSpec) -> None:
+    """Let torchvision fetch a set of that name into the folder, where its sources find it."""
+    torchvision()
+    from torchvision import datasets as known
+
+    try:
+        with redirect_stdout(StringIO()):  # results go to stdout, and this is none
+            getattr(known, public)(str(spec.path), train=spec.split == "train", download=True)
+    except Exception as error:  # of the network, the disk, a checksum; torchvision raises anything
+        saw = f"{type(error).__name__}: {clip(str(error), 200)}"
+        what, fix = f"{spec.name} cannot be fetched", f"fetch it yourself: {spec.name}:DIR"
+        raise EnvironmentProblem(what, saw=saw, fix=fix) from error
+
+
+def _by_content(path: Path) -> Images:
+    """The images of one regular file."""
+    with opened(path, BadInput) as fd:
+        head = os.pread(fd, 4096, 0)
+    refuse_lfs_pointer(path, head, BadInput)
+    if is_json(head):
+        value = parse_json(read_whole(path, MAX_BYTES, BadInput), path.name, BadInput)
+        spec = DataSpec("inaturalist2018", path.parent)
+        return coco_images(spec, value, path, path.parent, path.name)
+    name = _kind_of(path, head)
+    return datasets[name](DataSpec(name, path))
+
+
+def _kind_of(path: Path, head: bytes) -> str:
+    """The source that reads a file which begins so."""
+    signs: dict[str, Callable[[], bool]] = {
+        "npz": lambda: head.startswith(b"PK\x03\x04"),
+        "parquet": lambda: head.startswith(b"PAR1"),
+        "wds": lambda: head[257:262] == b"ustar",
+    }
+    for name, fits in signs.items():
+        if fits():
+            return name
+    if head.startswith((b"\x1f\x8b", b"\x00\x00\x08")):
+        what, saw = f"{path.name} is one file of several", "labels or images alone, or an archive"
+        raise BadInput(what, saw=saw, fix=f"name its folder: --data mnist:{path.parent}")
+    with text_of(path) as lines:
+        return "list" if is_list_line(next((line for line in lines if line.strip()), "")) else "csv"

@@ -1,0 +1,156 @@
+"""Data sets of Hugging Face's library, from a folder or its cache; needs the package datasets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.counts import few
+from rescale_cli.core.images import Image, Images
+from rescale_cli.json_text import clip
+from rescale_cli.loading.libraries import library
+from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
+from rescale_cli.sources.image_files import bad_image
+from rescale_cli.sources.label_sources import bad_data, labels_of, tally_of
+from rescale_cli.sources.parquet_table import encoded_image, scalar_labels
+
+_OPTIONS = ("image", "label", "config")
+
+
+@dataclass(frozen=True)
+class HuggingFaceImages:
+    """Reads image i of a datasets.Dataset whose image column is not decoded by it."""
+
+    table: Any
+    column: str
+    source: str
+
+    def __call__(self, index: int) -> Image:
+        """The image of that index."""
+        name = f"{self.source}, row {index}"
+        try:
+            value = self.table[index][self.column]
+        except (OSError, ValueError) as error:
+            raise bad_image(name, clip(str(error))) from None
+        return encoded_image(value, name, Path())
+
+
+@counts.register("hf", options=_OPTIONS, splits=SPLITS)
+def hf(spec: DataSpec) -> RawCounts:
+    """The label column of a data set's train split; no image is decoded."""
+    table, source, column, names = _split(spec, ("train",))
+    return tally_of(_column_of(table, column), names, source)
+
+
+@datasets.register("hf", options=_OPTIONS, splits=("test", "val", "train"), download="itself")
+def hf_images(spec: DataSpec) -> Images:
+    """A data set saved to a folder, a folder that its library reads, or one in its cache.
+
+    The test split, or the validation split where the test has no labels. Class names are those of
+    the ClassLabel.
+    """
+    library_ = library("datasets", "hf")
+    table, source, column, names = _split(spec, ("test", "val"))
+    image = _column(spec, "image", _of_kind(table, "Image"), table, source)
+    labels, classes = labels_of(_column_of(table, column), names, source)
+    bare = table.select_columns([image]).cast_column(image, library_.Image(decode=False))
+    numbers = tuple(map(str, range(len(labels))))
+    return Images(HuggingFaceImages(bare, image, source), labels, classes, numbers, source)
+
+
+def _split(
+    spec: DataSpec, default: tuple[str, ...]
+) -> tuple[Any, str, str, tuple[str, ...] | None]:
+    """The table of a split, what it is called, its label column, and the class names."""
+    found = _load(spec)
+    alone = not hasattr(found, "keys")  # saved without the other splits
+    tables = {str(found.split or "train"): found} if alone else dict(found)
+    known = {"val": ("val", "validation", "valid", "dev")}
+    for split in (spec.split,) if spec.split else default:
+        for name in known.get(split, (split,)):
+            if name not in tables:
+                continue
+            table, source = tables[name], f"hf {spec.path.name} {name}"
+            column = _column(spec, "label", _labels(table), table, source)
+            values = _column_of(table, column)
+            if len(values) and (spec.split or values.dtype.kind == "U" or values.max() >= 0):
+                names = getattr(table.features[column], "names", None)
+                return table, source, column, tuple(names) if names else None
+    what = f"hf:{spec.path} has no {spec.split or ' or '.join(default)} split with labels"
+    fix = f"say which is meant: hf:{spec.path}@{min(set(tables) & {*SPLITS} or {'train'})}"
+    raise bad_data(what, f"splits {few(sorted(tables))}", fix)
+
+
+def _load(spec: DataSpec) -> Any:
+    """The splits; nothing is fetched unless the spec says so, and no code of a data set is run."""
+    if spec.path.is_absolute() and not spec.path.exists():  # so no hub has it either
+        raise bad_data(f"there is no {spec.path}", "a path, and no name of a hub", "check the path")
+    library_ = library("datasets", "hf")
+    path, folder = str(spec.path), spec.path.is_dir()
+    saved = any((spec.path / name).exists() for name in ("dataset_dict.json", "state.json"))
+    try:
+        with _quiet(library_, offline=folder or not spec.download):
+            if saved:
+                return library_.load_from_disk(path)
+            return library_.load_dataset(path, spec.options.get("config"))
+    except Exception as error:  # of a dozen kinds, by the library and those that it calls
+        fix = f"name a folder: hf:DIR; or let it be fetched: --data hf:{spec.path} --download"
+        if folder:
+            fix = "save it again: data.save_to_disk(DIR); or folder:DIR, parquet:DIR"
+        raise bad_data(f"hf:{path} cannot be loaded", str(error), fix) from None
+
+
+@contextmanager
+def _quiet(library_: Any, *, offline: bool) -> Iterator[None]:
+    """Without progress bars, and without the network where it was not asked for."""
+    hub = library("huggingface_hub.constants", "hf")
+    bars = not library_.are_progress_bars_disabled()
+    before = library_.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
+    log = logging.getLogger("datasets")
+    level = log.level
+    try:
+        library_.disable_progress_bars()
+        log.setLevel(logging.ERROR)
+        if offline:
+            library_.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        library_.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = before
+        log.setLevel(level)
+        if bars:
+            library_.enable_progress_bars()
+
+
+def _of_kind(table: Any, kind: str) -> list[str]:
+    return [name for name, feature in table.features.items() if type(feature).__name__ == kind]
+
+
+def _labels(table: Any) -> list[str]:
+    named = _of_kind(table, "ClassLabel")
+    return named or [name for name in ("label", "labels") if name in table.features]
+
+
+def _column(spec: DataSpec, kind: str, found: list[str], table: Any, source: str) -> str:
+    named = spec.options.get(kind)
+    if named is not None:
+        found = [named] if named in table.features else []
+    if len(found) != 1:
+        what = f"{source} has no column known to be the {kind}"
+        if len(found) > 1:
+            what = f"{source} has {len(found)} columns that could be the {kind}"
+        have = f"columns {few(list(table.features), 10)}"
+        raise bad_data(what, have, f"name it: hf:{spec.path}?{kind}=COLUMN")
+    return found[0]
+
+
+def _column_of(table: Any, column: str) -> NDArray[Any]:
+    """One column as numbers or texts (N,)."""
+    values = table.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+    return scalar_labels(values, f"the column {column}")

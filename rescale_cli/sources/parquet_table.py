@@ -1,0 +1,214 @@
+"""Parquet files of encoded images and labels, as Hugging Face writes them; needs pyarrow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.counts import few
+from rescale_cli.core.images import Image, Images
+from rescale_cli.errors import BadImage, BadInput
+from rescale_cli.files.regular_file import opened, refuse_lfs_pointer
+from rescale_cli.json_text import clip, parse_json
+from rescale_cli.loading.libraries import library
+from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
+from rescale_cli.sources.image_files import bad_image, decode, read_image
+from rescale_cli.sources.label_sources import bad_data, labels_of, tally_of
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """Reads image i from its row group; the last few row groups stay in memory."""
+
+    files: tuple[Path, ...]
+    column: str
+    starts: NDArray[np.int64]
+    """(row groups,): the first image of each."""
+    groups: NDArray[np.int64]
+    """(row groups, 2): file, number in the file."""
+
+    def __call__(self, index: int) -> Image:
+        """The image of that index."""
+        place = int(np.searchsorted(self.starts, index, side="right")) - 1
+        file, group = self.groups[place].tolist()
+        path, row = self.files[file], index - int(self.starts[place])
+        name = f"{path.name}, row {row} of row group {group}"
+        try:
+            value = _row_group(path, group, self.column)[row].as_py()
+        except (OSError, ValueError, IndexError) as error:  # pyarrow's errors are of these kinds
+            raise bad_image(name, clip(str(error))) from None
+        return encoded_image(value, name, path.parent)
+
+
+@lru_cache(maxsize=2)
+def _row_group(path: Path, group: int, column: str) -> Any:
+    parquet = library("pyarrow.parquet", "parquet")
+    with opened(path, BadImage) as fd, os.fdopen(fd, "rb", closefd=False) as file:
+        return (
+            parquet.ParquetFile(file)
+            .read_row_group(group, columns=[column], use_threads=False)
+            .column(0)
+        )
+
+
+def encoded_image(value: Any, name: str, folder: Path) -> Image:
+    """An image as a table holds it: its bytes, or {bytes, path} as Hugging Face writes it."""
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, "")
+    if isinstance(data, bytes):
+        return decode(data, f"{name} ({path})" if path else name)
+    if path:
+        return read_image(folder / path)
+    raise bad_image(name, f"{type(value).__name__} where its bytes should be")
+
+
+def scalar_labels(values: list[Any], source: str) -> NDArray[Any]:
+    """Numbers or texts (N,) from a table's column; nothing else is a label."""
+    kinds = {type(value) for value in values}
+    if not (kinds <= {int, float} or kinds == {str}) or any(
+        not isinstance(value, str) and not abs(value) < 1e15 for value in values
+    ):
+        saw = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise bad_data(f"{source} is not one label a row", saw, "name the column: ?label=COLUMN")
+    return np.array(values)
+
+
+@counts.register("parquet", options=("image", "label"), splits=SPLITS)
+def parquet(spec: DataSpec) -> RawCounts:
+    """The label column of one .parquet, or of a folder of them; no image is read."""
+    files, source = _files(spec, ("train",))
+    table = _Table.of(files, spec, need_image=False)
+    return tally_of(table.labels(), table.classes, source)
+
+
+@datasets.register("parquet", options=("image", "label"), splits=("test", "val", "train"))
+def parquet_images(spec: DataSpec) -> Images:
+    """Columns `image` (bytes, or {bytes, path}) and `label` of one .parquet, or a folder of them.
+
+    Class names are read from the schema where Hugging Face wrote them.
+    """
+    files, source = _files(spec, ("test", "val"))
+    table = _Table.of(files, spec, need_image=True)
+    labels, classes = labels_of(table.labels(), table.classes, source)
+    names = tuple(map(str, range(len(labels))))
+    starts = np.cumsum([0, *table.rows])[:-1]
+    read = ParquetImages(files, table.image, starts, np.array(table.groups, np.int64))
+    return Images(read, labels, classes, names, source)
+
+
+def _files(spec: DataSpec, default: tuple[str, ...]) -> tuple[tuple[Path, ...], str]:
+    """The file, or those of a folder that belong to the split: train-00000-of-00002.parquet."""
+    path = spec.path
+    if not path.is_dir():
+        if spec.split and not path.name.startswith(spec.split):
+            fix = f"leave out @{spec.split}: parquet:{path}"
+            raise bad_data("one file has no splits", path.name, fix)
+        return (path,), path.name
+    found = sorted(path.rglob("*.parquet"))
+    if not found:
+        raise bad_data(f"{path} has no .parquet file", "a folder without one", "parquet:FILE")
+    words = {name: split for split in SPLITS for name in (split, f"{split}idation")}
+    split_of = {file: words.get(file.name.partition(".")[0].partition("-")[0]) for file in found}
+    splits = {split for split in split_of.values() if split}
+    wanted = spec.split or next((split for split in default if split in splits), None)
+    if wanted is None and splits:
+        saw = f"splits {', '.join(sorted(splits))}"
+        fix = f"say which is meant: parquet:{path}@{min(splits)}"
+        raise bad_data(f"{path} has no {' or '.join(default)} split", saw, fix)
+    files = tuple(file for file in found if wanted is None or split_of[file] == wanted)
+    if not files:
+        have = few([file.name for file in found])
+        raise bad_data(f"{path} has no {wanted} split", have, f"parquet:{path}")
+    return files, f"parquet {path.name}" + (f" {wanted}" if wanted else "")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What the footers of the files say."""
+
+    files: tuple[Path, ...]
+    image: str
+    label: str
+    classes: tuple[str, ...] | None
+    rows: tuple[int, ...]
+    """Of each row group."""
+    groups: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, files: tuple[Path, ...], spec: DataSpec, *, need_image: bool) -> _Table:
+        """Read the footers, and choose the columns."""
+        rows, groups, tables = [], [], []
+        for number, path in enumerate(files):
+            with _opened(path) as file:
+                schema, footer = file.schema_arrow, file.metadata
+                for group in range(footer.num_row_groups):
+                    rows.append(footer.row_group(group).num_rows)
+                    groups.append((number, group))
+            columns = tuple(schema.names)
+            label = _column(spec, "label", columns, LABEL_COLUMNS, path)
+            image = _column(spec, "image", columns, IMAGE_COLUMNS, path) if need_image else ""
+            tables.append((image, label, _class_names(schema.metadata, label)))
+        if len({*tables}) > 1:
+            saw = few([f"{path.name}: {table}" for path, table in zip(files, tables, strict=True)])
+            what = f"the files of {spec.path} have different columns or classes"
+            raise bad_data(what, saw, "name one of them: parquet:FILE")
+        if not sum(rows):
+            raise bad_data(f"{spec.path} is empty", "no row", "name a table with images")
+        return cls(files, *tables[0], tuple(rows), tuple(groups))
+
+    def labels(self) -> NDArray[Any]:
+        """The label column: numbers or texts (N,)."""
+        parts: list[Any] = []
+        for path in self.files:
+            with _opened(path) as file:
+                parts += file.read(columns=[self.label]).column(0).to_pylist()
+        return scalar_labels(parts, f"{self.files[0].name}: {self.label}")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    parquet = library("pyarrow.parquet", "parquet")
+    with opened(path, BadInput) as fd, os.fdopen(fd, "rb", closefd=False) as file:
+        refuse_lfs_pointer(path, os.pread(fd, 64, 0), BadInput)
+        try:
+            yield parquet.ParquetFile(file)
+        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+            fix = "fetch the file again"
+            raise bad_data(f"{path} cannot be read as parquet", str(error), fix) from None
+
+
+def _column(
+    spec: DataSpec, kind: str, columns: tuple[str, ...], usual: tuple[str, ...], path: Path
+) -> str:
+    """The column of the image or the label: named, or the only one with a usual name."""
+    named = spec.options.get(kind)
+    found = [name for name in columns if name == named or (named is None and name in usual)]
+    if len(found) != 1:
+        what = f"{path.name} has no column known to be the {kind}"
+        if len(found) > 1:
+            what = f"{path.name} has {len(found)} columns that could be the {kind}"
+        fix = f"name it: parquet:{spec.path}?{kind}=COLUMN"
+        raise bad_data(what, f"columns {few(columns, 10)}", fix)
+    return found[0]
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
+    """The names that Hugging Face wrote into the schema, if it did."""
+    value = parse_json((metadata or {}).get(b"huggingface", b"{}"), "the schema", BadInput)
+    try:
+        names = value["info"]["features"][label]["names"]
+    except (TypeError, KeyError):
+        return None
+    fine = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if fine and len({*names}) == len(names) else None

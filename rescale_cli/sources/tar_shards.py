@@ -1,0 +1,208 @@
+"""WebDataset shards: tar files whose members of one base name are one sample.
+
+They are indexed by the standard library once and then read at offsets, in any order, so nothing
+of the webdataset package is needed.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.counts import few
+from rescale_cli.core.images import Image, Images
+from rescale_cli.errors import BadImage, BadInput
+from rescale_cli.files.regular_file import opened, read_at, refuse_lfs_pointer
+from rescale_cli.json_text import clip, parse_json
+from rescale_cli.sources.data_spec import DataSpec, counts, datasets
+from rescale_cli.sources.image_files import IMAGES, decode
+from rescale_cli.sources.label_sources import bad_data, numbered, tally_texts
+
+MAX_SHARDS = 100_000
+#: A label, or a JSON of one sample, is no larger.
+MAX_LABEL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class TarImages:
+    """Reads image i from the shard it lies in, at its offset."""
+
+    shards: tuple[Path, ...]
+    names: tuple[str, ...]
+    places: NDArray[np.int64]
+    """(N, 3): shard, first byte, size."""
+
+    def __call__(self, index: int) -> Image:
+        """The image of that index."""
+        shard, start, size = self.places[index].tolist()
+        with opened(self.shards[shard], BadImage) as fd:
+            return decode(os.pread(fd, size, start), f"{self.shards[shard]}: {self.names[index]}")
+
+
+@counts.register("wds", options=("label",))
+def wds(spec: DataSpec) -> RawCounts:
+    """The labels of webdataset shards: members .cls, or .json with the field `label`."""
+    shards, found = _samples(spec)
+    return tally_texts((label for _, _, label in found), _title(spec, shards))
+
+
+@datasets.register("wds", options=("label",))
+def wds_images(spec: DataSpec) -> Images:
+    """Webdataset shards: an image and .cls, or .json with the field `label`, of one base name."""
+    shards, found = _samples(spec)
+    source = _title(spec, shards)
+    labels, classes = numbered((label for _, _, label in found), source)
+    names = tuple(name for name, _, _ in found)
+    places = np.array([place for _, place, _ in found], np.int64)
+    return Images(TarImages(shards, names, places), labels, classes, names, source)
+
+
+def _title(spec: DataSpec, shards: tuple[Path, ...]) -> str:
+    return f"wds {spec.path.name}, {len(shards)} shard{'s' if len(shards) > 1 else ''}"
+
+
+Found = list[tuple[str, tuple[int, int, int], str]]
+
+
+def _samples(spec: DataSpec) -> tuple[tuple[Path, ...], Found]:
+    """The shards, and of each sample its image's name, its place, and its label as text."""
+    shards = find_shards(str(spec.path))
+    found: Found = []
+    for number, shard in enumerate(shards):
+        for key, members in _groups(shard):
+            image = next((members[end[1:]] for end in IMAGES if end[1:] in members), None)
+            if image is not None:
+                label = _label(spec, shard, key, members)
+                found.append((image.name, (number, image.offset_data, image.size), label))
+    if not found:
+        saw = f"no member that ends in {', '.join(IMAGES)} in {few(shards, 3)}"
+        raise bad_data(f"{spec.path} has no images", saw, "name shards of images and labels")
+    return shards, found
+
+
+def find_shards(pattern: str) -> tuple[Path, ...]:
+    """The files of a pattern with {000..012}, {a,b} and *, or the .tar files of a folder, sorted.
+
+    Raises:
+        BadInput: one of them is not there, or there is none, or there are too many.
+    """
+    if os.path.isdir(pattern):  # noqa: PTH112 - Path.is_dir raises for some paths
+        pattern = f"{glob.escape(pattern)}/*.tar"
+    found: list[str] = []
+    for name in _expanded(pattern):
+        # Path.glob would need the pattern in two parts.
+        found += sorted(glob.glob(name)) if "*" in name else [name]  # noqa: PTH207
+    missing = [name for name in found if not os.path.lexists(name)]
+    if missing or not found:
+        what = f"{len(missing)} shards are not there" if missing else f"{pattern} names no shard"
+        fix = "name the shards there are: wds:data-{000..012}.tar"
+        raise bad_data(what, few(missing) or f"no file {pattern}", fix)
+    if twice := [name for name, times in Counter(found).items() if times > 1]:
+        fix = "name each shard once"
+        raise bad_data("the pattern names a shard twice", few(twice), fix)
+    return tuple(map(Path, found))
+
+
+def _expanded(pattern: str) -> list[str]:
+    if re.search(r"\{[^}]*\{", pattern):
+        raise bad_data("braces within braces are not read", pattern, "write them one after another")
+    done, waiting = [], [pattern]
+    while waiting:
+        text = waiting.pop()
+        brace = re.search(r"\{([^{}]*)\}", text)
+        if brace is None or not (parts := _alternatives(brace[1])):
+            done.append(text)
+        else:
+            # The last brace of a text is the first that is pushed, so that the order is kept.
+            before, after = text[: brace.start()], text[brace.end() :]
+            waiting += [f"{before}{part}{after}" for part in reversed(parts)]
+        if len(done) + len(waiting) > MAX_SHARDS:
+            saw = f"more than {MAX_SHARDS:,}"
+            raise bad_data("the pattern names too many shards", saw, "name fewer")
+    return done
+
+
+def _alternatives(text: str) -> list[str]:
+    """What stands in braces: 000..012, counted with its zeros, or a,b."""
+    if between := re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", text):
+        width = len(between[1]) if between[1].startswith("0") else 0
+        first, last = int(between[1]), int(between[2])
+        return [f"{i:0{width}}" for i in range(first, min(last, first + MAX_SHARDS) + 1)]
+    return text.split(",") if "," in text else []
+
+
+def _groups(shard: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Each run of members with one base name: up to the first dot of the file's name."""
+    key = ""
+    members: dict[str, tarfile.TarInfo] = {}
+    for member in _members(shard):
+        folder, slash, name = member.name.rpartition("/")
+        base, _, end = name.partition(".")
+        if folder + slash + base != key:
+            if members:
+                yield key, members
+            key, members = folder + slash + base, {}
+        if end.lower() in members:
+            fix = "write the shards again"
+            raise bad_data(f"{shard.name} holds {clip(member.name)} twice", key, fix)
+        members[end.lower()] = member
+    if members:
+        yield key, members
+
+
+def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
+    """The regular files of a tar, in order, each whole."""
+    fix = "fetch or write the shard again, as an uncompressed .tar"
+    with opened(shard, BadInput) as fd, os.fdopen(fd, "rb", closefd=False) as file:
+        refuse_lfs_pointer(shard, os.pread(fd, 64, 0), BadInput)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in archive:
+                    if member.isreg() and not member.issparse():
+                        yield member
+                    # Else every header stays in memory.
+                    archive.members = []  # type: ignore[attr-defined]
+                rest = os.pread(fd, 512, archive.offset)
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            raise bad_data(f"{shard} is no sound tar file", str(error), fix) from None
+        # tarfile takes a damaged header for the end.
+        if rest.strip(b"\0"):
+            saw = f"no header at byte {archive.offset:,}"
+            raise bad_data(f"{shard} is no sound tar file", saw, fix)
+
+
+def _label(spec: DataSpec, shard: Path, key: str, members: dict[str, tarfile.TarInfo]) -> str:
+    """The label of one sample as text: .cls, or the field of .json that `?label=` names."""
+    field = spec.options.get("label")
+    plain = members.get(field or "cls")
+    where = f"{shard.name}: {clip(key, 80)}"
+    fix = f"name the member or the field of the label: wds:{spec.path}?label=NAME"
+    if plain is not None:
+        return _bytes(shard, plain).decode("utf-8", "replace").strip()
+    if "json" not in members:
+        raise bad_data(f"{where} has no label", f"members {', '.join(members)}", fix)
+    value: Any = parse_json(_bytes(shard, members["json"]), f"{where}.json", BadInput)
+    label = value.get(field or "label") if isinstance(value, dict) else None
+    if type(label) not in (int, str):
+        saw = f"{where}.json: {clip(repr(value), 100)}"
+        raise bad_data(f"{where} has no label", saw, fix)
+    return str(label)
+
+
+def _bytes(shard: Path, member: tarfile.TarInfo) -> bytes:
+    if member.size > MAX_LABEL_BYTES:
+        saw = f"{member.size:,} bytes"
+        raise bad_data(f"{shard.name}: {member.name} is too large for a label", saw, "?label=NAME")
+    with opened(shard, BadInput) as fd:
+        return read_at(fd, member.offset_data, member.size)

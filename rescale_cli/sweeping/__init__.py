@@ -1,0 +1,1 @@
+"""Every strength at once, and the choice of one."""

@@ -1,0 +1,205 @@
+"""Choosing a strength: the best plateau, the cautious ones, without labels, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.head import Float64
+from rescale_cli.errors import UsageError
+from rescale_cli.measures.metrics import METRICS, Groups
+from rescale_cli.sweeping.decision_path import DecisionPath
+
+#: What `--metric` may name -> the metric's name everywhere else.
+CHOICES = {
+    "balanced-accuracy": "balanced_accuracy",
+    "accuracy": "accuracy",
+    "macro-f1": "macro_f1",
+    "gmean": "gmean_multiclass",
+    "few-recall": "few",
+    "worst-recall": "worst_recall",
+}
+#: Values this near are equal: they are sums of N shares.
+_EQUAL = 1e-9
+#: Strengths that are tried where a metric is no sum over samples, times C.
+_TRIED, _TRIED_AGAIN = 1 << 24, 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is to be as large as possible."""
+
+    metric: str
+    """A value of CHOICES, or target_accuracy."""
+    groups: Groups
+    """Masks (C,)."""
+    target: Float64 | None = None
+    """Shares (C,) of the classes where the model is used, for target_accuracy."""
+
+    def weights(self, labels: NDArray[np.int64], times: Float64) -> Float64 | None:
+        """(N,), whose sum over the samples that are right is the metric; None if it is no such sum.
+
+        Args:
+            labels: (N,).
+            times: (N,), how often each sample counts.
+        """
+        if self.metric == "accuracy":
+            return np.asarray(times / times.sum())
+        num_classes = len(next(iter(self.groups.values())))
+        support = np.bincount(labels, times, num_classes)
+        shares = {
+            "balanced_accuracy": np.ones(num_classes),
+            "few": self.groups["few"].astype(np.float64),
+            "target_accuracy": self.target,
+        }.get(self.metric)
+        if shares is None:
+            return None
+        shares = np.where(support > 0, shares, 0.0)
+        if not shares.any():
+            raise UsageError(
+                f"no sample is of a class that {self.metric} is about",
+                saw=f"{len(labels):,} samples of {int((support > 0).sum())} classes",
+                fix="choose by another one: --metric balanced-accuracy, or give more data",
+            )
+        per_class = np.divide(shares / shares.sum(), support, where=support > 0, out=shares * 0)
+        weights: Float64 = times * per_class[labels]
+        return weights
+
+    def along(self, path: DecisionPath, times: Float64 | None = None) -> tuple[Float64, Float64]:
+        """Strengths (B,), and the metric from each of them on, (B,).
+
+        Args:
+            path: of N samples.
+            times: (N,), how often each counts, in a replicate of the bootstrap; there, a metric
+                that is no sum over samples is tried at fewer strengths.
+        """
+        tried = _TRIED if times is None else _TRIED_AGAIN
+        times = np.ones(len(path.labels)) if times is None else times
+        weights = self.weights(path.labels, times)
+        if weights is not None:
+            first = weights[path.start == path.labels].sum()
+            steps = np.concatenate([[first], weights[path.sample] * path.change])
+            at = np.concatenate([[0.0], path.gamma])
+            last = np.concatenate([at[1:] != at[:-1], [True]])
+            return at[last], steps.cumsum()[last]
+        gammas = thinned(path.breakpoints(), max(64, tried // path.num_classes))
+        return gammas, METRICS[self.metric](path.tallies(gammas, times))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A strength, and the plateau of the metric whose middle it is."""
+
+    gamma: float
+    value: float
+    """Of the metric on the samples that it was chosen on."""
+    plateau: tuple[float, float]
+
+
+Rule = Callable[[Float64, Float64], NDArray[np.bool_]]
+
+
+def choose(
+    gammas: Float64, values: Float64, limit: float, allowed: NDArray[np.bool_] | None = None
+) -> Choice:
+    """The middle of the widest plateau of the largest value.
+
+    Args:
+        gammas: (B,), ascending, the first of them 0.
+        values: (B,), from each strength to the next; the last one to the limit.
+        limit: the largest strength.
+        allowed: (B,), which may be chosen; all if None.
+
+    Example:
+        >>> choose(np.array([0.0, 0.2, 0.6]), np.array([0.5, 0.9, 0.7]), limit=2.0)
+        Choice(gamma=0.4, value=0.9, plateau=(0.2, 0.6))
+    """
+    values = values if allowed is None else np.where(allowed, values, -np.inf)
+    best = float(np.nanmax(values))
+    high = values >= best - _EQUAL
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], high, [False]])))
+    begins, ends = edges[::2], edges[1::2]
+    ends_at = np.append(gammas, limit)[ends]
+    widest = int(np.argmax(ends_at - gammas[begins]))
+    low, top = float(gammas[begins[widest]]), float(ends_at[widest])
+    return Choice(_rounded(low, top), best, (low, top))
+
+
+def _rounded(low: float, high: float) -> float:
+    """The middle, with as few decimals as stay well inside: it is going to be typed."""
+    middle = (low + high) / 2
+    if low == 0 and high == 0:
+        return 0.0
+    for decimals in range(2, 17):
+        short = round(middle, decimals)
+        if abs(short - middle) <= (high - low) / 4:
+            return short
+    return middle
+
+
+def first_within(gammas: Float64, values: Float64, limit: float, allowance: float) -> Choice:
+    """The smallest strength whose value is within `allowance` of the best: the cautious choice."""
+    near = values >= np.nanmax(values) - allowance - _EQUAL
+    first = int(np.argmax(near))
+    after = np.flatnonzero(~near[first:])
+    end = float(gammas[first + after[0]]) if len(after) else limit
+    nearest = float(np.append(gammas, limit)[first + 1])
+    gamma = _rounded(float(gammas[first]), nearest) if first else 0.0
+    return Choice(gamma, float(values[first]), (float(gammas[first]), end))
+
+
+def distance_to(path: DecisionPath, target: Float64) -> tuple[Float64, Float64]:
+    """Strengths (B,), and how far the predicted classes are from a prior, (B,): KL divergence.
+
+    sum_c h_c log(h_c / target_c), h the shares of the predictions: no label is needed.
+
+    Args:
+        path: knows what is predicted.
+        target: shares, (C,), all above 0.
+    """
+    gammas = thinned(path.breakpoints(), max(64, _TRIED // path.num_classes))
+    shares = path.histogram(gammas) / len(path.start)
+    logs = np.log(np.where(shares > 0, shares, 1.0) / target)
+    divergence: Float64 = (shares * logs).sum(axis=1)
+    return gammas, divergence
+
+
+def thinned(gammas: Float64, most: int) -> Float64:
+    """At most so many of them, the first one kept."""
+    if len(gammas) <= most:
+        return gammas
+    return gammas[np.linspace(0, len(gammas) - 1, most).astype(np.int64)]
+
+
+def resampled(size: int, replicates: int, seed: int) -> Iterator[Float64]:
+    """How often each of N samples is drawn, (N,), in each replicate of the bootstrap."""
+    generator = np.random.default_rng(seed)
+    for _ in range(replicates):
+        draws = generator.integers(0, size, size)
+        yield np.bincount(draws, minlength=size).astype(np.float64)
+
+
+def halves(
+    labels: NDArray[np.int64], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Samples to choose on, and to report on: each class divided alike, at random.
+
+    Args:
+        labels: (N,).
+        share: of the samples to report on, above 0 and below 1.
+        seed: the same seed and labels give the same parts.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    firsts = np.repeat(np.cumsum(counts) - counts, counts)
+    rank = np.arange(len(labels)) - firsts
+    # A random offset for each class: a class of one sample falls on either side.
+    offset = np.repeat(generator.random(len(counts)), counts)
+    reported = np.floor((rank + 1) * share + offset) > np.floor(rank * share + offset)
+    return np.sort(order[~reported]), np.sort(order[reported])

@@ -1,0 +1,237 @@
+"""Which samples are right at every strength, as events; and every metric along the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.cores import Work, in_blocks
+from rescale_cli.core.head import Float64
+from rescale_cli.core.predictions import Labels
+from rescale_cli.measures.metrics import Tallies
+from rescale_cli.sweeping.straight_lines import Family
+
+if TYPE_CHECKING:
+    from rescale_cli.strength_path import PredictedPath
+
+#: Logits held at once in float64, by a thread on the CPU, and for another device.
+_BLOCK, _LARGE_BLOCK = 1 << 19, 1 << 22
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecisionPath:
+    """The decisions on N samples for gamma from 0 to a limit: those at 0, and E changes.
+
+    A change is a class gaining or losing samples from a strength on.
+    """
+
+    num_classes: int
+    """C."""
+    labels: Labels
+    """(N,)."""
+    limit: float
+    """The largest gamma."""
+    exact: bool
+    """Whether it holds for every gamma; else only for those of a grid, between which it is held."""
+    start: NDArray[np.int64]
+    """(N,), predicted at gamma = 0; -1 stands for some wrong class."""
+    gamma: Float64
+    """(E,), ascending, above 0."""
+    sample: NDArray[np.int64]
+    """(E,), whose decision changes there."""
+    before: NDArray[np.int64]
+    """(E,), the class that it was; -1 stands for some wrong class."""
+    after: NDArray[np.int64]
+    """(E,), the class that it becomes."""
+
+    def of(self, samples: NDArray[np.int64]) -> DecisionPath:
+        """The path of some samples (n,), in ascending order."""
+        place = np.full(len(self.labels), -1)
+        place[samples] = np.arange(len(samples))
+        stays = place[self.sample] >= 0
+        return DecisionPath(
+            self.num_classes, self.labels[samples], self.limit, self.exact, self.start[samples],
+            self.gamma[stays], place[self.sample[stays]], self.before[stays], self.after[stays],
+        )  # fmt: skip
+
+    @property
+    def change(self) -> NDArray[np.int64]:
+        """(E,): 1 where the sample becomes right, -1 where it becomes wrong, else 0."""
+        truth = self.labels[self.sample]
+        change: NDArray[np.int64] = (self.after == truth).astype(np.int64) - (self.before == truth)
+        return change
+
+    @property
+    def knows_predictions(self) -> bool:
+        """Whether the wrong classes are known, too, and not only who is right."""
+        return bool((self.start >= 0).all() and (self.after >= 0).all())
+
+    def predicted(self, gamma: float) -> NDArray[np.int64]:
+        """The predicted class of each sample, (N,), at that strength."""
+        now = self.start.copy()
+        upto = int(np.searchsorted(self.gamma, gamma, side="right"))
+        now[self.sample[:upto]] = self.after[:upto]  # the last of several wins
+        return now
+
+    def tallies(self, gammas: Float64, weights: Float64 | None = None) -> Tallies:
+        """Hits, support and predictions (G, C) at ascending strengths (G,), as floats.
+
+        Args:
+            gammas: (G,), ascending, from 0 to the limit.
+            weights: (N,), how often each sample counts: once if None.
+        """
+        weights = np.ones(len(self.labels)) if weights is None else weights
+        weight, truth = weights[self.sample], self.labels[self.sample]
+        slots = np.searchsorted(gammas, self.gamma, side="left")  # the first that feels the change
+        support = np.bincount(self.labels, weights, self.num_classes)
+        hits = np.zeros((len(gammas) + 1, self.num_classes))
+        np.add.at(hits, (slots, truth), self.change * weight)
+        right = self.start == self.labels
+        hits[0] += np.bincount(self.labels[right], weights[right], self.num_classes)
+        support = np.broadcast_to(support, (len(gammas), self.num_classes))
+        found = self.histogram(gammas, weights) if self.knows_predictions else support
+        return Tallies(hits.cumsum(axis=0)[:-1], support, found)
+
+    def histogram(self, gammas: Float64, weights: Float64 | None = None) -> Float64:
+        """Samples predicted as each class, (G, C), at ascending strengths (G,)."""
+        weights = np.ones(len(self.start)) if weights is None else weights
+        slots = np.searchsorted(gammas, self.gamma, side="left")
+        found = np.zeros((len(gammas) + 1, self.num_classes))
+        np.add.at(found, (slots, self.after), weights[self.sample])
+        np.add.at(found, (slots, self.before), -weights[self.sample])
+        found[0] += np.bincount(self.start, weights, self.num_classes)
+        counted: Float64 = found.cumsum(axis=0)[:-1]
+        return counted
+
+    def breakpoints(self) -> Float64:
+        """0, and every strength at which a decision changes, (B,), ascending."""
+        return np.unique(np.concatenate([[0.0], self.gamma]))
+
+
+def by_intervals(
+    family: Family, logits: NDArray[Any], labels: Labels, limit: float, device: str = "cpu"
+) -> DecisionPath:
+    """The path of rightness of N samples, exact, from one pass over the logits (N, C)."""
+    import torch
+
+    from rescale_cli.strength_path import correct_intervals
+
+    slopes, log = _lines(family)
+    lo, hi = np.empty((2, len(logits)))
+
+    def find(rows: slice) -> None:
+        scores = torch.from_numpy(family.scores(logits[rows])).to(device)
+        truth = torch.from_numpy(labels[rows])
+        both = correct_intervals(scores, truth, torch.from_numpy(slopes), log, ties="first")
+        lo[rows], hi[rows] = torch.stack(both).cpu().numpy()
+
+    _in_blocks(logits, find, device)
+    rises = np.flatnonzero((lo > 0) & (lo <= np.minimum(limit, hi)))
+    falls = np.flatnonzero((hi >= np.maximum(lo, 0)) & (hi < limit))
+    sample = np.concatenate([rises, falls])
+    gamma = np.concatenate([lo[rises], np.nextafter(hi[falls], np.inf)])
+    wrong = np.full(len(sample), -1)
+    before, after = wrong.copy(), wrong.copy()
+    after[: len(rises)], before[len(rises) :] = labels[rises], labels[falls]
+    order = np.argsort(gamma, kind="stable")
+    start = np.where((lo <= 0) & (hi >= 0), labels, -1)
+    return DecisionPath(
+        logits.shape[1], labels, limit, True, start,
+        gamma[order], sample[order], before[order], after[order],
+    )  # fmt: skip
+
+
+def by_envelope(
+    family: Family, logits: NDArray[Any], labels: Labels | None, limit: float, device: str = "cpu"
+) -> DecisionPath:
+    """The path of the predicted classes of N samples, exact. Without labels none is right."""
+    import torch
+
+    from rescale_cli.strength_path import predicted_path
+
+    slopes, log = _lines(family)
+    paths: dict[int, PredictedPath] = {}
+
+    def follow(rows: slice) -> None:
+        scores = torch.from_numpy(family.scores(logits[rows])).to(device)
+        path = predicted_path(scores, torch.from_numpy(slopes), log, limit)
+        paths[rows.start] = path._replace(sample=path.sample + rows.start)
+
+    _in_blocks(logits, follow, device)
+    columns = zip(*(paths[first] for first in sorted(paths)), strict=True)
+    sample, gamma, label = (torch.cat(column).cpu().numpy() for column in columns)
+    return _of_steps(sample, gamma, label, labels, (logits.shape[1], limit, True))
+
+
+def grid_predictions(family: Family, logits: NDArray[Any], gammas: Float64) -> NDArray[np.int32]:
+    """The predicted classes (G, N) at ascending strengths (G,), of any method."""
+    import torch
+
+    found = np.empty((len(gammas), len(logits)), np.int32)
+    bias = family.head.bias
+    updates = [family.at(gamma) for gamma in gammas]
+
+    def predict(rows: slice) -> None:
+        block = torch.from_numpy(np.asarray(logits[rows], np.float64))
+        block = block if bias is None else block - torch.from_numpy(bias)
+        scores, now = torch.empty_like(block), torch.zeros(len(block), dtype=torch.int64)
+        for i, update in enumerate(updates):
+            added = torch.from_numpy(update.shift if bias is None else update.on_bias(bias))
+            torch.addcmul(added, block, torch.from_numpy(update.scale), out=scores)
+            if i == 0:
+                now = scores.argmax(1)
+            # Few decisions change from one strength to the next, and a maximum is a fifth of the
+            # work of its place.
+            beaten = (scores.amax(1) > scores.gather(1, now[:, None])[:, 0]).nonzero()[:, 0]
+            now[beaten] = scores[beaten].argmax(1)
+            found[i, rows] = now.numpy()
+
+    _in_blocks(logits, predict)
+    return found
+
+
+def by_grid(
+    found: NDArray[np.int32], labels: Labels | None, gammas: Float64, num_classes: int
+) -> DecisionPath:
+    """The path through the predictions (G, N) at ascending strengths (G,), the first of them 0."""
+    changes = np.concatenate([np.ones((1, found.shape[1]), bool), found[1:] != found[:-1]])
+    sample, at = np.nonzero(changes.T)
+    facts = (num_classes, float(gammas[-1]), False)
+    return _of_steps(sample, gammas[at], found[at, sample], labels, facts)
+
+
+def _of_steps(
+    sample: NDArray[Any],
+    gamma: Float64,
+    label: NDArray[Any],
+    labels: Labels | None,
+    facts: tuple[int, float, bool],
+) -> DecisionPath:
+    """The path from steps (M,), sample by sample: where each begins, and what is predicted then."""
+    label = label.astype(np.int64)
+    first = np.concatenate([[True], sample[1:] != sample[:-1]])
+    before = np.concatenate([[-1], label[:-1]])
+    later = np.flatnonzero(~first)
+    later = later[np.argsort(gamma[later], kind="stable")]
+    truth = np.full(int(first.sum()), -2) if labels is None else labels
+    return DecisionPath(
+        facts[0], truth, facts[1], facts[2], label[first],
+        gamma[later], sample[later], before[later], label[later],
+    )  # fmt: skip
+
+
+def _lines(family: Family) -> tuple[Float64, bool]:
+    lines = family.slopes()
+    if lines is None:
+        raise ValueError("the scores are no straight lines")
+    return lines
+
+
+def _in_blocks(logits: NDArray[Any], work: Work, device: str = "cpu") -> None:
+    """Some rows at a time, so that memory does not grow with N."""
+    on_cpu = device == "cpu"
+    step = max(1, (_BLOCK if on_cpu else _LARGE_BLOCK) // logits.shape[1])
+    in_blocks(len(logits), step, lambda: work, on_cpu=on_cpu)

@@ -1,0 +1,51 @@
+"""A method as straight lines in its strength, where it is one: what the exact path needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Float64, Head, RowUpdate
+from rescale_cli.core.methods import Adjustment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Family:
+    """One method with its policies, at every strength."""
+
+    adjustment: Adjustment
+    """The strength in it is of no account."""
+    head: Head
+    counts: ClassCounts
+
+    def at(self, strength: float) -> RowUpdate:
+        """What the method does at that strength."""
+        return replace(self.adjustment, strength=strength).update(self.head, self.counts)
+
+    def scores(self, logits: NDArray[np.generic], strength: float = 0.0) -> Float64:
+        """The logits (N, C) of the head after the method, float64."""
+        update = self.at(strength)
+        return update.on_logits(np.asarray(logits, np.float64), self.head.bias)
+
+    def slopes(self) -> tuple[Float64, bool] | None:
+        """The slopes (C,), and whether they are those of the logarithms of the scores.
+
+        The score of class k is u_k exp(gamma s_k) for re-scaling, s_k = log(n_1 / n_k), and for
+        tau-norm, s_k = -log |w_k|, whose common factor changes no decision; it is z_k + tau s_k for
+        logit adjustment, s_k = -log prior_k.
+
+        Returns:
+            None where the scores are no such lines: a bias that is kept is added after the factor,
+            and rows that tau-norm leaves alone do not take part in its common factor.
+        """
+        bias, policy = self.head.bias, self.adjustment.bias_policy
+        if self.adjustment.method == "logit-adjust":
+            return self.at(1.0).shift, False
+        if bias is not None and policy == "keep" and bias.any():
+            return None
+        if self.adjustment.method == "tau-norm":
+            return (-np.log(self.head.norms), True) if self.counts.kept.all() else None
+        return np.log(self.counts.factors(1.0)), True

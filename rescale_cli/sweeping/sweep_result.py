@@ -1,0 +1,203 @@
+"""What a sweep found: the choice, what it does to every metric and class, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Float64, Head
+from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.predictions import Labels, Predictions
+from rescale_cli.errors import BadInput, UsageError
+from rescale_cli.measures.calibration import measure
+from rescale_cli.measures.metrics import Confusion, metrics_of, table_of
+from rescale_cli.measures.significance import Interval, bootstrap
+from rescale_cli.measures.temperature import fit_temperature
+from rescale_cli.sweeping.choose import CHOICES, Choice, Objective
+from rescale_cli.sweeping.straight_lines import Family
+from rescale_cli.sweeping.sweep import Outcome, Parts, Wanted, decide, families, parts_of, pick
+
+#: Points of the curve that is shown.
+CURVE = 401
+_HELD = 1 << 22
+
+Metrics = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class At:
+    """One strength, on the samples to report on."""
+
+    gamma: float
+    metrics: Metrics
+    intervals: Mapping[str, Interval | None]
+    recall: Float64
+    """(C,), NaN for a class without samples."""
+    predicted: Labels
+    """Of the samples that are reported on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sweep:
+    """The best method of those that were tried, at its best strength."""
+
+    wanted: Wanted
+    objective: Objective
+    best: Outcome
+    others: tuple[Outcome, ...]
+    parts: Parts
+    at: Mapping[str, At]
+    """`0`, the head as it is, and `chosen`; empty without labels."""
+    oracle: Choice | None
+    """The best strength on the samples that are reported on."""
+    curve: Mapping[str, Float64]
+    """Metrics of all samples, (G,) each, and `gamma`, (G,)."""
+    breakpoints: int
+    """Strengths up to the limit at which a decision changes."""
+    negative_true: float | None
+    """The share of samples whose true class has a negative score: they sink as gamma grows."""
+    lost: float | None
+    """The share that no strength can win: no positive true score, but another one."""
+    temperature: float | None
+
+
+def sweep(
+    predictions: Predictions,
+    head: Head,
+    counts: ClassCounts,
+    methods: Sequence[Adjustment],
+    wanted: Wanted,
+    *,
+    fit: bool = False,
+    device: str = "cpu",
+) -> Sweep:
+    """Try every strength of the methods on N samples, choose one, and report what it does.
+
+    Args:
+        predictions: of the head as it is.
+        head: of the checkpoint.
+        counts: of its classes; with a target prior they say what the choice is for.
+        methods: to choose among; their strengths are of no account.
+        wanted: how to choose.
+        fit: fit a temperature on the samples to choose on.
+        device: where the arithmetic is done.
+
+    Raises:
+        BadInput: no labels where they are needed, or too few samples.
+        UsageError: a metric of classes that do not occur.
+    """
+    labels = predictions.labels
+    if labels is None and not wanted.unlabeled:
+        raise BadInput(
+            f"{predictions.source} has no labels to choose with",
+            fix="choose by the predicted classes alone: --unlabeled, or give labels",
+        )
+    objective = objective_of(wanted, counts)
+    target = counts.target if counts.target is not None else np.ones(head.num_classes)
+    target = target / target.sum()
+    parts = parts_of(labels, len(predictions.logits), wanted)
+    tried = [
+        decide(family, predictions, parts, wanted, objective, target, device)
+        for family in families(head, counts, methods)
+    ]
+    best = max(tried, key=lambda outcome: outcome.choice.value)
+    plain = Family(Adjustment(), head, counts)
+    strengths = (("0", plain, 0.0), ("chosen", best.family, best.choice.gamma))
+    curve, oracle, at = _curve(best, wanted), None, {}
+    if labels is not None:
+        curve |= table_of(best.path.tallies(curve["gamma"]), objective.groups)
+        at = {
+            name: at_strength(family, gamma, predictions, parts, objective, wanted)
+            for name, family, gamma in strengths
+        }
+        if not wanted.unlabeled:
+            oracle = pick(best.path.of(parts.reported), wanted, objective, target)
+    return Sweep(
+        wanted, objective, best, tuple(o for o in tried if o is not best), parts, at, oracle,
+        curve, len(best.path.breakpoints()) - 1, *_signs(best.family, predictions),
+        _temperature(best, predictions, parts) if fit else None,
+    )  # fmt: skip
+
+
+def objective_of(wanted: Wanted, counts: ClassCounts) -> Objective:
+    """What is to be large: with a target prior, the accuracy to expect under it."""
+    metric = CHOICES.get(wanted.metric)
+    if metric is None:
+        raise UsageError(
+            f"there is no metric {wanted.metric!r} to choose by",
+            saw=f"known: {', '.join(CHOICES)}",
+            fix="--metric balanced-accuracy",
+        )
+    groups = counts.groups(*wanted.sizes)
+    if counts.target is not None and metric == "balanced_accuracy":
+        return Objective("target_accuracy", groups, counts.target)
+    return Objective(metric, groups)
+
+
+def _curve(best: Outcome, wanted: Wanted) -> dict[str, Float64]:
+    even = np.linspace(0, wanted.limit, CURVE)
+    return {"gamma": np.unique(np.append(even, best.choice.gamma))}
+
+
+def at_strength(
+    family: Family,
+    gamma: float,
+    predictions: Predictions,
+    parts: Parts,
+    objective: Objective,
+    wanted: Wanted,
+) -> At:
+    """Everything that can be measured at one strength, on the samples to report on."""
+    assert predictions.labels is not None
+    rows = parts.reported if parts.apart else slice(None)
+    labels = predictions.labels[rows]
+    measured = measure(
+        predictions.logits[rows], labels, lambda logits: family.scores(logits, gamma)
+    )
+    classes = predictions.num_classes
+    confusion = Confusion.of(measured.predicted, labels, classes)
+    groups = objective.groups
+    intervals = bootstrap(
+        measured.predicted, labels, classes, groups,
+        replicates=wanted.replicates, seed=wanted.seed,
+    ) if wanted.replicates else {}  # fmt: skip
+    metrics = dict(metrics_of(confusion, groups, measured))
+    recall = confusion.tallies.recall
+    if objective.target is not None:
+        there = ~np.isnan(recall)
+        shares = objective.target[there] / objective.target[there].sum()
+        metrics["target_accuracy"] = float((shares * recall[there]).sum())
+    return At(gamma, metrics, intervals, recall, measured.predicted)
+
+
+def _signs(family: Family, predictions: Predictions) -> tuple[float | None, float | None]:
+    """The shares of samples with a negative true score, and of those that no strength can win."""
+    if predictions.labels is None or family.adjustment.method == "logit-adjust":
+        return None, None
+    kept = family.adjustment.bias_policy == "keep"
+    bias = family.head.bias if kept else None
+    negative = lost = 0
+    step = max(1, _HELD // predictions.num_classes)
+    for first in range(0, len(predictions.logits), step):
+        rows = slice(first, first + step)
+        scores = family.scores(predictions.logits[rows])
+        scores = scores if bias is None else scores - bias
+        true = np.take_along_axis(scores, predictions.labels[rows, None], 1)[:, 0]
+        negative += int((true < 0).sum())
+        lost += int(((true <= 0) & (scores.max(axis=1) > 0)).sum())
+    samples = len(predictions.logits)
+    return negative / samples, lost / samples if bias is None else None
+
+
+def _temperature(best: Outcome, predictions: Predictions, parts: Parts) -> float:
+    """Fitted on the samples to choose on, at the chosen strength."""
+    if predictions.labels is None:
+        raise UsageError("a temperature cannot be fitted without labels", fix="give labels")
+    rows = parts.chosen if parts.apart else slice(None)
+    family, gamma = best.family, best.choice.gamma
+    return fit_temperature(
+        predictions.logits[rows], predictions.labels[rows], lambda z: family.scores(z, gamma)
+    )

@@ -1,0 +1,72 @@
+"""A checkpoint's head, its counts, and what the model says of data: what a sweep starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rescale_cli.checkpoints.checkpoint import open_checkpoint
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Head
+from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.predictions import Predictions
+from rescale_cli.evaluating.evaluation import DataChoice, Notes, Progress, predictions_of
+from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """One model, ready to be adjusted without being run again."""
+
+    path: Path
+    head: Head
+    counts: ClassCounts
+    predictions: Predictions
+    warnings: Warnings
+
+
+def try_on(
+    path: Path,
+    counts: CountsChoice,
+    choice: DataChoice,
+    *,
+    heads: Sequence[str] = (),
+    accept: frozenset[str] = frozenset(),
+    labelled: bool = True,
+    progress: Progress | None = None,
+    notes: Notes = lambda _: None,
+) -> Trial | None:
+    """Find the head, hold the counts against it, and only then run the model on the data.
+
+    Args:
+        path: a checkpoint file or folder.
+        counts: of the training set.
+        choice: the data, or logits that were computed before.
+        heads: names of the heads, where the tool cannot tell.
+        accept: full names of pickle globals that are let pass, still without being run.
+        labelled: whether it is an error that nobody knows the labels.
+        progress: called as the images go through.
+        notes: told what the user should know.
+
+    Returns:
+        None on any rank of torchrun but 0.
+
+    Raises:
+        RescaleError: no head that can be re-scaled, counts that are not its rows', data that do not
+            go with the model.
+    """
+    checkpoint = open_checkpoint(path, accept)
+    plan = make_plan(checkpoint, counts, Adjustment(), heads=heads, compose=True)
+    warnings = list(plan.warnings)
+    if plan.records:
+        text = f"{path.name} was re-scaled before; what is chosen here would come on top of that"
+        warnings.append(("rescaled-before", text))
+    first = plan.heads[0]
+    predictions = predictions_of(
+        path, choice, num_classes=first.keys.num_classes, classes=counts.classes, accept=accept,
+        labelled=labelled, progress=progress, notes=notes,
+    )  # fmt: skip
+    if predictions is None:
+        return None
+    return Trial(path, first.before, plan.counts, predictions, tuple(warnings))
