@@ -1,14 +1,18 @@
 """Every check that needs a CUDA device, in one table: what was compared, and how far apart it was.
 
-python examples/benchmarks/gpu.py
+    python examples/benchmarks/gpu.py
+
+Behind the table come the benchmarks of prediction and training on that device.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -150,7 +154,11 @@ def main() -> int:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for name, (check, setting) in CHECKS.items():
         verdict, cost = check(setting)
-        print(f"{name:47} {verdict:28} {cost:>16}")
+        print(f"{name:47} {verdict:28} {cost:>16}", flush=True)
+    for script in ("evaluate.py", "train.py"):
+        print(flush=True)
+        here = Path(__file__).with_name(script)
+        subprocess.run([sys.executable, here, "--device", "cuda"], check=True)
     return 0
 
 
