@@ -299,3 +299,54 @@ def test_shapes_alone_find_the_head_or_an_honest_refusal(widths, classes, convol
         assert classes in widths or len({*widths, classes}) <= len(widths)
     else:
         assert weights(found) == [f"{names[-1]}.weight"] or classes in widths
+
+
+def test_the_copy_that_a_module_keeps_of_a_normed_weight_is_no_second_head() -> None:
+    normed = [info("fc.weight_g", 10, 1), info("fc.weight_v", 10, 64), info("fc.weight", 10, 64)]
+    found = find_heads([*backbone(), *normed, info("fc.bias", 10)])
+    assert weights(found) == ["fc.weight_g"]
+    assert found.heads[0].layout == "weight_norm"
+
+
+def test_a_weight_norm_that_is_not_by_rows_gives_no_head() -> None:
+    normed = [info("fc.weight_g", 1, 64), info("fc.weight_v", 10, 64), info("fc.bias", 10)]
+    with pytest.raises(NoClassifier):
+        find_heads([*backbone(), *normed])
+
+
+@pytest.mark.parametrize("leaf", ["kernel", "weight_orig"])
+def test_a_weight_by_another_name_has_its_bias(leaf: str) -> None:
+    shape = (64, 10) if leaf == "kernel" else (10, 64)
+    found = find_heads([*backbone(), info(f"fc.{leaf}", *shape), info("fc.bias", 10)])
+    assert weights(found) == [f"fc.{leaf}"]
+    assert found.heads[0].bias == "fc.bias"
+    assert (found.heads[0].num_classes, found.heads[0].feature_dim) == (10, 64)
+
+
+def test_a_head_under_spectral_norm_is_refused() -> None:
+    normed = [info("fc.weight_orig", 10, 64), info("fc.weight_u", 10), info("fc.weight_v", 64)]
+    with pytest.raises(BadHead, match="spectral norm"):
+        find_heads([*backbone(), *normed, info("fc.bias", 10)])
+
+
+def test_a_named_layer_whose_weight_is_computed_is_refused_by_its_name() -> None:
+    computed = [info("fc.parametrizations.weight.original", 10, 64), info("fc.bias", 10)]
+    with pytest.raises(BadHead, match="fc has no weight of its own"):
+        find_heads([*backbone(), *computed], names=["fc"])
+
+
+def test_an_inner_layer_is_not_taken_where_the_last_one_is_no_matrix() -> None:
+    with pytest.raises(NoClassifier, match="no linear layer"):
+        find_heads([
+            *(info(f"conv_layers.{i}.weight", 40, 40, 3) for i in range(3)),
+            info("conv_layers.9.weight", 3, 40, 1), info("conv_layers.9.bias", 3),
+            info("fc.weight", 1, 1, 1175),
+        ])  # fmt: skip
+
+
+def test_a_head_with_the_shape_of_a_table_of_words_is_a_question() -> None:
+    model = [info("decoder.tok_embedding.weight", 137, 64), *head("decoder.fc_out", 137)]
+    with pytest.raises(AmbiguousHead):
+        find_heads([*backbone(), *model])
+    found = find_heads([*backbone(), *model], num_classes=137)
+    assert weights(found) == ["decoder.fc_out.weight"]

@@ -18,6 +18,7 @@ from rescale_cli.files.regular_file import (
     refuse_lfs_pointer,
     stamp_of,
 )
+from rescale_cli.files.zip_table import list_names
 from rescale_cli.formats._interface import Contents
 from rescale_cli.formats.sharded_folder import WEIGHTS, names_in_config, read_config
 
@@ -29,11 +30,16 @@ FOREIGN = {
     b"BZh": "a bzip2 archive",
     b"\xfd7zXZ\x00": "an xz archive",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
     b"\x93NUMPY": "a NumPy array",
     b"TFL3": "a TensorFlow Lite model",
     b"PK\x03\x04": "a zip archive that torch.save did not write",
     b"\x80": "a plain pickle, or a torch file that lacks its beginning",
 }
+
+
+#: What to do about a model whose weights another runtime keeps in a form of its own.
+_EXPORTED = "re-scale the checkpoint that it was exported from, and export that again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +149,26 @@ def _with_config(contents: Contents, path: Path) -> Contents:
     )
 
 
+def _is_exported(path: Path) -> bool:
+    """Whether a zip is what torch.export.save writes."""
+    try:
+        names = list_names(path)
+    except BadCheckpoint:
+        return False
+    return any(n.endswith(("archive_format", "serialized_exported_program.json")) for n in names)
+
+
 def _unclaimed(path: Path, head: bytes) -> BadCheckpoint:
     kind = next((kind for magic, kind in FOREIGN.items() if head.startswith(magic)), None)
+    fix = "name a safetensors file, a file of torch.save, or a Hugging Face or timm folder"
     if not head:
         kind = "an empty file"
+    elif head.startswith(b"PK") and _is_exported(path):
+        kind, fix = "an archive of torch.export", _EXPORTED
+    elif head[0] == 8 and path.suffix == ".onnx":  # the tag of ir_version, the first field
+        kind, fix = "an ONNX model", _EXPORTED
     return BadCheckpoint(
         f"{path.name} is not a checkpoint that this tool reads",
         saw=kind or f"the first bytes {head[:8]!r}",
-        fix="name a safetensors file, a file of torch.save, or a Hugging Face or timm folder",
+        fix=fix,
     )

@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 
 from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import BadInput
-from rescale_cli.finding.head_checks import refuse_by_config, refuse_unfit, refuse_without_head
+from rescale_cli.finding.head_checks import (
+    is_vocabulary,
+    refuse_by_config,
+    refuse_hidden,
+    refuse_parametrized,
+    refuse_unfit,
+    refuse_without_head,
+)
 from rescale_cli.finding.head_evidence import Scored, ambiguous, score
 from rescale_cli.finding.head_names import opinion, words_of
 from rescale_cli.finding.matrices import matrices
@@ -86,6 +93,7 @@ def find_heads(
     roots = copies(model)
     leading = [t for t in model if not t.name.startswith(roots[1:])] if roots else model
     if names:
+        refuse_parametrized(names, model)
         winners = named_heads(matrices(model), matrices(leading), names, num_classes)
         others: list[Scored] = []
         warnings: tuple[str, ...] = ()
@@ -133,6 +141,11 @@ def _decide(
         saw = "; ".join(f"{s.matrix.weight.name}: {s.why}" for s in fitting[:2])
         raise refuse_without_head(tensors, saw)
     best = fitting[0]
+    if best.matrix.rows != k:
+        refuse_hidden(best.matrix, tensors)
+        tables = [s for s in scored if is_vocabulary(s.matrix, best.matrix)]
+        if tables and not best.told:
+            raise ambiguous([best, *tables])
     rest = [s for s in fitting[1:] if s.points > ENOUGH - 1 or _auxiliary(s)]
     if len(rest) > _MOST:
         raise ambiguous([best, *rest])

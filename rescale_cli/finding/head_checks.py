@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from rescale_cli.core.tensor_info import HEAD_DTYPES, TensorInfo
 from rescale_cli.errors import BadHead, NoClassifier
+from rescale_cli.finding.head_names import layer_path, opinion, words_of
 from rescale_cli.finding.matrices import Matrix
 
 #: Parameters beside a weight whose rows are brought to length 1 before they are used.
@@ -25,6 +26,9 @@ _QUANTISED = re.compile(
 
 #: A weight of a frozen TorchScript file: its code may use it in any way, and more than once.
 _FROZEN = re.compile(r"constants\.[0-9]+")
+
+#: Words of a table with a row for each word of a language.
+_TOKENS = {"tok", "token", "tokens", "wte", "word", "words", "vocab", "shared"}
 
 #: The tasks of transformers that have no classes of the user's, by the end of the class name.
 _OTHER_TASKS = (
@@ -80,6 +84,12 @@ def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
             saw=where + (f"; {m.module}.{beside}" if beside else ""),
             fix="re-scale the checkpoint from before it was quantised",
         )
+    if "weight_u" in inside:
+        raise BadHead(
+            "the head is under spectral norm: it divides its rows by a number that they decide",
+            saw=f"{where}; {m.module}.weight_u",
+            fix="call torch.nn.utils.remove_spectral_norm on the layer, save, and re-scale that",
+        )
     for rest, tensor in inside.items():
         if rest in _COSINE and tensor.numel == 1:
             raise NoClassifier(
@@ -87,6 +97,44 @@ def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
                 saw=f"{where}; beside it {tensor.name}",
                 fix="adjust the logits where the model is used: z_i - tau * log(n_i / N)",
             )
+
+
+def refuse_parametrized(names: Sequence[str], tensors: Sequence[TensorInfo]) -> None:
+    """Raise BadHead if the user names a layer whose weight is computed as the model runs."""
+    for name in names:
+        module = name.removesuffix(".weight")
+        for tensor in tensors:
+            owner, _, rest = tensor.name.partition(".parametrizations.weight.")
+            if rest == "original" and f".{owner}".endswith(f".{module}"):
+                raise BadHead(
+                    f"{owner} has no weight of its own: it is computed as the model runs",
+                    saw=f"{tensor.name} {tensor.shape}",
+                    fix="call torch.nn.utils.parametrize.remove_parametrizations on the layer, "
+                    "save, and re-scale that",
+                )
+
+
+def refuse_hidden(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
+    """Raise NoClassifier if m has no name of a last layer, and a layer that is no matrix has."""
+    if opinion(m.path).points > 0:
+        return
+    for tensor in tensors:
+        module, _, leaf = tensor.name.rpartition(".")
+        path = layer_path(module)
+        if leaf != "weight" or len(tensor.shape) < 3 or len(path) > len(m.path):
+            continue
+        if max(tensor.shape[2:]) > 1 and opinion(path).points >= 2:
+            raise _none(
+                "the last layer of this network is no linear layer",
+                f"{tensor.name} {tensor.shape}; before it {m.weight.name} {m.weight.shape}",
+            )
+
+
+def is_vocabulary(table: Matrix, head: Matrix) -> bool:
+    """Whether a table of words has the very shape of the head: a language model has such a pair."""
+    if table.bias or (table.rows, table.width) != (head.rows, head.width):
+        return False
+    return any(_TOKENS & set(words_of(step)) for step in table.path)
 
 
 def refuse_without_head(tensors: Sequence[TensorInfo], saw: str) -> NoClassifier:

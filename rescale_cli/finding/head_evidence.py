@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rescale_cli.errors import AmbiguousHead
 from rescale_cli.finding.head_names import opinion, says_class, says_conv
-from rescale_cli.finding.matrices import Matrix
+from rescale_cli.finding.matrices import WEIGHTS, Matrix
 from rescale_cli.finding.shape_graph import Graph
 
 
@@ -26,6 +26,8 @@ class Scored:
     """Whether nothing takes its rows."""
     excluded: bool = False
     """Whether its name tells it apart from a final layer."""
+    told: bool = False
+    """Whether the user or config.json gives its number of rows, or its name."""
 
     @property
     def why(self) -> str:
@@ -55,7 +57,7 @@ def score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None) 
     if m.bias:
         evidence.append((1, "a bias of that length"))
     said = opinion(m.path)
-    bare = m.weight.name.rpartition(".")[2] not in ("weight", "weight_g", "original0")
+    bare = m.weight.name.rpartition(".")[2] not in (*WEIGHTS, "weight_g", "original0")
     evidence.append((min(said.points, 0) if bare else said.points, said.reason))
     if bare:
         evidence.append((-2, "a bare parameter"))
@@ -75,14 +77,16 @@ def score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None) 
             evidence.append((-2, f"{m.rows} is a round number"))
     if k is not None and m.rows == k:
         evidence.append((2, f"{k} rows, as told"))
-    evidence += _from_config(m, config)
+    said_by_config = _from_config(m, config)
+    told = m.rows == k or sum(p for p, _ in said_by_config) > 0
+    evidence += said_by_config
     # Looking around costs time, and thousands of experts are out of the question already.
     fed = graph.feeds(m) if sum(p for p, _ in evidence) > 0 else None
     if fed:
         evidence.append((-4, f"its rows go on into {fed}"))
     points = sum(p for p, _ in evidence)
     reasons = tuple(w for p, w in evidence if w)
-    return Scored(m, points, reasons, graph.is_end(m), said.excluded or bool(fed))
+    return Scored(m, points, reasons, graph.is_end(m), said.excluded or bool(fed), told)
 
 
 def _from_config(m: Matrix, config: Mapping[str, object]) -> list[tuple[float, str]]:

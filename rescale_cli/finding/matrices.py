@@ -14,6 +14,9 @@ _WEIGHT_NORM = (
     (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
 )
 
+#: What the weight of a linear layer is called: by torch, by torch under pruning, by Flax.
+WEIGHTS = ("weight", "weight_orig", "kernel")
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
@@ -35,7 +38,10 @@ def matrices(tensors: Sequence[TensorInfo]) -> list[Matrix]:
     by_name = {tensor.name: tensor for tensor in tensors}
     found = []
     for tensor in tensors:
-        matrix = _weight_norm(tensor, by_name) or _plain(tensor, by_name)
+        if _is_of_a_norm(tensor.name, by_name):
+            matrix = _weight_norm(tensor, by_name)
+        else:
+            matrix = _plain(tensor, by_name)
         if matrix:
             found.append(matrix)
     return found
@@ -56,15 +62,22 @@ def _weight_norm(tensor: TensorInfo, by_name: dict[str, TensorInfo]) -> Matrix |
     return None
 
 
+def _is_of_a_norm(name: str, by_name: dict[str, TensorInfo]) -> bool:
+    """Whether a tensor is g, v, or the weight that a module keeps beside them and overwrites."""
+    if re.search(r"\.weight_v$|\.parametrizations\.\w+\.original\d*$", name):
+        return True
+    module = name.removesuffix("_g").removesuffix(".weight")
+    return module != name and f"{module}.weight_g" in by_name and f"{module}.weight_v" in by_name
+
+
 def _plain(tensor: TensorInfo, by_name: dict[str, TensorInfo]) -> Matrix | None:
     if not _is_linear(tensor.shape) or is_integer(tensor):
         return None
-    if re.search(r"\.weight_v$|\.parametrizations\.\w+\.original\d*$", tensor.name):
-        return None
     module, _, leaf = tensor.name.rpartition(".")
     rows, width = tensor.shape[:2]
-    path = layer_path(module) if leaf == "weight" else (*layer_path(module), leaf)
-    bias = by_name.get(f"{module}.bias" if module else "bias") if leaf == "weight" else None
+    named = leaf in WEIGHTS
+    path = layer_path(module) if named else (*layer_path(module), leaf)
+    bias = by_name.get(f"{module}.bias" if module else "bias") if named else None
     if _vector(bias, rows):
         layout = "linear" if len(tensor.shape) == 2 else "conv1x1"
         return Matrix(tensor, bias, module, path, layout, rows, width)

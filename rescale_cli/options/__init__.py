@@ -24,7 +24,7 @@ OptionalCounts = Annotated[
     typer.Option("--counts", metavar="FILE|-", help="Training samples of each class."),
 ]
 NumClasses = Annotated[
-    int | None, typer.Option("--num-classes", metavar="C", min=2, help="The number of classes.")
+    int | None, typer.Option("--num-classes", metavar="C", min=1, help="The number of classes.")
 ]
 Heads = Annotated[
     list[str] | None,
