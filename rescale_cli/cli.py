@@ -8,7 +8,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -102,12 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = _as_problem(error)
         if sum(word.count("v") for word in words if re.fullmatch("-v+", word)) > 1:
             traceback.print_exception(error)
-        with contextlib.suppress(BrokenPipeError):
-            _end_together(problem, lambda: speaker.error(problem))
+        _end_together(problem, lambda: _speak(speaker, problem))
         return problem.exit_code
     _end_together(None, lambda: None)
     if code == Interrupted.exit_code:
-        speaker.error(_as_problem(KeyboardInterrupt()))
+        _speak(speaker, _as_problem(KeyboardInterrupt()))
     return code if isinstance(code, int) else 0
 
 
@@ -143,6 +144,16 @@ def _as_problem(error: BaseException) -> RescaleError:
     )
 
 
+def _speak(speaker: Screen, problem: RescaleError) -> None:
+    """Tell an error: on stderr if stdout, where its document belongs, takes nothing."""
+    try:
+        speaker.error(problem)
+    except OSError:
+        with contextlib.suppress(OSError):
+            replace(speaker, as_json=False).error(problem)
+        _leave_quietly()
+
+
 def _end_together(problem: RescaleError | None, speak: Callable[[], None]) -> None:
     """Of the processes that torchrun started, rank 0 speaks, and the others wait for its words."""
     if "RANK" not in os.environ:
@@ -161,6 +172,9 @@ def _command_in(words: Sequence[str]) -> str:
 
 def _prepare_streams() -> None:
     """Names with bytes that the terminal cannot show must not stop a command."""
+    # Python has no stream where the system has none, and print would then fail.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (until the end)
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -6,13 +6,18 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 #: Ctrl-C, the polite kill, and the terminal that was closed; not every system has all of them.
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+
+#: Whether what is being done is the last step of a command, and whether all is done.
+_last: ContextVar[bool] = ContextVar("last", default=False)
+_done: ContextVar[bool] = ContextVar("done", default=False)
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
@@ -29,6 +34,27 @@ def ignore() -> None:
 
 
 @contextlib.contextmanager
+def last_step() -> Iterator[None]:
+    """Inside, a command does what it is for; once that is done, signals come too late."""
+    token = _last.set(True)
+    try:
+        yield
+    finally:
+        _last.reset(token)
+
+
+def committed() -> None:
+    """An output has its name. If that was the last step, signals would make it look undone."""
+    if _last.get():
+        finish()
+
+
+def finish() -> None:
+    """All is done but for telling it: inside `interruptible`, signals come too late from now on."""
+    _done.set(True)
+
+
+@contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Inside, the first signal raises KeyboardInterrupt; the next do not disturb the cleaning up.
 
@@ -39,6 +65,7 @@ def interruptible() -> Iterator[None]:
         yield  # Python lets only the main thread handle signals
         return
     masked = hasattr(signal, "pthread_sigmask")
+    _done.set(False)
     before = _replace(_stop)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING) if masked else set()
     try:
@@ -68,7 +95,9 @@ def undisturbed() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
+def _stop(number: int, frame: FrameType | None) -> None:
+    if _done.get():
+        return
     ignore()
     raise KeyboardInterrupt
 

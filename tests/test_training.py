@@ -286,6 +286,43 @@ def test_a_folder_with_a_run_is_not_trained_in_unless_told(tiny: Recipe, tmp_pat
 # ------------------------------------------------------------------------------- what goes wrong
 
 
+def test_what_a_killed_run_left_before_its_first_state_is_in_nobodys_way(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".rescale-cli-1-abc.tmp").write_text("left behind")
+    RunFolder(tmp_path / "run").prepare(force=False)
+    assert train(replace(tiny, epochs=1), RunFolder(tmp_path / "run")) is not None
+
+
+def test_a_run_that_cannot_begin_leaves_the_one_before_it_as_it_was(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    trained(replace(tiny, epochs=1), tmp_path / "run")
+    files = {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    for change in ({"data": "npz:typo.npz"}, {"arch": "rescale:resnet9"}):
+        words = words_of(replace(tiny, **change), tmp_path / "run")
+        assert main([*words, "--force"]) in (2, 3, 5)
+        assert {p: p.read_bytes() for p in (tmp_path / "run").iterdir()} == files
+
+
+def test_a_signal_between_two_epochs_loses_no_line(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(replace(tiny, epochs=2), tmp_path / "whole")
+    add = RunFolder.add_line
+
+    def struck(folder: RunFolder, line: dict[str, Any]) -> None:
+        if line["epoch"] == 1:
+            signal.raise_signal(signal.SIGINT)
+        add(folder, line)
+
+    monkeypatch.setattr(RunFolder, "add_line", struck)
+    with pytest.raises(Interrupted):
+        trained(replace(tiny, epochs=2), tmp_path / "run")
+    assert_same(gone_on(tmp_path / "run"), whole)
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_says_so(tiny: Recipe, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="diverged") as caught:
         trained(replace(tiny, lr=1e5, momentum=0.99), tmp_path / "run")

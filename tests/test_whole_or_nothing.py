@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from rescale_cli.patching.patch import Target, apply_plan
 from rescale_cli.patching.patched_file import write_changed
 from rescale_cli.patching.plan import Plan
 from rescale_cli.patching.proof import verify
+from rescale_cli.reports.screen import Screen
 
 NAMES = {"safetensors": "m.safetensors", "zip": "m.pth", "legacy": "l.pth", "folder": "hf"}
 
@@ -228,9 +230,11 @@ for turn in range(rounds):
     child = forked("0.5", *(["--force"] if force else []))
     time.sleep(random.uniform(0, whole))
     os.kill(child, number)
-    codes.add(wait(child))
+    code = wait(child)
+    codes.add(code)
     if force or output.exists():
         verify(output, source)
+    assert force or number == signal.SIGKILL or output.exists() == (code == 0), code
     left = [p for p in output.parent.iterdir() if p.name.startswith(".rescale-cli-")]
     assert number == signal.SIGKILL or not left, left
 assert wait(forked("0.6", "--force")) == 0
@@ -247,7 +251,6 @@ print(sorted(codes))
 def test_a_signal_at_any_time_leaves_nothing_or_a_whole_file(
     place: Path, name: str, force: str
 ) -> None:
-    import signal
 
     number = getattr(signal, name)
     original = hashes(place / "in")
@@ -257,6 +260,57 @@ def test_a_signal_at_any_time_leaves_nothing_or_a_whole_file(
     assert codes <= ({0, -9} if name == "SIGKILL" else {0, 130}), codes
     assert hashes(place / "in") == original
     assert "bug of ours" not in (place / "heard").read_text()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_once_the_output_has_its_name_comes_too_late(
+    place: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rename, output = Path.rename, place / "out" / "m.pth"
+
+    def struck(path: Path, target: Path) -> Path:
+        renamed = rename(path, target)
+        if target == output:
+            signal.raise_signal(getattr(signal, name))
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", struck)
+    assert apply(place / "in" / "m.pth", "-o", output, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ok"]
+    verify(output, place / "in" / "m.pth")
+    assert not leftovers(place)
+
+
+def test_a_signal_while_the_result_is_printed_makes_no_second_document(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = Screen._document
+
+    def struck(screen: Screen, content: dict[str, object]) -> None:
+        document(screen, content)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Screen, "_document", struck)
+    assert main(["inspect", str(place / "in" / "m.pth"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_output_that_takes_nothing_is_one_clear_error(place: Path, options: list[str]) -> None:
+    words = [sys.executable, "-m", "rescale_cli", "inspect", str(place / "in" / "m.pth"), *options]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 5, done.stderr
+    assert "no space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_killed_run_left_in_a_folder_is_not_copied(place: Path) -> None:
+    source = place / "in" / NAMES["folder"]
+    (source / ".rescale-cli-1-abc.tmp").write_text("left behind")
+    assert apply(source, "-o", place / "out" / "new") == 0
+    assert not leftovers(place / "out" / "new")
 
 
 #: Forks eight runs on one target, which start at one moment; prints their exit codes.

@@ -18,7 +18,7 @@ from rescale_cli.files.regular_file import (
     refuse_lfs_pointer,
     stamp_of,
 )
-from rescale_cli.files.zip_table import list_names
+from rescale_cli.formats import torch_zip
 from rescale_cli.formats._interface import Contents
 from rescale_cli.formats.sharded_folder import WEIGHTS, names_in_config, read_config
 
@@ -149,21 +149,12 @@ def _with_config(contents: Contents, path: Path) -> Contents:
     )
 
 
-def _is_exported(path: Path) -> bool:
-    """Whether a zip is what torch.export.save writes."""
-    try:
-        names = list_names(path)
-    except BadCheckpoint:
-        return False
-    return any(n.endswith(("archive_format", "serialized_exported_program.json")) for n in names)
-
-
 def _unclaimed(path: Path, head: bytes) -> BadCheckpoint:
     kind = next((kind for magic, kind in FOREIGN.items() if head.startswith(magic)), None)
     fix = "name a safetensors file, a file of torch.save, or a Hugging Face or timm folder"
     if not head:
         kind = "an empty file"
-    elif head.startswith(b"PK") and _is_exported(path):
+    elif torch_zip.is_exported(path):
         kind, fix = "an archive of torch.export", _EXPORTED
     elif head[0] == 8 and path.suffix == ".onnx":  # the tag of ir_version, the first field
         kind, fix = "an ONNX model", _EXPORTED

@@ -13,6 +13,7 @@ from rescale_cli import options
 from rescale_cli.errors import UsageError
 from rescale_cli.options.strength_option import read_adjustment
 from rescale_cli.reports.screen import Screen
+from rescale_cli.signals import last_step
 
 
 def apply(
@@ -91,29 +92,30 @@ def apply(
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other", fix="leave one of them out")
     what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
-    applied = api.apply(
-        model,
-        counts,
-        what.strength,
-        output=output,
-        method=what.method,
-        normalize=what.normalize,
-        bias=what.bias,
-        heads=head or (),
-        num_classes=num_classes,
-        classes=classes,
-        zero_count=zero_count.value,
-        max_factor=what.max_factor,
-        exclude_class=exclude_class or (),
-        target_prior=target_prior,
-        temperature=what.temperature,
-        compose=compose,
-        in_place=in_place,
-        force=force,
-        dry_run=dry_run,
-        undo=not no_undo,
-        accept_global=accept_global or (),
-        command=shlex.join(["rescale-cli", *sys.argv[1:]]),
-    )
+    with last_step():
+        applied = api.apply(
+            model,
+            counts,
+            what.strength,
+            output=output,
+            method=what.method,
+            normalize=what.normalize,
+            bias=what.bias,
+            heads=head or (),
+            num_classes=num_classes,
+            classes=classes,
+            zero_count=zero_count.value,
+            max_factor=what.max_factor,
+            exclude_class=exclude_class or (),
+            target_prior=target_prior,
+            temperature=what.temperature,
+            compose=compose,
+            in_place=in_place,
+            force=force,
+            dry_run=dry_run,
+            undo=not no_undo,
+            accept_global=accept_global or (),
+            command=shlex.join(["rescale-cli", *sys.argv[1:]]),
+        )
     result = report.apply_result(applied)
     Screen("apply", json).result(result, applied.plan.warnings, lambda: tables.show_apply(applied))

@@ -9,6 +9,7 @@ import typer
 
 from rescale_cli import options
 from rescale_cli.reports.screen import Screen
+from rescale_cli.signals import last_step
 
 
 def revert(
@@ -30,8 +31,9 @@ def revert(
     from rescale_cli.patching import restore
     from rescale_cli.reports import report, tables
 
-    done = restore.revert(
-        patched, output, against=against, force=force, accept_global=accept_global or ()
-    )
+    with last_step():
+        done = restore.revert(
+            patched, output, against=against, force=force, accept_global=accept_global or ()
+        )
     result = report.revert_result(done)
     Screen("revert", json).result(result, [], lambda: tables.show_revert(result))

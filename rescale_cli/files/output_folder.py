@@ -12,12 +12,15 @@ from rescale_cli.files.folder_lock import sync_names
 from rescale_cli.files.kernel_copy import copy_bytes
 from rescale_cli.files.regular_file import opened
 
+#: Leftovers of a killed run carry this in their name; they never block the next run.
+MARK = ".rescale-cli-"
+
 
 def copy_folder(source: Path, target: Path, skip: Sequence[Path], home: Path | None = None) -> None:
     """Copy a folder, all but the files in `skip`, and sync what was copied.
 
     A link to a file inside `home` becomes the file; any other link stays a link. Pipes, devices
-    and sockets are left out.
+    and sockets are left out, and so is what a killed run has left.
 
     Args:
         source: the folder.
@@ -31,7 +34,7 @@ def copy_folder(source: Path, target: Path, skip: Sequence[Path], home: Path | N
     home = home or home_of(source)
     target.mkdir()
     for entry in sorted(source.iterdir()):
-        if entry in skip:
+        if entry in skip or entry.name.startswith(MARK):
             continue
         copy, real = target / entry.name, entry.resolve()
         if entry.is_symlink() and not (real.is_file() and real.is_relative_to(home)):

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,11 +16,8 @@ from types import TracebackType
 from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists, RescaleError
 from rescale_cli.files.exchange import exchange
 from rescale_cli.files.folder_lock import locked, sync_names
-from rescale_cli.files.output_folder import sync_folder
-from rescale_cli.signals import undisturbed
-
-#: Leftovers of a killed run carry this in their name; they never block the next run.
-MARK = ".rescale-cli-"
+from rescale_cli.files.output_folder import MARK, sync_folder
+from rescale_cli.signals import committed, undisturbed
 
 
 class Staging:
@@ -64,17 +61,21 @@ class Staging:
         """
         self._outdated.extend(beside)
 
-    def commit(self) -> None:
+    def commit(self, check: Callable[[], None] = lambda: None) -> None:
         """Give every file its name, in order, then make the folder's entries last.
 
         One run at a time does this in a folder, so that of two runs on one target one wins whole,
         with the files beside it. If a step fails, everything is put back as it was.
+
+        Args:
+            check: called when no other run is at work in the folder; what it raises stops all.
 
         Raises:
             OutputExists: the main target has come into being meanwhile, and may not be replaced.
             OSError: the system refused something.
         """
         with locked(self.folder) as folder_fd, undisturbed():
+            check()
             with ExitStack() as way_back:
                 for number, (temporary, target) in enumerate(self._moves, 1):
                     folder = temporary.is_dir()
@@ -85,11 +86,11 @@ class Staging:
                 replaced = [self._place(*move, way_back) for move in self._moves]
                 sync_names(folder_fd)
                 way_back.pop_all()
+                committed()
             for old in filter(None, replaced):
                 _remove(old)
             for file in set(self._outdated) - {target for _, target in self._moves}:
-                with contextlib.suppress(OSError):
-                    file.unlink()
+                _remove(file)
 
     def _place(self, temporary: Path, target: Path, way_back: ExitStack) -> Path | None:
         """Give one file or folder its name; where the one that had it before is kept, if any."""

@@ -41,8 +41,7 @@ def matches(path: Path) -> bool:
     if not path.is_file():
         return False
     with opened(path) as fd:
-        first = os.pread(fd, 9, 0)
-    return len(first) == 9 and first[8:] == b"{"
+        return os.fstat(fd).st_size > 8 and read_at(fd, 8, 1) == b"{"
 
 
 def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:

@@ -45,6 +45,17 @@ def matches(path: Path) -> bool:
         return _FIRST.fullmatch(name) is not None
 
 
+def is_exported(path: Path) -> bool:
+    """Whether a file is an archive of torch.export: a zip, too, with another inside."""
+    with opened(path) as fd:
+        if path.stat().st_size < 4 or read_at(fd, 0, 4) != b"PK\x03\x04":
+            return False
+    try:
+        return any(name.endswith("/archive_format") for name in list_names(path))
+    except BadCheckpoint:
+        return False  # whoever opens it says what is wrong with it
+
+
 def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
     """Read the zip's directory and its pickles; no storage is read and nothing is run.
 

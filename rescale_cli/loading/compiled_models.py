@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli.errors import BadCheckpoint, BadInput
-from rescale_cli.files.regular_file import opened
-from rescale_cli.files.zip_table import ZipTable, list_names, read_record, read_zip_table
+from rescale_cli.files.zip_table import ZipTable, read_record, read_zip_table
 from rescale_cli.formats import torch_zip
 from rescale_cli.json_text import clip, parse_json
 
@@ -20,17 +18,6 @@ if TYPE_CHECKING:
 #: Bytes of one pickled record, at most.
 MAX_PICKLED = 1 << 30
 _EXPORT = "export it again: torch.export.save(torch.export.export(model, ...), 'model.pt2')"
-
-
-def is_exported(path: Path) -> bool:
-    """Whether a file is an archive of torch.export."""
-    with opened(path) as fd:
-        if os.pread(fd, 4, 0) != b"PK\x03\x04":
-            return False
-    try:
-        return any(name.endswith("/archive_format") for name in list_names(path))
-    except BadCheckpoint:
-        return False  # whoever opens it says what is wrong with it
 
 
 def load_script(path: Path) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.formats.sharded_folder import read_config
-from rescale_cli.loading.compiled_models import is_exported
+from rescale_cli.formats.torch_zip import is_exported
 
 
 @dataclass(frozen=True, slots=True)

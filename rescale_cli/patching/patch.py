@@ -82,8 +82,7 @@ def apply_plan(plan: Plan, target: Target) -> Patched:
                 ]
             else:
                 parts = [_stage(plan, plan.files[0], output, staging, target)]
-            plan.checkpoint.refuse_changed()
-            staging.commit()
+            staging.commit(plan.checkpoint.refuse_changed)
     return _patched(output, parts)
 
 
@@ -164,8 +163,7 @@ def _in_place(plan: Plan, target: Target) -> Patched:
         except OSError:  # a file system without second names
             copy_file(source, copy_aside)
         part = _stage(plan, source, source, staging, target)
-        plan.checkpoint.refuse_changed()
-        staging.commit()
+        staging.commit(plan.checkpoint.refuse_changed)
     return _patched(plan.checkpoint.path, [part])
 
 

@@ -91,8 +91,7 @@ def revert(
                 staging.outdate(sidecar_of(output), undo_file_of(output))
                 pairs = [(records[0], staging.aside(output), beside_aside)]
             hashes = [_restore(checkpoint, *pair, original).sha256 for pair in pairs]
-            checkpoint.refuse_changed()
-            staging.commit()
+            staging.commit(checkpoint.refuse_changed)
     root = output if checkpoint.path.is_dir() else None
     finals = [root / record.file.name if root else output for record in records]
     return Reverted(output, dict(zip(finals, hashes, strict=True)), tuple(records))

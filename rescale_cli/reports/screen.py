@@ -14,6 +14,7 @@ from typing import Any
 
 from rescale_cli.errors import AmbiguousHead, RescaleError
 from rescale_cli.json_text import clip, printable
+from rescale_cli.signals import finish
 
 Warning_ = tuple[str, str]
 
@@ -54,8 +55,10 @@ class Screen:
     ) -> None:
         """Print what came out: as JSON, or by `show`, with the warnings on stderr.
 
-        With `failed`, all was done and what came out is not good enough: both are told.
+        With `failed`, all was done and what came out is not good enough: both are told. A signal
+        comes too late now: there is one document, never two.
         """
+        finish()
         if not self.as_json:
             self.warn(warnings)
             show()

@@ -87,6 +87,7 @@ class Run:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.lines: list[dict[str, Any]] = []
         self._images, self._seconds, self._kept = 0, 0.0, time.monotonic()
+        self._resumed = False
 
     def _order(self, epoch: int) -> NDArray[Any]:
         return epoch_order(self.recipe.sampler, self.data.labels, self.recipe.seed, epoch)
@@ -109,6 +110,7 @@ class Run:
         if self.ranks.is_main:  # the sums are of all ranks
             self.sums.copy_(state.tensors["progress.sums"])
         self.lines = self.folder.lines(state.epoch)
+        self._resumed = True
 
     def keep(self) -> None:
         """Write the state of this moment; rank 0 has all of it but the sums of an epoch.
@@ -127,9 +129,12 @@ class Run:
         """All steps and epochs that are left."""
         self._try()
         if self.ranks.is_main:
+            if not self._resumed:
+                self.folder.clear()
+            # First of all, so that whatever stops it from here on, there is a run to go on with.
+            self.keep()
             self.folder.describe(self.recipe, self.data, self.head)
             self.folder.write_lines(self.lines)
-        self.keep()
         while self.epoch < self.recipe.epochs:
             self._steps()
             self._end_epoch()
@@ -206,11 +211,12 @@ class Run:
             line |= self.validation.errors(network, weights, layout)
         line["row_norms"] = [round(norm, 6) for norm in rows.double().norm(dim=1).tolist()]
         line["images_per_second"] = round(self._images / self._seconds, 1) if self._images else None
-        self.epoch, self.step = self.epoch + 1, 0
-        self.sums.zero_()
-        self.lines.append(line)
-        if self.ranks.is_main:
-            self.folder.add_line(line)
+        with undisturbed():  # a state between the epochs has the line of the first
+            self.lines.append(line)
+            if self.ranks.is_main:
+                self.folder.add_line(line)
+            self.epoch, self.step = self.epoch + 1, 0
+            self.sums.zero_()
         self.watch.epoch(line, self.recipe.epochs)
 
     @property

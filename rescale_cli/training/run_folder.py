@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rescale_cli import api
 from rescale_cli.core.class_order import RawCounts
 from rescale_cli.errors import BadInput, OutputExists
+from rescale_cli.files.output_folder import MARK
 from rescale_cli.files.staging import Staging, system_errors, write_new
 from rescale_cli.files.text_file import write_text
 from rescale_cli.loading.preprocessing_config import to_run
@@ -66,10 +67,10 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def prepare(self, *, force: bool) -> None:
-        """Make the folder, or take one in which no run has been.
+        """Make the folder, or take one in which no run has been; nothing in it changes yet.
 
         Args:
-            force: remove the files of an earlier run; others stay.
+            force: the files of an earlier run may be replaced.
 
         Raises:
             OutputExists: something is there, and may not be replaced.
@@ -83,9 +84,14 @@ class RunFolder:
             if self.path.exists() and not self.path.is_dir():
                 raise OutputExists(f"{self.path} is no folder", fix="name another: -o RUN")
             self.path.mkdir(exist_ok=True)
-            if not force and any(self.path.iterdir()):
+            there = [entry for entry in self.path.iterdir() if not entry.name.startswith(MARK)]
+            if there and not force:
                 fix = "--resume to go on with it, --force to train anew, or another folder: -o RUN"
                 raise OutputExists(f"{self.path} holds something already", fix=fix)
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run, once the new one is known to work; others stay."""
+        with system_errors(f"writing {self.path}"):
             for file in (self.model, self.rescaled, self.metrics, self.last):
                 file.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import Interrupted
 from rescale_cli.loading.devices import pick_device
+from rescale_cli.signals import last_step
 from rescale_cli.training.events import event_writer
 from rescale_cli.training.images import TrainingImages, open_training_images
 from rescale_cli.training.parallel import joined
@@ -87,9 +88,10 @@ def train(
             ) from None
         if not ranks.is_main:
             return None
-        folder.write_model(run.stepper.weights())
-        if recipe.gamma is not None:
-            folder.write_rescaled(recipe.gamma)
+        with last_step():
+            folder.write_model(run.stepper.weights())
+            if recipe.gamma is not None:
+                folder.write_rescaled(recipe.gamma)
         return Trained(folder, recipe, run.counts, run.lines, str(device), run.images_per_second)
 
 
