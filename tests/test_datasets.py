@@ -168,6 +168,14 @@ def make_cifar10(root: Path) -> Made:
     return Made(spec, f"{spec}@test", SQUARE, LABELS, tuple(names), "cifar10 test")
 
 
+def test_a_batch_that_python_3_wrote_for_python_2_is_read(tmp_path: Path) -> None:
+    table = {b"labels": LABELS, b"data": _planes()}
+    put(tmp_path / "test_batch", pickle.dumps(table, 2))
+    found = open_images(f"cifar10:{tmp_path}@test")
+    assert np.array_equal(found.array, SQUARE)
+    assert found.labels.tolist() == LABELS
+
+
 def make_cifar100(root: Path) -> Made:
     labels, planes = np.array(LABELS, np.uint8)[:, None], _planes()
     put(root / "cifar-100-binary" / "test.bin", np.hstack([labels * 0, labels, planes]).tobytes())

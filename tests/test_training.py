@@ -323,6 +323,44 @@ def test_a_signal_between_two_epochs_loses_no_line(
     assert_same(gone_on(tmp_path / "run"), whole)
 
 
+def test_rows_of_one_length_are_not_taken_for_a_sign(
+    tiny: Recipe, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = trained(replace(tiny, epochs=1, wvn=True, lr=0.02), tmp_path / "run").folder
+    words = ["inspect", str(folder.path), "--counts", str(folder.counts), "--json"]
+    capsys.readouterr()
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == []
+
+
+def test_a_run_cannot_end_before_where_it_stands(tiny: Recipe, tmp_path: Path) -> None:
+    trained(replace(tiny, epochs=2), tmp_path / "run")
+    with pytest.raises(BadInput, match="2 epochs behind it"):
+        gone_on(tmp_path / "run", epochs=1)
+
+
+def test_the_weights_to_begin_from_are_not_replaced(tiny: Recipe, tmp_path: Path) -> None:
+    folder = trained(replace(tiny, epochs=1), tmp_path / "run").folder
+    for weights in (folder.path, folder.model):
+        with pytest.raises(OutputExists, match="would be replaced"):
+            RunFolder(tmp_path / "run").prepare(force=True, weights=str(weights))
+    assert folder.model.is_file()
+
+
+def test_parts_of_a_batch_have_two_images_or_more(tiny: Recipe, tmp_path: Path) -> None:
+    small = replace(tiny, arch="torchvision:resnet18", batch_size=16, accumulate=8, epochs=1)
+    trained(small, tmp_path / "run")
+    with pytest.raises(BadInput, match="batch normalization"):
+        trained(replace(small, batch_size=1, accumulate=1), tmp_path / "other")
+
+
+def test_rows_that_a_library_leaves_at_zero_are_drawn_under_wvn() -> None:
+    recipe = Recipe(arch="torchvision:vit_b_32", wvn=True, head_bias=False)
+    network, head = build_network(recipe, 5, 3)
+    weight = network.get_submodule(head.name).weight
+    assert (weight.norm(dim=1) > 0).all()
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_says_so(tiny: Recipe, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="diverged") as caught:
         trained(replace(tiny, lr=1e5, momentum=0.99), tmp_path / "run")

@@ -23,7 +23,8 @@ PAPER = {
     "WVN+RS": "27.23 20.17 16.80 12.76 10.71 6.29 | 59.48 55.50 51.80 46.12 41.02 29.22",
 }
 #: Two-sided 95 % quantiles of Student's t, by degrees of freedom.
-_T = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_T = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179,
+      2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093)  # fmt: skip
 
 
 def interval(values: list[float]) -> str:
@@ -68,9 +69,8 @@ def table(ratio: int, found: dict[str, dict[int, dict]], rows: list[str]) -> lis
 
 def report(results: dict[int, dict], rows: list[str], options: argparse.Namespace) -> str:
     """RESULTS.md."""
-    device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
-    )
+    on_cuda = torch.cuda.is_available() and options.device != "cpu"
+    device = torch.cuda.get_device_name() if on_cuda else f"{platform.machine()} CPU"
     seeds = sorted({s for found in results.values() for cells in found.values() for s in cells})
     source = open_images(options.data).source
     return "\n".join([

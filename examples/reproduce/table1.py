@@ -3,8 +3,9 @@
     python examples/reproduce/table1.py --data fashion-mnist:DIR --arch rescale:resnet8 --epochs 30
     python examples/reproduce/table1.py --data cifar10:DIR --ratios 200 100 50 20 10 1
 
-Each cell (ratio, method, seed) is a run folder under --work. What is done is not done again, and a
-cell that was interrupted goes on, so the command may be stopped and given again at any time. Of
+Each cell (data, network, epochs, ratio, method, seed) is a run folder under --work. What is done is
+not done again, and a cell that was interrupted goes on, so the command may be stopped and given
+again at any time. Of
 each class of the long-tailed training images a tenth (one at least) is held out: gamma and tau are
 chosen on it, by balanced accuracy, never on the test images. All methods train on the other nine
 tenths.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from dataclasses import replace
@@ -49,7 +51,7 @@ GRID = np.linspace(0, 2, 401)
 
 def recipe_of(method: str, seed: int, ratio: int, options: argparse.Namespace) -> Recipe:
     """The paper's recipe, its milestones and the start of DRW at the same share of the epochs."""
-    folder, epochs = options.work / f"exp{ratio}", options.epochs
+    folder, epochs = place(ratio, options), options.epochs
     milestones = tuple(round(epochs * share) for share in (80 / 180, 150 / 180))
     base = Recipe(
         data=f"npz:{folder / 'train.npz'}", val_data=f"npz:{folder / 'holdout.npz'}",
@@ -65,9 +67,15 @@ def recipe_of(method: str, seed: int, ratio: int, options: argparse.Namespace) -
     return replace(base, **changes[method])
 
 
+def place(ratio: int, options: argparse.Namespace) -> Path:
+    """Where the cells of one ratio are; those of other data, networks or epochs are elsewhere."""
+    words = f"{options.data} {options.arch} {options.epochs} epochs"
+    return options.work / re.sub(r"\W+", "-", words).strip("-") / f"exp{ratio}"
+
+
 def split(ratio: int, options: argparse.Namespace) -> None:
     """Write the long-tailed training images, and the tenth that is held out, once."""
-    folder = options.work / f"exp{ratio}"
+    folder = place(ratio, options)
     if (folder / "holdout.npz").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +87,9 @@ def split(ratio: int, options: argparse.Namespace) -> None:
         of = np.flatnonzero(labels[kept] == c)
         out[of[min(9, len(of) - 1) :: 10]] = len(of) > 1
     for name, rows in (("train", kept[~out]), ("holdout", kept[out])):
-        np.savez(folder / f"{name}.npz", images=images.array[rows], labels=labels[rows])
+        aside = folder / f"{name}.aside.npz"
+        np.savez(aside, images=images.array[rows], labels=labels[rows])
+        aside.rename(folder / f"{name}.npz")  # whole or not at all: it may be stopped here, too
 
 
 def trained(recipe: Recipe, folder: Path) -> RunFolder:
@@ -138,7 +148,7 @@ def strength_for(method: str, head: Head, counts: ClassCounts, held: tuple) -> f
 
 def cell(method: str, seed: int, ratio: int, options: argparse.Namespace) -> dict[str, dict]:
     """Errors on the test images of a training and of what is made of it; kept in result.json."""
-    folder = options.work / f"exp{ratio}" / f"{method}-{seed}"
+    folder = place(ratio, options) / f"{method}-{seed}"
     result = folder / "result.json"
     if result.is_file():
         return json.loads(result.read_text())
@@ -148,7 +158,7 @@ def cell(method: str, seed: int, ratio: int, options: argparse.Namespace) -> dic
     test = logits_of(run, options.data, options)
     found = {method: {"error": error_of(*test), "strength": None}}
     if TRAININGS[method]:
-        held = logits_of(run, f"npz:{options.work / f'exp{ratio}' / 'holdout.npz'}", options)
+        held = logits_of(run, f"npz:{place(ratio, options) / 'holdout.npz'}", options)
         counts = ClassCounts.of(json.loads(run.counts.read_text()))
         head = Head(np.array(run.lines(10**9)[-1]["row_norms"]))
         for name in TRAININGS[method]:
@@ -204,13 +214,17 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     results: dict[int, dict] = {ratio: {} for ratio in options.ratios}
-    for seed in options.seeds:  # a whole table of one seed first
-        for ratio in options.ratios:
-            split(ratio, options)
-            for method in options.methods:
-                for name, found in cell(method, seed, ratio, options).items():
-                    results[ratio].setdefault(name, {})[seed] = found
-        options.output.write_text(report(results, rows, options))
+    try:
+        for seed in options.seeds:  # a whole table of one seed first
+            for ratio in options.ratios:
+                split(ratio, options)
+                for method in options.methods:
+                    for name, found in cell(method, seed, ratio, options).items():
+                        results[ratio].setdefault(name, {})[seed] = found
+            options.output.write_text(report(results, rows, options))
+    except RescaleError as error:  # a run says itself how to go on; here, the same command does
+        print(f"{error.what} ({error.saw})\nthe same command goes on from here", file=sys.stderr)
+        return error.exit_code
     print(report(results, rows, options))
     return 0
 

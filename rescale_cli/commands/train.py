@@ -109,5 +109,5 @@ def _start(
     if not recipe.data:
         raise UsageError("there is nothing to train on", fix="--data DATA")
     if ranks.is_main():
-        folder.prepare(force=force)
+        folder.prepare(force=force, weights=recipe.weights)
     return folder, recipe, None

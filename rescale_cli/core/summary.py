@@ -13,6 +13,8 @@ from rescale_cli.core.head import Head
 
 #: How many standard errors of a rank correlation (1 / sqrt(C - 1)) are taken for more than chance.
 CLEAR = 1.645
+#: Norms that differ by less, relatively, are one length, as WVN leaves them, and rounding.
+ONE_LENGTH = 1e-3
 
 
 def spearman(one: NDArray[Any], other: NDArray[Any]) -> float | None:
@@ -35,8 +37,14 @@ def _ranks(vector: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def correlation(head: Head, counts: ClassCounts) -> float | None:
-    """Rank correlation of the row norms with the counts, over the rows that are not skipped."""
-    return spearman(head.norms[counts.kept], counts.values[counts.kept])
+    """Rank correlation of the row norms with the counts, over the rows that are not skipped.
+
+    None where the rows have one length, whose rounding says nothing.
+    """
+    norms = head.norms[counts.kept]
+    if np.ptp(norms) <= ONE_LENGTH * norms.max():
+        return None
+    return spearman(norms, counts.values[counts.kept])
 
 
 def warnings_of(head: Head, counts: ClassCounts | None) -> list[tuple[str, str]]:

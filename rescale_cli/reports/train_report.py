@@ -42,7 +42,11 @@ def train_result(trained: Trained) -> dict[str, Any]:
 
 def show_trained(trained: Trained) -> None:
     """The run for a person: how good, how long the rows are, and what to type next."""
-    folder, recipe, last = trained.folder, trained.recipe, trained.lines[-1]
+    folder, recipe = trained.folder, trained.recipe
+    if not trained.lines:
+        say(f"{folder.path}: done before; its {folder.metrics.name} is gone")
+        return
+    last = trained.lines[-1]
     speed = trained.images_per_second
     rate = f", {speed:,.0f} images/s" if speed else ""
     say(f"{folder.path}: {recipe.epochs} epochs on {trained.device}{rate}")
@@ -57,8 +61,10 @@ def show_trained(trained: Trained) -> None:
     kept = f", {folder.rescaled.name} (gamma {recipe.gamma:g})" if recipe.gamma is not None else ""
     say(f"written: {folder.model.name}{kept}, {folder.counts.name}, {folder.config.name}")
     data = recipe.val_data or (recipe.data if "val_error" in last else "DATA")
-    line = f"rescale-cli sweep-gamma {folder.path} --counts {folder.counts} --data {data}"
-    say(f"choose a gamma: {line}")
+    arch = f" --arch {recipe.arch}" if recipe.arch.startswith("python:") else ""
+    line = f"rescale-cli sweep-gamma {folder.path}{arch} --counts {folder.counts} --data {data}"
+    if not recipe.cosine_head:
+        say(f"choose a gamma: {line}")
 
 
 def _norms(trained: Trained) -> str:

@@ -16,7 +16,7 @@ from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadInput, NotDownloaded
 from rescale_cli.files.regular_file import read_whole
 from rescale_cli.pickles.inert_pickle import load_pickle
-from rescale_cli.pickles.inert_values import Built
+from rescale_cli.pickles.inert_values import Built, OddKey
 from rescale_cli.sources.array_labels import MAX_BYTES, array_set
 from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.label_sources import bad_data, tally, text_of
@@ -116,7 +116,18 @@ def _batch(path: Path, size: int) -> tuple[Labels, Any]:
 
 
 def _entry(table: Any, key: str) -> Any:
-    return table.get(key, table.get(key.encode())) if isinstance(table, dict) else None
+    """What a table has under a text, its bytes, or bytes as Python 3 writes them for Python 2."""
+    if not isinstance(table, dict):
+        return None
+    for name, value in table.items():
+        match name:
+            case OddKey(value=Built(args=(str(text), "latin1"))):  # _codecs.encode(text, "latin1")
+                name = text
+            case bytes():
+                name = name.decode("latin-1")
+        if name == key:
+            return value
+    return None
 
 
 def _planes(data: Any, size: int, path: Path) -> NDArray[np.uint8]:

@@ -72,7 +72,7 @@ def from_picture(picture: Any) -> Image:
 
 def bad_image(name: str, saw: str) -> BadImage:
     """The error for one image that cannot be decoded."""
-    fix = "replace the image or take it out of the data; or leave such images out: --skip-bad"
+    fix = "replace the image, or take it out of the data; evaluation leaves it out: --skip-bad"
     return BadImage(f"{clip(name, 300)} cannot be decoded", saw=saw, fix=fix)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.errors import BadInput, UsageError
@@ -37,7 +37,10 @@ def build_network(recipe: Recipe, num_classes: int, channels: int) -> tuple[nn.M
     kind = "cosine" if recipe.cosine_head else "linear"
     name = head_name(network, num_classes, recipe.arch)
     HeadKind(name, kind, recipe.head_bias).give_to(network)
-    bias = getattr(network.get_submodule(name), "bias", None) is not None
+    layer: Any = network.get_submodule(name)
+    if recipe.wvn and not layer.weight.any():  # as torchvision's transformers begin
+        layer.reset_parameters()
+    bias = getattr(layer, "bias", None) is not None
     if recipe.weights:
         _begin_from(network, Path(recipe.weights), name)
     return network.train(), HeadKind(name, kind, bias)

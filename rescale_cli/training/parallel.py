@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from rescale_cli.errors import EnvironmentProblem
+from rescale_cli.json_text import clip
 from rescale_cli.predicting import ranks
 
 if TYPE_CHECKING:
@@ -56,13 +59,15 @@ class Ranks:
             return network
         from torch.nn.parallel import DistributedDataParallel
 
-        # Weights and buffers are equal already: same seed, and all ranks see the same statistics.
-        return DistributedDataParallel(
-            network,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about the name of an argument
+            # Weights and buffers are equal already: same seed, and all see the same statistics.
+            return DistributedDataParallel(
+                network,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
 
 
 @contextmanager
@@ -92,7 +97,13 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         if isinstance(error, RuntimeError):  # the words of gloo when another rank has gone
             time.sleep(_HEAR)
             team.stop_if_failed()
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                error = EnvironmentProblem(
+                    "another process of this run has gone",
+                    saw=clip(str(error), 200),
+                    fix="go on from the last state: train --resume RUN",
+                )
         team.fail(error)
-        raise
+        raise error
     finally:
         dist.destroy_process_group()

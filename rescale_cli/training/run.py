@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.errors import BadInput
+from rescale_cli.errors import BadInput, RescaleError
 from rescale_cli.signals import undisturbed
 from rescale_cli.training.feed import make_feed
 from rescale_cli.training.images import TrainingImages
@@ -207,8 +207,7 @@ class Run:
             "error": 1 - sums[1] / self.batches.total,
         }
         if self.validation is not None:
-            network, layout = self.stepper.network, self.stepper.layout
-            line |= self.validation.errors(network, weights, layout)
+            line |= self._validated(self.validation, weights)
         line["row_norms"] = [round(norm, 6) for norm in rows.double().norm(dim=1).tolist()]
         line["images_per_second"] = round(self._images / self._seconds, 1) if self._images else None
         with undisturbed():  # a state between the epochs has the line of the first
@@ -218,6 +217,15 @@ class Run:
             self.epoch, self.step = self.epoch + 1, 0
             self.sums.zero_()
         self.watch.epoch(line, self.recipe.epochs)
+
+    def _validated(
+        self, validation: Validation, weights: dict[str, torch.Tensor]
+    ) -> dict[str, float | None]:
+        try:
+            return validation.errors(self.stepper.network, weights, self.stepper.layout)
+        except RescaleError:  # an image that cannot be read: the epoch's steps are not in vain
+            self.keep()
+            raise
 
     @property
     def images_per_second(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,12 @@ class RunFolder:
         """The folder of TensorBoard."""
         return self.path / "tensorboard"
 
-    def prepare(self, *, force: bool) -> None:
+    def prepare(self, *, force: bool, weights: str | None = None) -> None:
         """Make the folder, or take one in which no run has been; nothing in it changes yet.
 
         Args:
             force: the files of an earlier run may be replaced.
+            weights: the checkpoint to begin from, which must not be among them.
 
         Raises:
             OutputExists: something is there, and may not be replaced.
@@ -84,6 +86,13 @@ class RunFolder:
             if self.path.exists() and not self.path.is_dir():
                 raise OutputExists(f"{self.path} is no folder", fix="name another: -o RUN")
             self.path.mkdir(exist_ok=True)
+            source = Path(weights) if weights else None
+            if source and self.path.resolve() in (source.resolve(), source.resolve().parent):
+                raise OutputExists(
+                    f"{self.path} holds the weights to begin from, and would be replaced",
+                    saw=f"--weights {weights}",
+                    fix="name another folder: -o RUN",
+                )
             there = [entry for entry in self.path.iterdir() if not entry.name.startswith(MARK)]
             if there and not force:
                 fix = "--resume to go on with it, --force to train anew, or another folder: -o RUN"
@@ -92,7 +101,8 @@ class RunFolder:
     def clear(self) -> None:
         """Remove the files of an earlier run, once the new one is known to work; others stay."""
         with system_errors(f"writing {self.path}"):
-            for file in (self.model, self.rescaled, self.metrics, self.last):
+            told = self.events.glob("events.out.tfevents.*")
+            for file in (self.model, self.rescaled, self.metrics, self.last, *told):
                 file.unlink(missing_ok=True)
 
     def describe(self, recipe: Recipe, data: TrainingImages, head: HeadKind) -> None:
@@ -137,6 +147,8 @@ class RunFolder:
             self.metrics.open("a", encoding="utf-8") as f,
         ):
             f.write(json.dumps(line) + "\n")
+            f.flush()
+            os.fsync(f.fileno())  # as the state is, which says that the line is there
 
     def read_state(self) -> RunState:
         """See `state.read_state`."""

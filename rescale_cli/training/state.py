@@ -109,7 +109,14 @@ def resumed(state: RunState, changes: dict[str, Any]) -> Recipe:
             saw=f"{getattr(state.recipe, fixed[0])!r} at its beginning, {changes[fixed[0]]!r} now",
             fix="leave it out, or train anew in another folder: -o RUN",
         )
-    return replace(state.recipe, **changes)
+    recipe = replace(state.recipe, **changes)
+    if recipe.epochs < state.epoch:
+        raise BadInput(
+            f"the run has {state.epoch} epochs behind it, and cannot end after {recipe.epochs}",
+            saw=f"--epochs {recipe.epochs}",
+            fix=f"--epochs {state.epoch} or more, or train anew in another folder: -o RUN",
+        )
+    return recipe
 
 
 #: What says where and how long, not what.

@@ -86,7 +86,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        parts = min(self.recipe.accumulate, len(y))
+        parts = max(1, min(self.recipe.accumulate, len(y) // 2))  # one image has no statistics
         if parts == 1:
             loss, hits = self._backward(x, y, weights, share)
         else:
@@ -121,11 +121,23 @@ class Stepper:
 
         x = x.contiguous(memory_format=self.layout)
         with torch.autocast(self.device.type, self._amp, enabled=self._amp is not None):
-            logits = self._forward(x)
+            logits = self._answer(x)
         loss = self._loss(logits, y, self._counts, weights)
         loss = loss if share == 1 else loss * share
         torch.autograd.backward(self._scaler.scale(loss))
         return loss.detach(), (logits.detach().argmax(1) == y).sum()
+
+    def _answer(self, x: Tensor) -> Any:
+        try:
+            return self._forward(x)
+        except ValueError as error:  # of batch normalization, which says what it saw
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise BadInput(
+                "a batch normalization has one number a channel, and so nothing to normalise",
+                saw=f"{len(x)} images of shape {tuple(x.shape[1:])} at once",
+                fix="a larger -b, or --size, or less to --accumulate",
+            ) from error
 
     def tried(self, x: Tensor, classes: int) -> None:
         """See that the network takes such images, before a run begins; nothing changes.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import Interrupted
 from rescale_cli.loading.devices import pick_device
+from rescale_cli.predicting.ranks import is_main
 from rescale_cli.signals import last_step
 from rescale_cli.training.events import event_writer
 from rescale_cli.training.images import TrainingImages, open_training_images
@@ -62,11 +63,11 @@ def train(
         BadInput: data, network and recipe do not go together, or the loss is no number any more.
         RescaleError: what the data, the network or the system refuse.
     """
+    watch = watch if is_main() else Watch()
     device = pick_device(recipe.device, watch.notes)
     with ExitStack() as held:
         ranks = held.enter_context(joined(device))
         held.enter_context(_own_randomness(device))
-        watch = watch if ranks.is_main else Watch()
 
         def opened() -> TrainingImages:
             return open_training_images(recipe, download=download, notes=watch.notes)
@@ -92,6 +93,8 @@ def train(
             folder.write_model(run.stepper.weights())
             if recipe.gamma is not None:
                 folder.write_rescaled(recipe.gamma)
+            else:
+                folder.rescaled.unlink(missing_ok=True)  # of a gamma that was taken back
         return Trained(folder, recipe, run.counts, run.lines, str(device), run.images_per_second)
 
 

@@ -57,7 +57,7 @@ class Validation:
 
     def first(self) -> Tensor:
         """A batch of it, on the device: what is wrong with the set shows before a run begins."""
-        few = self._share[: min(8, len(self._share))]
+        few = range(min(8, len(self._images)))  # of any rank: a share may be empty
         for batch in self._batches(few):
             return batch[1]
         raise BadInput(f"{self._images.source} has no images", fix="--val-data DATA")

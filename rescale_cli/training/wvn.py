@@ -57,8 +57,8 @@ def check_rows(weight: Tensor) -> None:
         what = "is all zeros" if norms[bad[0]] == 0 else "is not finite"
         raise BadHead(
             f"row {bad[0]} of the head {what}, so it has no direction to normalise",
-            saw=f"{len(bad)} such rows of {len(norms)}",
-            fix="train with a smaller --lr, or with --no-wvn",
+            saw=f"{len(bad)} such rows of {len(norms)}; training has diverged, or not begun well",
+            fix="train with a smaller --lr, with --warmup-epochs 5, or with --no-wvn",
         )
 
 
