@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -555,6 +556,15 @@ def test_events_go_beside_the_lines(tiny: Recipe, tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------- the command line
+
+
+def test_the_norms_of_a_run_are_drawn_beside_its_counts(
+    tiny: Recipe, tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("vl_convert", reason="the extra `plot` is not installed")
+    assert main(words_of(replace(tiny, epochs=1), tmp_path / "run")) == 0
+    texts = set(ElementTree.parse(tmp_path / "run" / "norms.svg").getroot().itertext())
+    assert {"row norm |w_i|", "training samples n_i", "class 0", "class 9"} <= texts
 
 
 def test_options_go_before_the_file_and_the_file_before_the_preset(

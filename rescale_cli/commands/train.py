@@ -59,6 +59,7 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train a classifier on long-tailed data; the other commands take the folder it leaves."""
+    from rescale_cli.reports import figures
     from rescale_cli.reports.progress import Notes
     from rescale_cli.reports.train_report import show_trained, train_result, watching
     from rescale_cli.training.train import train as train_
@@ -72,6 +73,8 @@ def train(
     with watching(recipe, notes) as watch:
         trained = train_(recipe, folder, state, download=download, watch=watch)
     if trained is not None:
+        if figures.can_draw() and trained.lines:
+            figures.write_norms(trained)
         Screen("train", json).result(
             train_result(trained), notes.kept, lambda: show_trained(trained)
         )

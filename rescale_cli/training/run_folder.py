@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "last.ckpt"
 
     @property
+    def norms(self) -> Path:
+        """The row norms at the end, as a picture."""
+        return self.path / "norms.svg"
+
+    @property
     def events(self) -> Path:
         """The folder of TensorBoard."""
         return self.path / "tensorboard"
@@ -102,7 +107,7 @@ class RunFolder:
         """Remove the files of an earlier run, once the new one is known to work; others stay."""
         with system_errors(f"writing {self.path}"):
             told = self.events.glob("events.out.tfevents.*")
-            for file in (self.model, self.rescaled, self.metrics, self.last, *told):
+            for file in (self.model, self.rescaled, self.metrics, self.last, self.norms, *told):
                 file.unlink(missing_ok=True)
 
     def describe(self, recipe: Recipe, data: TrainingImages, head: HeadKind) -> None:
