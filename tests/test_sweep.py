@@ -97,6 +97,18 @@ def test_a_kept_bias_is_no_straight_line_and_its_grid_is_brute_force(
     assert zero.slopes() is not None, "a bias of zeros is none"
 
 
+def test_each_point_of_a_curve_is_what_evaluating_that_strength_gives(
+    example: tuple[Head, ClassCounts, Predictions],
+) -> None:
+    head, counts, found = example
+    for adjustment in (Adjustment(), Adjustment(bias="drop")):
+        swept = sweep(found, head, counts, [adjustment], Wanted(replicates=0))
+        curve, family = swept.curve, Family(adjustment, head, counts)
+        for gamma, value in zip(curve["gamma"], curve["balanced_accuracy"], strict=True):
+            predicted = family.scores(found.logits, gamma).argmax(axis=1)
+            assert value == pytest.approx(balanced_accuracy_score(found.labels, predicted))
+
+
 def test_the_choice_is_the_best_of_all_strengths(
     example: tuple[Head, ClassCounts, Predictions],
 ) -> None:

@@ -34,8 +34,8 @@ class DecisionPath:
     """(N,)."""
     limit: float
     """The largest gamma."""
-    exact: bool
-    """Whether it holds for every gamma; else only for those of a grid, between which it is held."""
+    grid: Float64 | None
+    """(G,), ascending: the only strengths that it is true of; None if it holds for every gamma."""
     start: NDArray[np.int64]
     """(N,), predicted at gamma = 0; -1 stands for some wrong class."""
     gamma: Float64
@@ -53,9 +53,14 @@ class DecisionPath:
         place[samples] = np.arange(len(samples))
         stays = place[self.sample] >= 0
         return DecisionPath(
-            self.num_classes, self.labels[samples], self.limit, self.exact, self.start[samples],
+            self.num_classes, self.labels[samples], self.limit, self.grid, self.start[samples],
             self.gamma[stays], place[self.sample[stays]], self.before[stays], self.after[stays],
         )  # fmt: skip
+
+    @property
+    def exact(self) -> bool:
+        """Whether it holds for every gamma."""
+        return self.grid is None
 
     @property
     def change(self) -> NDArray[np.int64]:
@@ -139,7 +144,7 @@ def by_intervals(
     order = np.argsort(gamma, kind="stable")
     start = np.where((lo <= 0) & (hi >= 0), labels, -1)
     return DecisionPath(
-        logits.shape[1], labels, limit, True, start,
+        logits.shape[1], labels, limit, None, start,
         gamma[order], sample[order], before[order], after[order],
     )  # fmt: skip
 
@@ -163,7 +168,7 @@ def by_envelope(
     _in_blocks(logits, follow, device)
     columns = zip(*(paths[first] for first in sorted(paths)), strict=True)
     sample, gamma, label = (torch.cat(column).cpu().numpy() for column in columns)
-    return _of_steps(sample, gamma, label, labels, (logits.shape[1], limit, True))
+    return _of_steps(sample, gamma, label, labels, (logits.shape[1], limit, None))
 
 
 def grid_predictions(family: Family, logits: NDArray[Any], gammas: Float64) -> NDArray[np.int32]:
@@ -199,7 +204,7 @@ def by_grid(
     """The path through the predictions (G, N) at ascending strengths (G,), the first of them 0."""
     changes = np.concatenate([np.ones((1, found.shape[1]), bool), found[1:] != found[:-1]])
     sample, at = np.nonzero(changes.T)
-    facts = (num_classes, float(gammas[-1]), False)
+    facts = (num_classes, float(gammas[-1]), gammas)
     return _of_steps(sample, gammas[at], found[at, sample], labels, facts)
 
 
@@ -208,7 +213,7 @@ def _of_steps(
     gamma: Float64,
     label: NDArray[Any],
     labels: Labels | None,
-    facts: tuple[int, float, bool],
+    facts: tuple[int, float, Float64 | None],
 ) -> DecisionPath:
     """The path from steps (M,), sample by sample: where each begins, and what is predicted then."""
     label = label.astype(np.int64)

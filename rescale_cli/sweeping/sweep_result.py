@@ -20,7 +20,7 @@ from rescale_cli.sweeping.choose import CHOICES, Choice, Objective
 from rescale_cli.sweeping.straight_lines import Family
 from rescale_cli.sweeping.sweep import Outcome, Parts, Wanted, decide, families, parts_of, pick
 
-#: Points of the curve that is shown.
+#: Points of the curve that is shown, where every strength is known.
 CURVE = 401
 _HELD = 1 << 22
 
@@ -138,6 +138,10 @@ def objective_of(wanted: Wanted, counts: ClassCounts) -> Objective:
 
 
 def _curve(best: Outcome, wanted: Wanted) -> dict[str, Float64]:
+    """The strengths that are shown: any, or just those that were tried."""
+    grid = best.path.grid
+    if grid is not None:
+        return {"gamma": grid}
     even = np.linspace(0, wanted.limit, CURVE)
     return {"gamma": np.unique(np.append(even, best.choice.gamma))}
 
