@@ -272,6 +272,16 @@ def test_the_sweep_writes_the_checkpoint_when_asked(capsys: Capture, tmp_path: P
     assert proof["gamma"] == result["chosen"]["gamma"]
 
 
+def test_the_head_as_it_is_stays_apart_from_a_chosen_strength_of_zero(capsys: Capture) -> None:
+    words = ["sweep-gamma", MODEL, "--counts", COUNTS, "--logits", LOGITS, "--bootstrap", 0]
+    _, plain = run(capsys, *words)
+    cautious = ("--choose", "one-se", "--gamma-max", 1e-9)
+    _, normalized = run(capsys, *words, "--normalize", "on", *cautious)
+    assert normalized["chosen"]["gamma"] == 0
+    assert normalized["at"]["0"] == plain["at"]["0"]
+    assert normalized["at"]["0 chosen"] != plain["at"]["0"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [

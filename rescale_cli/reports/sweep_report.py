@@ -12,7 +12,7 @@ import numpy as np
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.measures.significance import Interval
 from rescale_cli.sweeping.sweep import Outcome
-from rescale_cli.sweeping.sweep_result import Sweep
+from rescale_cli.sweeping.sweep_result import At, Sweep
 from rescale_cli.sweeping.trial import Trial
 
 #: What a curve shows, where it is known.
@@ -47,10 +47,10 @@ def sweep_result(trial: Trial, found: Sweep, line: str) -> dict[str, Any]:
         "curve": curve(found),
         "exact": best.path.exact,
         "breakpoints": found.breakpoints,
-        "at": {_key(at.gamma): dict(at.metrics) for at in found.at.values()},
+        "at": {key: dict(at.metrics) for key, at in _keyed(found).items()},
         "intervals": {
-            _key(at.gamma): {name: _ends(interval) for name, interval in at.intervals.items()}
-            for at in found.at.values()
+            key: {name: _ends(interval) for name, interval in at.intervals.items()}
+            for key, at in _keyed(found).items()
         },
         "per_class": per_class(trial, found),
         "negative_true_logits": found.negative_true,
@@ -81,8 +81,17 @@ def _method(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _key(gamma: float) -> str:
-    return f"{gamma:.12g}"
+def _keyed(found: Sweep) -> dict[str, At]:
+    """The head as it is under `0`, and the chosen strength under its own number.
+
+    A strength of 0 may be another head, with its rows normalised or without its bias: `0 chosen`.
+    """
+    if not found.at:
+        return {}
+    plain, chosen = found.at["0"], found.at["chosen"]
+    key, adjustment = f"{chosen.gamma:.12g}", found.best.family.adjustment
+    changes = adjustment.normalize or adjustment.bias_policy != "keep"
+    return {"0": plain, "0 chosen" if key == "0" and changes else key: chosen}
 
 
 def _ends(interval: Interval | None) -> list[float] | None:
