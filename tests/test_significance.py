@@ -17,6 +17,7 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures import significance
 from rescale_cli.measures.metrics import METRICS, Confusion, metrics_of
+from rescale_cli.measures.resampling import drawn_again
 from rescale_cli.measures.significance import (
     MOST_EXACT,
     Interval,
@@ -57,8 +58,10 @@ def plain(
     guesses: list[Any], labels: Any, c: int, groups: Any, replicates: int, seed: int
 ) -> list[list[dict[str, float | None]]]:
     """The metrics of each guess on each resampling, the slow way."""
-    rng, n = np.random.default_rng(seed), len(labels)
-    draws = [rng.integers(n, size=n) for _ in range(replicates)]
+    draws = [
+        np.repeat(np.arange(len(labels)), times.astype(int))
+        for times in drawn_again(labels, replicates, seed)
+    ]
     return [
         [metrics_of(Confusion.of(guess[at], labels[at], c), groups) for at in draws]
         for guess in guesses
@@ -92,12 +95,37 @@ def test_intervals_are_the_percentiles_of_metrics_of_resampled_samples(
         assert [paired[name].low, paired[name].high] == pytest.approx(expected)
 
 
-def test_accuracys_interval_is_the_binomials(fashion: Any) -> None:
+def test_the_intervals_of_recalls_are_scipys_where_each_class_is_drawn_for_itself(
+    fashion: Any,
+) -> None:
     predicted, _, labels = fashion
-    found = bootstrap(predicted, labels, 10, replicates=4000)["accuracy"]
-    right, n = int((predicted == labels).sum()), len(labels)
-    expected = stats.binom(n, right / n).ppf([0.025, 0.975]) / n
-    assert [found.low, found.high] == pytest.approx(expected, abs=0.0015)
+    support = np.bincount(labels)
+    right = [(predicted == labels)[labels == row].astype(float) for row in range(10)]
+    found = bootstrap(predicted, labels, 10, replicates=4000)
+    for name, shares in [("accuracy", support / support.sum()), ("balanced_accuracy", 0.1)]:
+
+        def metric(*drawn: Any, axis: int, shares: Any = shares) -> Any:
+            recalls = np.stack([one.mean(axis=axis) for one in drawn], axis=-1)
+            return (recalls * shares).sum(axis=-1)
+
+        theirs = stats.bootstrap(
+            right, metric, n_resamples=4000, method="percentile", vectorized=True, rng=1
+        ).confidence_interval
+        assert [found[name].low, found[name].high] == pytest.approx([*theirs], abs=0.0015)
+
+
+def test_an_interval_holds_the_metric_of_many_classes_of_few_samples() -> None:
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(300), 3)
+    predicted = np.where(rng.random(900) < 0.3, labels, rng.integers(300, size=900))
+    found = bootstrap(predicted, labels, 300, replicates=200)
+    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert found[name].low < found[name].value < found[name].high
+
+
+@given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=50), seed=st.integers(0, 99))
+def test_each_class_is_drawn_as_often_as_it_has_samples(labels: list[int], seed: int) -> None:
+    for times in drawn_again(np.array(labels), 3, seed):
+        assert np.array_equal(np.bincount(labels, times), np.bincount(labels))
 
 
 def test_nine_intervals_in_ten_or_more_hold_the_truth() -> None:

@@ -223,6 +223,21 @@ def test_a_bounded_loss_of_the_head_is_kept_where_it_was_chosen(
     assert swept.best.choice.value <= free.best.choice.value
 
 
+def test_a_group_of_one_sample_can_be_chosen_by_and_an_empty_one_is_named() -> None:
+    labels = np.array([0] * 60 + [1])
+    logits = np.stack([np.ones(61), np.linspace(0.1, 1.1, 61)], axis=1)
+    found = Predictions(logits, labels, "made")
+    head, counts = Head.of(np.eye(2)), ClassCounts.of([500, 5])
+    one = Wanted("few-recall", holdout=0, replicates=50)
+    assert sweep(found, head, counts, [Adjustment()], one).best.interval is not None
+    none = replace(found, labels=np.zeros(61, np.int64))
+    with pytest.raises(UsageError, match="no sample is of a class with few training samples"):
+        sweep(none, head, counts, [Adjustment()], one)
+    bounded = Wanted(rule="max-head-drop=0.1", holdout=0, replicates=0)
+    with pytest.raises(UsageError, match="a class with many training samples"):
+        sweep(replace(found, labels=np.ones(61, np.int64)), head, counts, [Adjustment()], bounded)
+
+
 def test_a_target_prior_is_what_the_choice_is_for(
     example: tuple[Head, ClassCounts, Predictions],
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,14 @@ from rescale_cli.core.head import Float64
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures.calibration import check_labels
 from rescale_cli.measures.metrics import Groups, Labels, Tallies, table_of
+from rescale_cli.measures.resampling import drawn_again
 
 #: Resamplings of the samples, unless another number is asked for.
 REPLICATES = 1000
 #: Up to so many discordant pairs McNemar's test is exact.
 MOST_EXACT = 25
 
-#: Tallies of how many replicates are held at once, times C: 8 MiB an array.
+#: Of how many replicates samples and tallies are held at once, times N or C: 8 MiB an array.
 _HELD = 1 << 20
 
 
@@ -66,9 +68,10 @@ def bootstrap(
 ) -> dict[str, Interval | None]:
     """Intervals of every metric of the confusion matrix, and of the groups.
 
-    The N samples are drawn again with replacement; the model stays. A replicate in which a class
-    does not occur leaves it out, by the conventions of `metrics`; one in which a whole group does
-    not occur is left out of that group's percentiles. A metric that is n/a is None.
+    The N samples are drawn again within their classes (see `resampling`); the model stays. A
+    metric that is n/a is None. Percentiles are not centred: where a metric bends sharply (the
+    smallest recall, a G-mean with a recall near 0, the F1 of classes of few samples) most
+    replicates may lie on one side of it, and the interval may leave out the metric itself.
 
     Args:
         predicted: (N,), 0 to C - 1.
@@ -89,7 +92,7 @@ def bootstrap(
         (0.9, True, True)
     """
     cells = _Cells.of(labels, [predicted], num_classes)
-    whole = table_of(cells.tallies(cells.count[None])[0], groups)
+    whole = table_of(cells.tallies(np.ones((1, len(labels))))[0], groups)
     tables = [table_of(only, groups) for (only,) in cells.drawn(replicates, seed)]
     return {name: _interval(whole[name], [table[name] for table in tables]) for name in whole}
 
@@ -116,7 +119,7 @@ def bootstrap_difference(
         (0.5, False)
     """
     cells = _Cells.of(labels, [first, second], num_classes)
-    one, two = (table_of(each, groups) for each in cells.tallies(cells.count[None]))
+    one, two = (table_of(each, groups) for each in cells.tallies(np.ones((1, len(labels)))))
     tables = [(table_of(a, groups), table_of(b, groups)) for a, b in cells.drawn(replicates, seed)]
     return {
         name: _interval(two[name] - one[name], [b[name] - a[name] for a, b in tables])
@@ -169,8 +172,6 @@ class _Cells:
     """(K,)."""
     guesses: tuple[NDArray[np.int64], ...]
     """(K,) for each model."""
-    count: NDArray[np.int64]
-    """(K,)."""
     kind: NDArray[np.intp]
     """Which of the K each sample is, (N,)."""
     num_classes: int
@@ -181,11 +182,9 @@ class _Cells:
         for column in (labels, *guesses):
             check_labels(column, len(labels), num_classes)
             key = key * num_classes + column
-        _, at, kind, count = np.unique(
-            key, return_index=True, return_inverse=True, return_counts=True
-        )
+        _, at, kind = np.unique(key, return_index=True, return_inverse=True)
         picked = tuple(guess[at].astype(np.int64) for guess in guesses)
-        return cls(labels[at].astype(np.int64), picked, count, kind, num_classes)
+        return cls(labels[at].astype(np.int64), picked, kind, num_classes)
 
     def drawn(self, replicates: int, seed: int) -> Iterator[tuple[Tallies, ...]]:
         """Tallies (some replicates, C) of each model, until there are `replicates` in all."""
@@ -195,29 +194,26 @@ class _Cells:
                 saw=f"{replicates}",
                 fix="--bootstrap 200",
             )
-        rng, n, k = np.random.default_rng(seed), len(self.kind), len(self.count)
-        most = max(1, _HELD // max(self.num_classes, k))
-        for start in range(0, replicates, most):
-            draws = [
-                np.bincount(self.kind[rng.integers(n, size=n)], minlength=k)
-                for _ in range(min(most, replicates - start))
-            ]
-            yield self.tallies(np.stack(draws))
+        draws = drawn_again(self.actual[self.kind], replicates, seed)
+        most = max(1, _HELD // max(self.num_classes, len(self.kind)))
+        while some := list(islice(draws, most)):
+            yield self.tallies(np.stack(some))
 
-    def tallies(self, weight: NDArray[np.int64]) -> tuple[Tallies, ...]:
-        """Tallies (R, C) of each model, for R weightings (R, K) of the kinds of sample."""
-        support = self._by_class(weight, self.actual)
+    def tallies(self, times: Float64) -> tuple[Tallies, ...]:
+        """Tallies (R, C) of each model, where each sample counts so often, (R, N)."""
+        weight, c = _sums(times, self.kind, len(self.actual)), self.num_classes
+        support = _sums(weight, self.actual, c)
         made = []
         for guess in self.guesses:
             hit = guess == self.actual
-            hits = self._by_class(weight[:, hit], guess[hit])
-            made.append(Tallies(hits, support, self._by_class(weight, guess)))
+            hits = _sums(weight[:, hit], guess[hit], c)
+            made.append(Tallies(hits, support, _sums(weight, guess, c)))
         return tuple(made)
 
-    def _by_class(self, weight: NDArray[np.int64], column: NDArray[np.int64]) -> Float64:
-        """Sums (R, C) of the weights (R, K) of each class."""
-        size = self.num_classes
-        return np.stack([np.bincount(column, row, minlength=size) for row in weight])
+
+def _sums(weight: Float64, column: NDArray[np.integer[Any]], size: int) -> Float64:
+    """Sums (R, size) of the weights (R, n) of what the column (n,) says is one."""
+    return np.stack([np.bincount(column, row, minlength=size) for row in weight], dtype=np.float64)
 
 
 def _interval(value: Float64, replicates: list[Float64]) -> Interval | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,12 @@ CHOICES = {
     "few-recall": "few",
     "worst-recall": "worst_recall",
 }
+#: The metrics that only some classes are about, and which.
+_ABOUT = {
+    "few": "few training samples",
+    "many": "many training samples",
+    "target_accuracy": "a share in the target prior",
+}
 #: Values this near are equal: they are sums of N shares.
 _EQUAL = 1e-9
 #: Strengths that are tried where a metric is no sum over samples, times C.
@@ -33,7 +39,7 @@ class Objective:
     """What is to be as large as possible."""
 
     metric: str
-    """A value of CHOICES, or target_accuracy."""
+    """A value of CHOICES, many, or target_accuracy."""
     groups: Groups
     """Masks (C,)."""
     target: Float64 | None = None
@@ -53,6 +59,7 @@ class Objective:
         shares = {
             "balanced_accuracy": np.ones(num_classes),
             "few": self.groups["few"].astype(np.float64),
+            "many": self.groups["many"].astype(np.float64),
             "target_accuracy": self.target,
         }.get(self.metric)
         if shares is None:
@@ -60,9 +67,9 @@ class Objective:
         shares = np.where(support > 0, shares, 0.0)
         if not shares.any():
             raise UsageError(
-                f"no sample is of a class that {self.metric} is about",
+                f"no sample is of a class with {_ABOUT[self.metric]}",
                 saw=f"{len(labels):,} samples of {int((support > 0).sum())} classes",
-                fix="choose by another one: --metric balanced-accuracy, or give more data",
+                fix="give samples of such classes, or choose by all: --metric accuracy",
             )
         per_class = np.divide(shares / shares.sum(), support, where=support > 0, out=shares * 0)
         weights: Float64 = times * per_class[labels]
@@ -172,14 +179,6 @@ def thinned(gammas: Float64, most: int) -> Float64:
     if len(gammas) <= most:
         return gammas
     return gammas[np.linspace(0, len(gammas) - 1, most).astype(np.int64)]
-
-
-def resampled(size: int, replicates: int, seed: int) -> Iterator[Float64]:
-    """How often each of N samples is drawn, (N,), in each replicate of the bootstrap."""
-    generator = np.random.default_rng(seed)
-    for _ in range(replicates):
-        draws = generator.integers(0, size, size)
-        yield np.bincount(draws, minlength=size).astype(np.float64)
 
 
 def halves(

@@ -84,6 +84,8 @@ class DecisionPath:
     def tallies(self, gammas: Float64, weights: Float64 | None = None) -> Tallies:
         """Hits, support and predictions (G, C) at ascending strengths (G,), as floats.
 
+        Where only who is right is known, the hits stand for the predictions.
+
         Args:
             gammas: (G,), ascending, from 0 to the limit.
             weights: (N,), how often each sample counts: once if None.
@@ -97,8 +99,9 @@ class DecisionPath:
         right = self.start == self.labels
         hits[0] += np.bincount(self.labels[right], weights[right], self.num_classes)
         support = np.broadcast_to(support, (len(gammas), self.num_classes))
-        found = self.histogram(gammas, weights) if self.knows_predictions else support
-        return Tallies(hits.cumsum(axis=0)[:-1], support, found)
+        hits = hits.cumsum(axis=0)[:-1]
+        found = self.histogram(gammas, weights) if self.knows_predictions else hits
+        return Tallies(hits, support, found)
 
     def histogram(self, gammas: Float64, weights: Float64 | None = None) -> Float64:
         """Samples predicted as each class, (G, C), at ascending strengths (G,)."""

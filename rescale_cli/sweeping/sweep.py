@@ -13,6 +13,7 @@ from rescale_cli.core.head import Float64, Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import BadInput, UsageError
+from rescale_cli.measures.resampling import drawn_again
 from rescale_cli.sweeping.choose import (
     Choice,
     Objective,
@@ -20,7 +21,6 @@ from rescale_cli.sweeping.choose import (
     distance_to,
     first_within,
     halves,
-    resampled,
 )
 from rescale_cli.sweeping.decision_path import (
     DecisionPath,
@@ -171,7 +171,7 @@ def decide(
         return Outcome(family, choice, path, None)
     found = [
         pick(part, wanted, objective, target, times, error).gamma
-        for times in resampled(len(parts.chosen), wanted.replicates, wanted.seed)
+        for times in drawn_again(part.labels, wanted.replicates, wanted.seed)
     ]
     low, high = np.percentile(found, [2.5, 97.5])
     return Outcome(family, choice, path, (float(low), float(high)))
@@ -214,28 +214,25 @@ def pick(
     drop = wanted.head_drop
     if drop is None:
         return choose(gammas, values, path.limit)
-    head = replace(objective, metric="target_accuracy", target=_head(objective).astype(np.float64))
-    at, recall = head.along(path, times)
+    _refuse_no_head(objective)
+    at, recall = replace(objective, metric="many").along(path, times)
     reached = recall[np.searchsorted(at, gammas, side="right") - 1]
     return choose(gammas, values, path.limit, reached >= recall[0] - drop - 1e-12)
 
 
-def _head(objective: Objective) -> NDArray[np.bool_]:
-    """The frequent classes."""
-    many = objective.groups["many"]
-    if not many.any():
+def _refuse_no_head(objective: Objective) -> None:
+    if not objective.groups["many"].any():
         raise UsageError(
             "no class counts as frequent, so there is no head whose loss could be bounded",
             fix="set the sizes of the groups: --groups 100,20, or --choose best",
         )
-    return many
 
 
 def _standard_error(path: DecisionPath, objective: Objective) -> float:
     """Of the metric at its best strength, over samples drawn again."""
     best = choose(*objective.along(path), path.limit).gamma
     values = []
-    for times in resampled(len(path.labels), _ERROR_REPLICATES, 1):
+    for times in drawn_again(path.labels, _ERROR_REPLICATES, 1):
         gammas, along = objective.along(path, times)
         values.append(along[np.searchsorted(gammas, best, side="right") - 1])
     return float(np.std(values))
