@@ -276,6 +276,25 @@ def test_the_sweep_prints_what_its_schema_says_and_a_line_that_works(
     assert again["bias_policy"] == "drop", "the sweep's policies go with its strength"
 
 
+def test_a_target_prior_has_intervals_and_a_curve(capsys: Capture, tmp_path: Path) -> None:
+    prior, csv = tmp_path / "prior.json", tmp_path / "curve.csv"
+    prior.write_text(json.dumps([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]))
+    words = (MODEL, "--counts", COUNTS, "--logits", LOGITS, "--target-prior", prior)
+    code, result = run(
+        capsys, "sweep-gamma", *words, "--csv", csv, "--holdout", 0, "--bias", "drop"
+    )
+    assert code == 0
+    chosen, curve = result["chosen"], result["curve"]
+    assert chosen["metric"] == "target_accuracy"
+    assert chosen["interval"][0] < chosen["value"] < chosen["interval"][1]
+    assert chosen["value"] == pytest.approx(max(curve["target_accuracy"]))
+    assert "target_accuracy" in csv.read_text()
+    code, result = run(capsys, "compare", *words)
+    assert code == 0
+    assert all(entry["interval"] for entry in result["methods"])
+    assert all(entry["behind_best"] for entry in result["methods"][1:])
+
+
 def test_the_sweep_writes_the_checkpoint_when_asked(capsys: Capture, tmp_path: Path) -> None:
     out = tmp_path / "patched.safetensors"
     words = ("sweep-gamma", MODEL, "--counts", COUNTS, "--logits", LOGITS)

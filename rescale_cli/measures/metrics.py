@@ -21,6 +21,7 @@ from rescale_cli.measures.calibration import Measured, check_labels
 
 Labels = NDArray[np.integer[Any]]
 Groups = Mapping[str, NDArray[np.bool_]]
+Shares = Mapping[str, NDArray[np.bool_] | Float64]
 
 GROUPS = ("many", "medium", "few")
 PROBABILITY_METRICS = ("top_5", "nll", "ece", "classwise_ece", "brier")
@@ -185,28 +186,28 @@ METRICS: Mapping[str, Callable[[Tallies], Float64]] = MappingProxyType(
 )
 
 
-def table_of(tallies: Tallies, groups: Groups | None = None) -> dict[str, Float64]:
+def table_of(tallies: Tallies, groups: Shares | None = None) -> dict[str, Float64]:
     """Every metric of METRICS, and the mean recall of each group: (...) each.
 
     Args:
         tallies: (..., C).
-        groups: masks (C,), as `ClassCounts.groups` gives them. Only classes with samples count; a
-            group without any is NaN.
+        groups: masks (C,), as `ClassCounts.groups` gives them, or shares (C,) to weight the
+            recalls by. Only classes with samples count; a group without any is NaN.
     """
     table = {name: metric(tallies) for name, metric in METRICS.items()}
     recall = tallies.recall
-    return table | {name: _mean(recall[..., mask]) for name, mask in (groups or {}).items()}
+    return table | {name: _mean(recall, shares) for name, shares in (groups or {}).items()}
 
 
 def metrics_of(
-    confusion: Confusion, groups: Groups | None = None, measured: Measured | None = None
+    confusion: Confusion, groups: Shares | None = None, measured: Measured | None = None
 ) -> dict[str, float | None]:
     """The flat table of `evaluate`; None is n/a.
 
     Args:
         confusion: of the predicted classes, (C, C).
-        groups: many, medium and few, (C,) each; an empty group is None, never 0. Without groups
-            all three are None.
+        groups: many, medium and few, (C,) each, and others; an empty group is None, never 0.
+            Without groups all three are None.
         measured: the metrics of probabilities, where there are logits; else they are None.
 
     Example:
@@ -240,9 +241,9 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any], counts: NDArray[np.bool_]) -
     return np.where(counts, part / np.maximum(whole, 1), np.nan)
 
 
-def _mean(values: Float64) -> Float64:
-    """The mean over the last axis of what is not NaN; NaN where all is."""
-    kept = ~np.isnan(values)
-    count = kept.sum(axis=-1)
-    total = np.where(kept, values, 0.0).sum(axis=-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+def _mean(values: Float64, shares: NDArray[Any] | float = 1.0) -> Float64:
+    """The mean over the last axis of what is not NaN, by shares; NaN where nothing has one."""
+    shares = np.where(np.isnan(values), 0.0, shares)
+    whole = shares.sum(axis=-1)
+    total = (shares * np.where(shares > 0, values, 0.0)).sum(axis=-1)
+    return np.where(whole > 0, total / np.where(whole > 0, whole, 1.0), np.nan)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rescale_cli.core.head import Float64
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures.calibration import check_labels
-from rescale_cli.measures.metrics import Groups, Labels, Tallies, table_of
+from rescale_cli.measures.metrics import Labels, Shares, Tallies, table_of
 from rescale_cli.measures.resampling import drawn_again
 
 #: Resamplings of the samples, unless another number is asked for.
@@ -61,7 +61,7 @@ def bootstrap(
     predicted: Labels,
     labels: Labels,
     num_classes: int,
-    groups: Groups | None = None,
+    groups: Shares | None = None,
     *,
     replicates: int = REPLICATES,
     seed: int = 0,
@@ -77,7 +77,7 @@ def bootstrap(
         predicted: (N,), 0 to C - 1.
         labels: (N,), 0 to C - 1.
         num_classes: C.
-        groups: masks (C,).
+        groups: masks or shares (C,), see `metrics.table_of`.
         replicates: how often.
         seed: the same seed, samples and numpy give the same intervals.
 
@@ -102,7 +102,7 @@ def bootstrap_difference(
     second: Labels,
     labels: Labels,
     num_classes: int,
-    groups: Groups | None = None,
+    groups: Shares | None = None,
     *,
     replicates: int = REPLICATES,
     seed: int = 0,

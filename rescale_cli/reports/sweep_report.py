@@ -16,8 +16,8 @@ from rescale_cli.sweeping.sweep_result import At, Sweep
 from rescale_cli.sweeping.trial import Trial
 
 #: What a curve shows, where it is known.
-CURVES = ("accuracy", "balanced_accuracy", "macro_f1", "gmean_multiclass", "worst_recall",
-          "many", "medium", "few")  # fmt: skip
+CURVES = ("accuracy", "balanced_accuracy", "target_accuracy", "macro_f1", "gmean_multiclass",
+          "worst_recall", "many", "medium", "few")  # fmt: skip
 
 
 def sweep_result(trial: Trial, found: Sweep, line: str) -> dict[str, Any]:

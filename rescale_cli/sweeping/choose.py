@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rescale_cli.core.head import Float64
 from rescale_cli.errors import UsageError
-from rescale_cli.measures.metrics import METRICS, Groups
+from rescale_cli.measures.metrics import METRICS, Groups, Shares
 from rescale_cli.sweeping.decision_path import DecisionPath
 
 #: What `--metric` may name -> the metric's name everywhere else.
@@ -44,6 +44,13 @@ class Objective:
     """Masks (C,)."""
     target: Float64 | None = None
     """Shares (C,) of the classes where the model is used, for target_accuracy."""
+
+    @property
+    def shares(self) -> Shares:
+        """What recalls are averaged by, for `metrics.table_of`: the groups, and the target."""
+        if self.target is None:
+            return self.groups
+        return {**self.groups, "target_accuracy": self.target}
 
     def weights(self, labels: NDArray[np.int64], times: Float64) -> Float64 | None:
         """(N,), whose sum over the samples that are right is the metric; None if it is no such sum.

@@ -11,6 +11,7 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadHead
 from rescale_cli.measures.significance import Interval, bootstrap_difference
+from rescale_cli.sweeping.choose import Objective
 from rescale_cli.sweeping.straight_lines import Family
 from rescale_cli.sweeping.sweep import Outcome, Wanted, decide, parts_of
 from rescale_cli.sweeping.sweep_result import At, at_strength, objective_of
@@ -111,7 +112,7 @@ def compare_methods(
         Entry(
             name, found[name][0].adjustment, found[name][1], ats[name],
             None if name == order[0] or not wanted.replicates
-            else _behind(decided[order[0]], decided[name], shown, metric, trial, wanted),
+            else _behind(decided[order[0]], decided[name], shown, objective, wanted),
         )
         for name in order
     )  # fmt: skip
@@ -125,11 +126,11 @@ def _with_bias(adjustment: Adjustment, bias: str) -> Adjustment:
 
 
 def _behind(
-    best: Labels, other: Labels, labels: Labels, metric: str, trial: Trial, wanted: Wanted
+    best: Labels, other: Labels, labels: Labels, objective: Objective, wanted: Wanted
 ) -> Interval | None:
     """How much better the best one is, on the same samples drawn again."""
+    classes, shares = len(objective.groups["few"]), objective.shares
     found = bootstrap_difference(
-        other, best, labels, trial.head.num_classes, trial.counts.groups(*wanted.sizes),
-        replicates=wanted.replicates, seed=wanted.seed,
-    )  # fmt: skip
-    return found.get(metric)
+        other, best, labels, classes, shares, replicates=wanted.replicates, seed=wanted.seed
+    )
+    return found.get(objective.metric)

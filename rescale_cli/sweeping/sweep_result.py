@@ -108,7 +108,7 @@ def sweep(
     strengths = (("0", plain, 0.0), ("chosen", best.family, best.choice.gamma))
     curve, oracle, at = _curve(best, wanted), None, {}
     if labels is not None:
-        curve |= table_of(best.path.tallies(curve["gamma"]), objective.groups)
+        curve |= table_of(best.path.tallies(curve["gamma"]), objective.shares)
         at = {
             name: at_strength(family, gamma, predictions, parts, objective, wanted)
             for name, family, gamma in strengths
@@ -163,18 +163,12 @@ def at_strength(
     )
     classes = predictions.num_classes
     confusion = Confusion.of(measured.predicted, labels, classes)
-    groups = objective.groups
     intervals = bootstrap(
-        measured.predicted, labels, classes, groups,
+        measured.predicted, labels, classes, objective.shares,
         replicates=wanted.replicates, seed=wanted.seed,
     ) if wanted.replicates else {}  # fmt: skip
-    metrics = dict(metrics_of(confusion, groups, measured))
-    recall = confusion.tallies.recall
-    if objective.target is not None:
-        there = ~np.isnan(recall)
-        shares = objective.target[there] / objective.target[there].sum()
-        metrics["target_accuracy"] = float((shares * recall[there]).sum())
-    return At(gamma, metrics, intervals, recall, measured.predicted)
+    metrics = metrics_of(confusion, objective.shares, measured)
+    return At(gamma, metrics, intervals, confusion.tallies.recall, measured.predicted)
 
 
 def _signs(family: Family, predictions: Predictions) -> tuple[float | None, float | None]:
