@@ -19,7 +19,8 @@ from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadInput
 from rescale_cli.measures import calibration
-from rescale_cli.measures.calibration import BINS, Measured, measure
+from rescale_cli.measures.calibration import Measured, measure
+from rescale_cli.measures.per_sample import BINS
 
 INF = np.inf
 
@@ -61,6 +62,31 @@ def same(found: Measured, expected: Measured) -> None:
     assert found.predicted.tolist() == expected.predicted.tolist()
     for name in ("top_5", "nll", "ece", "classwise_ece", "brier"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-12), name
+
+
+@given(case=logit_tables(), seed=st.integers(0, 99))
+def test_the_parts_of_the_samples_make_the_metrics_however_often_each_counts(
+    case: Any, seed: int
+) -> None:
+    logits, labels = case
+    found = measure(logits, labels)
+    times = np.random.default_rng(seed).integers(0, 3, len(labels)) + (labels == labels[0])
+    once, more = np.ones((1, len(labels))), times[None].astype(float)
+    for name, (value,) in found.samples.metrics(once).items():
+        assert value == pytest.approx(getattr(found, name), abs=1e-12)
+    again = measure(np.repeat(logits, times, axis=0), np.repeat(labels, times))
+    for name in found.samples.means:
+        (value,) = found.samples.metrics(more)[name]
+        assert value == pytest.approx(getattr(again, name), abs=1e-12)
+
+
+def test_replicates_of_ece_keep_the_bins_of_the_samples(fashion: Any) -> None:
+    found, p = measure(*fashion), softmax(fashion[0])
+    times = np.random.default_rng(0).integers(0, 3, len(p)).astype(float)
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == fashion[1]
+    gap = (times * (confidence - right))[np.argsort(confidence, kind="stable")]
+    expected = sum(abs(part.sum()) for part in np.array_split(gap, BINS)) / times.sum()
+    assert found.samples.metrics(times[None])["ece"][0] == pytest.approx(expected, abs=1e-4)
 
 
 @given(case=logit_tables())

@@ -16,6 +16,7 @@ from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures import significance
+from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metrics import METRICS, Confusion, metrics_of
 from rescale_cli.measures.resampling import drawn_again
 from rescale_cli.measures.significance import (
@@ -177,6 +178,27 @@ def test_exchanging_the_two_models_turns_the_difference_round(case: Any) -> None
     there, back = mcnemar(first, second, labels), mcnemar(second, first, labels)
     assert (there.only_first, there.only_second) == (back.only_second, back.only_first)
     assert there.p == back.p
+
+
+def test_the_interval_of_a_mean_is_scipys_and_an_infinite_one_has_none(fashion: Any) -> None:
+    predicted, _, labels = fashion
+    logits = np.random.default_rng(0).normal(size=(len(labels), 10)) + 3 * np.eye(10)[labels]
+    found = measure(logits, labels)
+    ours = bootstrap(predicted, labels, 10, None, found.samples, replicates=4000)["brier"]
+    parts = [found.samples.means["brier"][labels == row] for row in range(10)]
+    shares = np.bincount(labels) / len(labels)
+    theirs = stats.bootstrap(
+        parts,
+        lambda *drawn, axis: sum(d.mean(axis=axis) * s for d, s in zip(drawn, shares, strict=True)),
+        n_resamples=4000, method="percentile", vectorized=True, rng=1,
+    ).confidence_interval  # fmt: skip
+    assert [ours.low, ours.high] == pytest.approx([*theirs], abs=0.0015)
+    logits[0, labels[0]] = -np.inf
+    endless = measure(logits, labels)
+    assert endless.nll == np.inf
+    table = bootstrap(predicted, labels, 10, None, endless.samples, replicates=5)
+    assert table["nll"] is None
+    assert table["ece"] is not None
 
 
 def test_the_same_seed_gives_the_same_intervals_and_another_others(fashion: Any) -> None:

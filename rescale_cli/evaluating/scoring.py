@@ -16,6 +16,7 @@ from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier
 from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
+from rescale_cli.measures.per_sample import PerSample
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
 from rescale_cli.patching.locate_head import locate, one_size
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
@@ -71,6 +72,8 @@ class Scored:
     """(N,)."""
     labels: Labels
     """(N,), rows of the head."""
+    samples: PerSample
+    """What their probabilities add to the metrics."""
     names: Sequence[str] | None = None
     """(N,): the file or key of each sample, where it has one."""
     images_per_second: float | None = None
@@ -148,8 +151,9 @@ def score(
     groups = {} if counts is None else counts.groups(*terms.groups)
     metrics = metrics_of(confusion, groups, measured)
     return Scored(
-        str(subject.path), metrics, confusion, measured.predicted, labels, predictions.names,
-        predictions.images_per_second, predictions.skipped, subject.classes, counts, groups,
+        str(subject.path), metrics, confusion, measured.predicted, labels, measured.samples,
+        predictions.names, predictions.images_per_second, predictions.skipped, subject.classes,
+        counts, groups,
     )  # fmt: skip
 
 
@@ -160,7 +164,7 @@ class Difference:
     differences: dict[str, float | None]
     """Of every metric; None where one of the two is n/a."""
     intervals: dict[str, Interval | None]
-    """Paired bootstrap, of the metrics of the confusion matrix."""
+    """Paired bootstrap, of every metric but classwise_ece; None where a metric is n/a."""
     mcnemar: McNemar
     """First is the base."""
 
@@ -180,7 +184,7 @@ def compare_with(base: Scored, model: Scored, *, replicates: int, seed: int) -> 
         )
     intervals = bootstrap_difference(
         base.predicted, model.predicted, model.labels, c, model.groups,
-        replicates=replicates, seed=seed,
+        (base.samples, model.samples), replicates=replicates, seed=seed,
     )  # fmt: skip
     differences = {
         name: None if value is None or (old := base.metrics[name]) is None else value - old

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from rescale_cli.core.head import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadInput
+from rescale_cli.measures.per_sample import PerSample, bin_edges
 
-#: Equal-mass bins of a calibration error.
-BINS = 15
 #: Elements of a block of logits: 2 MiB, so that a block stays in the cache.
 _BLOCK = 1 << 18
 #: Probabilities that class-wise ECE holds at once: 512 MiB.
@@ -40,9 +39,14 @@ class Measured:
     ece: float
     """Of the largest probability: sum over bins of |rightness - confidence| / N."""
     classwise_ece: float
-    """The same of p_c against y = c for each class c, averaged over all C (Kull et al. 2019)."""
+    """The same of p_c against y = c for each class c, averaged over all C (Kull et al. 2019).
+
+    It has no interval: each replicate would sort the N x C probabilities again.
+    """
     brier: float
     """Mean of sum_c (p_c - [y = c])^2, 0 to 2."""
+    samples: PerSample
+    """The parts of all but classwise_ece."""
 
 
 def measure(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) -> Measured:
@@ -80,13 +84,15 @@ def measure(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) 
         columns = slice(first, min(first + width, c))
         part = _read_columns(logits, adjust, rows, columns, held)
         errors += _class_errors(part, samples[columns])
+    confidence, right, parts = 1 / rows.total, rows.predicted == labels, rows.parts(c)
     return Measured(
         predicted=rows.predicted,
-        top_5=float((rows.above < 5).mean()) if c > 5 else None,
-        nll=float((np.log(rows.total) - rows.own).mean()),
-        ece=_top_error(1 / rows.total, rows.predicted == labels),
+        top_5=float(parts["top_5"].mean()) if c > 5 else None,
+        nll=float(parts["nll"].mean()),
+        ece=_binned_error(np.sort(confidence), confidence[right]),
         classwise_ece=errors / c,
-        brier=float((rows.squares - 2 * np.exp(rows.own) / rows.total + 1).mean()),
+        brier=float(parts["brier"].mean()),
+        samples=PerSample.of(parts, confidence, right),
     )
 
 
@@ -150,6 +156,14 @@ class _Rows:
     squares: Float64
     """The sum of p_c^2."""
 
+    def parts(self, c: int) -> dict[str, Float64]:
+        """What each sample adds to the metrics that are means, (N,) each."""
+        parts = {
+            "nll": np.log(self.total) - self.own,
+            "brier": self.squares - 2 * np.exp(self.own) / self.total + 1,
+        }
+        return parts | ({"top_5": (self.above < 5).astype(np.float64)} if c > 5 else {})
+
 
 def _read_rows(logits: NDArray[Any], labels: Labels, adjust: Adjust | None, held: Float64) -> _Rows:
     """The pass over all rows; fills `held` (width, N) with the first classes' probabilities."""
@@ -193,10 +207,6 @@ def _class_errors(held: Float64, samples: list[NDArray[np.intp]]) -> float:
     return sum(_binned_error(row, own) for row, own in zip(held, hits, strict=True))
 
 
-def _top_error(confidence: Float64, right: NDArray[np.bool_]) -> float:
-    return _binned_error(np.sort(confidence), confidence[right])
-
-
 def _binned_error(ordered: Float64, hits: Float64) -> float:
     """Sum over equal-mass bins of |sum of probabilities - number of hits| / N.
 
@@ -205,8 +215,7 @@ def _binned_error(ordered: Float64, hits: Float64) -> float:
         hits: those whose event came true, a part of them.
     """
     n = len(ordered)
-    bins = min(BINS, n)
-    edges = np.arange(bins + 1) * (n // bins) + np.minimum(np.arange(bins + 1), n % bins)
+    edges = bin_edges(n)
     # Equal values lie at [low, high): which of them are the hits is nobody's to say.
     low, high = (np.searchsorted(ordered, hits, side)[:, None] for side in ("left", "right"))
     below = np.clip((edges - low) / (high - low), 0, 1).sum(axis=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from rescale_cli.core.head import Float64
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures.calibration import check_labels
 from rescale_cli.measures.metrics import Labels, Shares, Tallies, table_of
+from rescale_cli.measures.per_sample import PerSample
 from rescale_cli.measures.resampling import drawn_again
 
 #: Resamplings of the samples, unless another number is asked for.
@@ -62,11 +63,12 @@ def bootstrap(
     labels: Labels,
     num_classes: int,
     groups: Shares | None = None,
+    samples: PerSample | None = None,
     *,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> dict[str, Interval | None]:
-    """Intervals of every metric of the confusion matrix, and of the groups.
+    """Intervals of every metric of the confusion matrix, of the groups, and of the samples' parts.
 
     The N samples are drawn again within their classes (see `resampling`); the model stays. A
     metric that is n/a is None. Percentiles are not centred: where a metric bends sharply (the
@@ -78,6 +80,7 @@ def bootstrap(
         labels: (N,), 0 to C - 1.
         num_classes: C.
         groups: masks or shares (C,), see `metrics.table_of`.
+        samples: what the metrics of probabilities are made of, for those of `PerSample.metrics`.
         replicates: how often.
         seed: the same seed, samples and numpy give the same intervals.
 
@@ -91,9 +94,9 @@ def bootstrap(
         >>> found.value, 0.8 < found.low < 0.88, 0.92 < found.high < 1
         (0.9, True, True)
     """
-    cells = _Cells.of(labels, [predicted], num_classes)
-    whole = table_of(cells.tallies(np.ones((1, len(labels))))[0], groups)
-    tables = [table_of(only, groups) for (only,) in cells.drawn(replicates, seed)]
+    cells = _Cells.of(labels, [predicted], [samples], num_classes)
+    (whole,) = cells.tables(np.ones((1, len(labels))), groups)
+    tables = [table for (table,) in cells.drawn(replicates, seed, groups)]
     return {name: _interval(whole[name], [table[name] for table in tables]) for name in whole}
 
 
@@ -103,6 +106,7 @@ def bootstrap_difference(
     labels: Labels,
     num_classes: int,
     groups: Shares | None = None,
+    samples: tuple[PerSample, PerSample] | None = None,
     *,
     replicates: int = REPLICATES,
     seed: int = 0,
@@ -118,9 +122,9 @@ def bootstrap_difference(
         >>> found.value, found.holds_zero
         (0.5, False)
     """
-    cells = _Cells.of(labels, [first, second], num_classes)
-    one, two = (table_of(each, groups) for each in cells.tallies(np.ones((1, len(labels)))))
-    tables = [(table_of(a, groups), table_of(b, groups)) for a, b in cells.drawn(replicates, seed)]
+    cells = _Cells.of(labels, [first, second], samples or [None, None], num_classes)
+    one, two = cells.tables(np.ones((1, len(labels))), groups)
+    tables = list(cells.drawn(replicates, seed, groups))
     return {
         name: _interval(two[name] - one[name], [b[name] - a[name] for a, b in tables])
         for name in one
@@ -172,22 +176,32 @@ class _Cells:
     """(K,)."""
     guesses: tuple[NDArray[np.int64], ...]
     """(K,) for each model."""
+    samples: tuple[PerSample | None, ...]
+    """Of each model, what its probabilities add."""
     kind: NDArray[np.intp]
     """Which of the K each sample is, (N,)."""
     num_classes: int
 
     @classmethod
-    def of(cls, labels: Labels, guesses: list[Labels], num_classes: int) -> _Cells:
+    def of(
+        cls,
+        labels: Labels,
+        guesses: list[Labels],
+        samples: Sequence[PerSample | None],
+        num_classes: int,
+    ) -> _Cells:
         key = np.zeros(len(labels), np.int64)
         for column in (labels, *guesses):
             check_labels(column, len(labels), num_classes)
             key = key * num_classes + column
         _, at, kind = np.unique(key, return_index=True, return_inverse=True)
         picked = tuple(guess[at].astype(np.int64) for guess in guesses)
-        return cls(labels[at].astype(np.int64), picked, kind, num_classes)
+        return cls(labels[at].astype(np.int64), picked, tuple(samples), kind, num_classes)
 
-    def drawn(self, replicates: int, seed: int) -> Iterator[tuple[Tallies, ...]]:
-        """Tallies (some replicates, C) of each model, until there are `replicates` in all."""
+    def drawn(
+        self, replicates: int, seed: int, groups: Shares | None
+    ) -> Iterator[tuple[dict[str, Float64], ...]]:
+        """Metrics (some replicates,) of each model, until there are `replicates` in all."""
         if replicates < 1:
             raise UsageError(
                 "there is no interval without replicates",
@@ -197,17 +211,19 @@ class _Cells:
         draws = drawn_again(self.actual[self.kind], replicates, seed)
         most = max(1, _HELD // max(self.num_classes, len(self.kind)))
         while some := list(islice(draws, most)):
-            yield self.tallies(np.stack(some))
+            yield self.tables(np.stack(some), groups)
 
-    def tallies(self, times: Float64) -> tuple[Tallies, ...]:
-        """Tallies (R, C) of each model, where each sample counts so often, (R, N)."""
+    def tables(self, times: Float64, groups: Shares | None) -> tuple[dict[str, Float64], ...]:
+        """Metrics (R,) of each model, where each sample counts so often, (R, N)."""
         weight, c = _sums(times, self.kind, len(self.actual)), self.num_classes
         support = _sums(weight, self.actual, c)
         made = []
-        for guess in self.guesses:
+        for guess, samples in zip(self.guesses, self.samples, strict=True):
             hit = guess == self.actual
             hits = _sums(weight[:, hit], guess[hit], c)
-            made.append(Tallies(hits, support, _sums(weight, guess, c)))
+            tallies = Tallies(hits, support, _sums(weight, guess, c))
+            more = {} if samples is None else samples.metrics(times)
+            made.append(table_of(tallies, groups) | more)
         return tuple(made)
 
 

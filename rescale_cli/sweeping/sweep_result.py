@@ -164,7 +164,7 @@ def at_strength(
     classes = predictions.num_classes
     confusion = Confusion.of(measured.predicted, labels, classes)
     intervals = bootstrap(
-        measured.predicted, labels, classes, objective.shares,
+        measured.predicted, labels, classes, objective.shares, measured.samples,
         replicates=wanted.replicates, seed=wanted.seed,
     ) if wanted.replicates else {}  # fmt: skip
     metrics = metrics_of(confusion, objective.shares, measured)
