@@ -238,6 +238,22 @@ def test_a_group_of_one_sample_can_be_chosen_by_and_an_empty_one_is_named() -> N
         sweep(replace(found, labels=np.ones(61, np.int64)), head, counts, [Adjustment()], bounded)
 
 
+def test_the_samples_beyond_rescue_are_those_that_no_strength_makes_right(
+    example: tuple[Head, ClassCounts, Predictions],
+) -> None:
+    head, counts, found = example
+    for adjustment in (Adjustment(bias="drop"), Adjustment("logit-adjust")):
+        swept = sweep(found, head, counts, [adjustment], Wanted(replicates=0))
+        family = Family(adjustment, head, counts)
+        ever = np.zeros(len(found.logits), bool)
+        for gamma in [*np.linspace(0, 3, 1501), 4.0]:
+            ever |= family.scores(found.logits, gamma).argmax(axis=1) == found.labels
+        assert swept.never_right == pytest.approx(1 - ever.mean(), abs=0.002)
+        assert swept.never_right <= 1 - ever.mean()
+    kept = sweep(found, head, counts, [Adjustment()], Wanted(replicates=0))
+    assert kept.never_right is None
+
+
 def test_a_target_prior_is_what_the_choice_is_for(
     example: tuple[Head, ClassCounts, Predictions],
 ) -> None:

@@ -54,7 +54,7 @@ def sweep_result(trial: Trial, found: Sweep, line: str) -> dict[str, Any]:
         },
         "per_class": per_class(trial, found),
         "negative_true_logits": found.negative_true,
-        "beyond_rescue": found.lost,
+        "beyond_rescue": found.never_right,
         "temperature": found.temperature,
         "others": [{**_method(other), "value": other.choice.value} for other in found.others],
         "apply": line,

@@ -24,8 +24,8 @@ def show_sweep(trial: Trial, found: Sweep, line: str) -> None:
     show_curve(trial, found)
     if found.at:
         say("", _metric_table(found), "", payers(trial, found))
-    if found.lost is not None:
-        say(f"{found.lost:.2%} of the samples cannot be won by any strength")
+    if found.never_right is not None:
+        say(f"{found.never_right:.2%} of all samples are right at no strength, however large")
     say("", "to write it:", f"  {line}")
 
 

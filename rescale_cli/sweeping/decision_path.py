@@ -46,6 +46,8 @@ class DecisionPath:
     """(E,), the class that it was; -1 stands for some wrong class."""
     after: NDArray[np.int64]
     """(E,), the class that it becomes."""
+    never_right: float | None = None
+    """The share of the samples that no gamma of 0 or more makes right; None where not known."""
 
     def of(self, samples: NDArray[np.int64]) -> DecisionPath:
         """The path of some samples (n,), in ascending order."""
@@ -146,9 +148,10 @@ def by_intervals(
     after[: len(rises)], before[len(rises) :] = labels[rises], labels[falls]
     order = np.argsort(gamma, kind="stable")
     start = np.where((lo <= 0) & (hi >= 0), labels, -1)
+    never = float(((lo > hi) | (hi < 0)).mean())
     return DecisionPath(
         logits.shape[1], labels, limit, None, start,
-        gamma[order], sample[order], before[order], after[order],
+        gamma[order], sample[order], before[order], after[order], never,
     )  # fmt: skip
 
 

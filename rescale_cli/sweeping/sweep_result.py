@@ -59,8 +59,8 @@ class Sweep:
     """Strengths up to the limit at which a decision changes."""
     negative_true: float | None
     """The share of samples whose true class has a negative score: they sink as gamma grows."""
-    lost: float | None
-    """The share that no strength can win: no positive true score, but another one."""
+    never_right: float | None
+    """The share of samples that are right at no strength, however large; None where not known."""
     temperature: float | None
 
 
@@ -117,7 +117,8 @@ def sweep(
             oracle = pick(best.path.of(parts.reported), wanted, objective, target)
     return Sweep(
         wanted, objective, best, tuple(o for o in tried if o is not best), parts, at, oracle,
-        curve, len(best.path.breakpoints()) - 1, *_signs(best.family, predictions),
+        curve, len(best.path.breakpoints()) - 1, _negative(best.family, predictions),
+        best.path.never_right,
         _temperature(best, predictions, parts) if fit else None,
     )  # fmt: skip
 
@@ -171,13 +172,13 @@ def at_strength(
     return At(gamma, metrics, intervals, confusion.tallies.recall, measured.predicted)
 
 
-def _signs(family: Family, predictions: Predictions) -> tuple[float | None, float | None]:
-    """The shares of samples with a negative true score, and of those that no strength can win."""
+def _negative(family: Family, predictions: Predictions) -> float | None:
+    """The share of samples with a negative true score."""
     if predictions.labels is None or family.adjustment.method == "logit-adjust":
-        return None, None
+        return None
     kept = family.adjustment.bias_policy == "keep"
     bias = family.head.bias if kept else None
-    negative = lost = 0
+    negative = 0
     step = max(1, _HELD // predictions.num_classes)
     for first in range(0, len(predictions.logits), step):
         rows = slice(first, first + step)
@@ -185,9 +186,7 @@ def _signs(family: Family, predictions: Predictions) -> tuple[float | None, floa
         scores = scores if bias is None else scores - bias
         true = np.take_along_axis(scores, predictions.labels[rows, None], 1)[:, 0]
         negative += int((true < 0).sum())
-        lost += int(((true <= 0) & (scores.max(axis=1) > 0)).sum())
-    samples = len(predictions.logits)
-    return negative / samples, lost / samples if bias is None else None
+    return negative / len(predictions.logits)
 
 
 def _temperature(best: Outcome, predictions: Predictions, parts: Parts) -> float:
