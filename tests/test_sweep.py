@@ -24,6 +24,7 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Predictions
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.options.sweep_options import Metric
+from rescale_cli.reports.sweep_tables import chart
 from rescale_cli.sweeping.choose import CHOICES, choose, distance_to, first_within, halves
 from rescale_cli.sweeping.decision_path import by_envelope, by_grid, by_intervals, grid_predictions
 from rescale_cli.sweeping.straight_lines import Family
@@ -379,6 +380,17 @@ def test_a_sweep_for_a_person_shows_the_curve_and_who_pays(capsys: Capture) -> N
     assert "▲" in out
     assert "who pays" in out
     assert "rescale-cli apply" in out
+
+
+@given(st.floats(1e-9, 4), st.floats(0, 1))
+def test_the_labels_below_a_chart_stand_apart_and_within_it(limit: float, share: float) -> None:
+    gammas = np.linspace(0, limit, 11)
+    chosen = round(limit * share, 4)
+    *curve, mark, axis = chart(gammas, np.linspace(0, 1, 11), min(chosen, limit))
+    assert {len(line) for line in [*curve, axis]} == {8 + 64}
+    assert mark.index("▲") < 8 + 64
+    labels = ["0", f"{min(chosen, limit):g}", f"{limit:g}"]
+    assert axis.split() == list(dict.fromkeys(labels))
 
 
 def test_unknown_metrics_are_refused_by_name() -> None:

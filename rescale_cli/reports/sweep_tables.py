@@ -77,11 +77,16 @@ def chart(gammas: Float64, values: Float64, chosen: float) -> list[str]:
         lines.append(f"{label:>7} {cells}")
     mark = round(chosen / gammas[-1] * (_WIDTH - 1))
     lines.append(" " * 8 + " " * mark + "▲")
-    end = f"{gammas[-1]:g}"
-    lines.append(
-        " " * 8 + "0" + f"{chosen:g}".center(2 * mark)[1:].ljust(_WIDTH - 1 - len(end)) + end
-    )
+    lines.append(" " * 8 + _axis(mark, f"{chosen:g}", f"{gammas[-1]:g}"))
     return lines
+
+
+def _axis(mark: int, chosen: str, end: str) -> str:
+    """0, the chosen strength as near below its mark as there is room, and the last one."""
+    shown = "" if chosen in ("0", end) else chosen
+    room = _WIDTH - len(end) - 1 - len(shown)
+    place = max(2, min(mark - len(shown) // 2, room))
+    return f"{'0':<{place}}{shown}".ljust(_WIDTH - len(end)) + end
 
 
 def _metric_table(found: Sweep) -> Table:
