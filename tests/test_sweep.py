@@ -354,6 +354,28 @@ def test_what_cannot_be_chosen_by_is_a_clear_error(
     assert error["fix"]
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["-o", "x", "--csv", "x"], "usage"),
+        (["-o", "x", "--apply", "./x"], "usage"),
+        (["--apply", "there"], "output-exists"),
+        (["--apply", MODEL, "--force"], "output-exists"),
+        (["--apply", "nowhere/x"], "bad-input"),
+    ],
+)
+def test_an_output_that_could_not_be_written_is_refused_before_the_work(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[Any], code: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there").touch()
+    # The logits do not exist: they would be the next error.
+    words = ["sweep-gamma", MODEL, "--counts", COUNTS, "--logits", "none.npz", *words]
+    _, error = run(capsys, *words)
+    assert error["code"] == code
+    assert error["fix"]
+
+
 def test_compare_ranks_the_methods_and_says_which_are_level(capsys: Capture) -> None:
     words = ("compare", MODEL, "--counts", COUNTS, "--logits", LOGITS)
     code, result = run(capsys, *words)

@@ -63,7 +63,7 @@ def sweep_gamma(
     from rescale_cli.sweeping.trial import try_on
 
     outputs = Outputs(output, csv, apply, force)
-    outputs.check(on.save_logits)
+    outputs.check(model, on.save_logits)
     wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
     choice = of.choice(counts)
     with progress_bar(model.name) as progress:

@@ -53,16 +53,10 @@ class OutputOptions:
             force: whether files that are there may be replaced.
             other: what else will be written.
         """
-        from rescale_cli.files.text_file import refuse_output
+        from rescale_cli.files.text_file import refuse_outputs
 
-        given = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        wanted = [(f"--{name.replace('_', '-')}", path) for name, path in given if path is not None]
-        if other is not None:
-            wanted.append(("--save-logits", other))
-        for number, (option, path) in enumerate(wanted):
-            if path in [earlier for _, earlier in wanted[:number]]:
-                raise UsageError("two outputs have one name", saw=str(path), fix=f"{option} FILE")
-            refuse_output(path, option, force=force)
+        named = {f"--{f.name.replace('_', '-')}": getattr(self, f.name) for f in fields(self)}
+        refuse_outputs({**named, "--save-logits": other}, force=force)
         if self.metrics_out is not None and self.metrics_out.suffix not in (".json", ".prom"):
             raise UsageError(
                 "--metrics-out tells the format by its suffix, .json or .prom",

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.files.text_file import refuse_output, write_text
+from rescale_cli.files.text_file import (
+    refuse_one_name,
+    refuse_output,
+    refuse_outputs,
+    write_text,
+)
 from rescale_cli.options.sweep_options import HeadOptions
-from rescale_cli.patching.patch import Target, apply_plan
+from rescale_cli.patching.patch import Target, apply_plan, refuse_source
 from rescale_cli.patching.plan import CountsChoice, make_plan
 from rescale_cli.reports.screen import finite
 from rescale_cli.reports.sweep_report import curve_csv
@@ -29,12 +34,15 @@ class Outputs:
     apply: Path | None
     force: bool
 
-    def check(self, save_logits: Path | None) -> None:
+    def check(self, model: Path, save_logits: Path | None) -> None:
         """Stop before the work if one of them could not be written after it."""
         named = {"--output": self.output, "--csv": self.csv, "--save-logits": save_logits}
-        for option, path in named.items():
-            if path is not None:
-                refuse_output(path, option, force=self.force)
+        refuse_outputs(named, force=self.force)
+        if self.apply is not None:
+            given = {option: path for option, path in named.items() if path is not None}
+            refuse_one_name({**given, "--apply": self.apply})
+            refuse_source(model, (), self.apply)
+            refuse_output(self.apply, "--apply", force=self.force, folder=model.is_dir())
 
     def write(
         self,
