@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from dataclasses import replace
@@ -374,6 +375,31 @@ def test_an_output_that_could_not_be_written_is_refused_before_the_work(
     _, error = run(capsys, *words)
     assert error["code"] == code
     assert error["fix"]
+
+
+def test_a_step_on_github_gets_the_choice_and_what_was_written(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs, page = tmp_path / "outputs", tmp_path / "page.md"
+    monkeypatch.setenv("GITHUB_OUTPUT", str(outputs))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    words = ("sweep-gamma", MODEL, "--counts", COUNTS, "--logits", LOGITS, "--bootstrap", 0)
+    out, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    _, result = run(capsys, *words, "--apply", out)
+    gamma = result["chosen"]["gamma"]
+    sha256 = hashlib.sha256(out.read_bytes()).hexdigest()
+    assert outputs.read_text() == f"gamma={gamma}\noutput={out}\nsha256={sha256}\n"
+    assert f"strength {gamma:g}" in page.read_text()
+    assert "| balanced_accuracy |" in page.read_text()
+    outputs.unlink()
+    run(capsys, *words, "--unlabeled")
+    assert outputs.read_text().startswith("gamma=")
+    outputs.unlink()
+    line = ("apply", MODEL, "--counts", COUNTS, "--gamma", 0.25)
+    run(capsys, *line, "--dry-run")
+    assert not outputs.exists()
+    _, applied = run(capsys, *line, "-o", again)
+    assert outputs.read_text() == f"output={again}\nsha256={applied['sha256']}\ngamma=0.25\n"
 
 
 def test_compare_ranks_the_methods_and_says_which_are_level(capsys: Capture) -> None:

@@ -87,6 +87,7 @@ def apply(
 ) -> None:
     """Write the checkpoint with its head adjusted; every other byte is proven equal."""
     from rescale_cli import api
+    from rescale_cli.files.github_actions import append_outputs
     from rescale_cli.reports import report, tables
 
     if in_place and output is not None:
@@ -118,4 +119,6 @@ def apply(
             command=shlex.join(["rescale-cli", *sys.argv[1:]]),
         )
     result = report.apply_result(applied)
+    if applied.patched is not None:
+        append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
     Screen("apply", json).result(result, applied.plan.warnings, lambda: tables.show_apply(applied))

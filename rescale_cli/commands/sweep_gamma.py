@@ -57,7 +57,7 @@ def sweep_gamma(
     """Try every strength at once, choose one on held-out data, and say who pays."""
     from rescale_cli.reports import sweep_report
     from rescale_cli.reports.progress import Notes, progress_bar
-    from rescale_cli.reports.sweep_outputs import Outputs
+    from rescale_cli.reports.sweep_outputs import Outputs, tell_github
     from rescale_cli.reports.sweep_tables import show_sweep
     from rescale_cli.sweeping.sweep_result import sweep
     from rescale_cli.sweeping.trial import try_on
@@ -80,7 +80,7 @@ def sweep_gamma(
     best = replace(best, temperature=found.temperature or 1.0)
     line = sweep_report.apply_line(model, best, of.of_apply(counts), apply)
     result = sweep_report.sweep_result(trial, found, line)
-    outputs.write(model, result, found, (best, choice, of))
+    tell_github(found, outputs.write(model, result, found, (best, choice, of)))
     Screen("sweep-gamma", json).result(
         result, [*notes.kept, *trial.warnings], lambda: show_sweep(trial, found, line)
     )

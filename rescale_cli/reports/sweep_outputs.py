@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from rescale_cli.core.methods import Adjustment
+from rescale_cli.files.github_actions import append_outputs, append_summary
 from rescale_cli.files.text_file import (
     refuse_one_name,
     refuse_output,
     refuse_outputs,
     write_text,
 )
+from rescale_cli.measures.markdown import markdown
 from rescale_cli.options.sweep_options import HeadOptions
-from rescale_cli.patching.patch import Target, apply_plan, refuse_source
+from rescale_cli.patching.patch import Patched, Target, apply_plan, refuse_source
 from rescale_cli.patching.plan import CountsChoice, make_plan
 from rescale_cli.reports.screen import finite
 from rescale_cli.reports.sweep_report import curve_csv
@@ -50,8 +52,8 @@ class Outputs:
         result: Mapping[str, Any],
         found: Sweep,
         decided: tuple[Adjustment, CountsChoice, HeadOptions],
-    ) -> None:
-        """Write them.
+    ) -> Patched | None:
+        """Write them; what became of the checkpoint, if it was to be written.
 
         Raises:
             RescaleError: see `patch.apply_plan`.
@@ -60,14 +62,28 @@ class Outputs:
             write_json(self.output, "sweep-gamma", result, force=self.force)
         if self.csv is not None:
             write_text(self.csv, curve_csv(found), force=self.force)
-        if self.apply is not None:
-            from rescale_cli.checkpoints.checkpoint import open_checkpoint
+        if self.apply is None:
+            return None
+        from rescale_cli.checkpoints.checkpoint import open_checkpoint
 
-            adjustment, choice, of = decided
-            checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
-            plan = make_plan(checkpoint, choice, adjustment, heads=of.head or ())
-            command = shlex.join(["rescale-cli", *sys.argv[1:]])
-            apply_plan(plan, Target(self.apply, self.force, command=command))
+        adjustment, choice, of = decided
+        checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
+        plan = make_plan(checkpoint, choice, adjustment, heads=of.head or ())
+        command = shlex.join(["rescale-cli", *sys.argv[1:]])
+        return apply_plan(plan, Target(self.apply, self.force, command=command))
+
+
+def tell_github(found: Sweep, patched: Patched | None) -> None:
+    """The outputs and the summary page of a step, where one runs."""
+    gamma = found.best.choice.gamma
+    values: dict[str, object] = {"gamma": gamma}
+    if patched is not None:
+        written = next(iter(patched.files.values()))
+        values |= {"output": patched.output, "sha256": written.sha256}
+    append_outputs(values)
+    names = {"0": "as it is", "chosen": f"strength {gamma:g}"}
+    models = {names[key]: at.metrics for key, at in found.at.items()}
+    append_summary(markdown(f"rescale-cli sweep-gamma: strength {gamma:g}", models, ()))
 
 
 def write_json(path: Path, command: str, result: Mapping[str, Any], *, force: bool) -> None:
