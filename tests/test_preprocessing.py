@@ -333,6 +333,26 @@ def test_options_go_before_presets_and_presets_before_the_checkpoint() -> None:
     assert override(base, size=(32, 32)).resize is None
 
 
+def test_size_mean_and_std_together_are_the_whole_preparation() -> None:
+    base = presets["imagenet"]
+    said = {"size": (64, 64), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
+    made = override(base, **said)
+    assert (made.size, made.resize) == ((64, 64), 64)
+    same(
+        apply_preprocessing(image(80, 90, 3), made),
+        apply_preprocessing(image(80, 90, 3), override(None, **said)),
+    )
+    assert override(base, size=(112, 112), mean=(0.5,)).resize == 128, "the rest is the base's"
+    assert override(None, "imagenet", **said).resize == round(256 * 64 / 224), (
+        "a preset is said, too"
+    )
+
+
+def test_one_value_stands_for_all_channels_that_there_were() -> None:
+    made = override(presets["imagenet"], mean=(0.5,), std=(0.2,))
+    assert (made.mean, made.std) == ((0.5,) * 3, (0.2,) * 3)
+
+
 def test_the_preset_none_leaves_values_between_0_and_1() -> None:
     base = Preprocessing((28, 28), (0.3,), (0.35,))
     pixels = image(28, 28, 1)

@@ -55,7 +55,8 @@ def override(
     """The preprocessing that is used: the checkpoint's own, unless the user says otherwise.
 
     A preset takes the place of all that the checkpoint says. A size alone keeps the share that the
-    crop leaves of the image; one mean stands for all channels.
+    crop leaves of the image; beside mean and std it is the whole: the shorter side is resized to
+    it, and nothing more is cut off. One mean or std stands for all channels that there were.
 
     Args:
         base: what the checkpoint says, if it does.
@@ -79,10 +80,12 @@ def override(
         return _from_nothing(preset, size, mean, std)
     made = start
     if size is not None:
-        made = replace(made, size=size, resize=_scaled(made, size))
+        whole = preset is None and mean is not None and std is not None
+        made = replace(made, size=size, resize=min(size) if whole else _scaled(made, size))
     if mean is not None or std is not None:
-        mean, std = mean or made.mean, std or made.std
-        made = replace(made, mean=tuple(mean), std=tuple(std))
+        given = (mean or made.mean, std or made.std)
+        mean, std = (tuple(v) * (made.channels if len(v) == 1 else 1) for v in given)
+        made = replace(made, mean=mean, std=std)
     if made is not start:
         made = replace(made, source=f"{start.source}, changed by options")
     return checked(made)
