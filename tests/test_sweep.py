@@ -343,6 +343,8 @@ def test_the_head_as_it_is_stays_apart_from_a_chosen_strength_of_zero(capsys: Ca
         (["--gamma-max", "9"], 2, "--gamma-max"),
         (["--groups", "20,100"], 2, "--groups"),
         (["--metric", "few-recall"], 2, "few"),
+        (["--unlabeled", "--metric", "accuracy"], 2, "--unlabeled"),
+        (["--unlabeled", "--choose", "one-se"], 2, "--unlabeled"),
         (["--data", "folder:nowhere"], 2, "one of --data and --logits"),
     ],
 )
@@ -427,6 +429,9 @@ def test_a_sweep_for_a_person_shows_the_curve_and_who_pays(capsys: Capture) -> N
     out = capsys.readouterr().out
     assert "▲" in out
     assert "who pays" in out
+    assert "reported on 1,000 other samples" in out
+    table = out[out.index("as it is") :].splitlines()
+    assert table[1].startswith("balanced accuracy")
     assert "rescale-cli apply" in out
 
 

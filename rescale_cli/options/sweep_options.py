@@ -109,8 +109,14 @@ class ChoiceOptions:
         """The same, checked.
 
         Raises:
-            UsageError: a rule, a share or a limit that is none.
+            UsageError: a rule, a share or a limit that is none, or one that would not be used.
         """
+        if self.unlabeled and (self.choose != "best" or self.metric != Metric.BALANCED_ACCURACY):
+            raise UsageError(
+                "--unlabeled chooses by what is predicted, and so by no --metric and no --choose",
+                saw=f"--metric {self.metric.value}, --choose {self.choose}",
+                fix="leave those two out, or leave out --unlabeled",
+            )
         from rescale_cli.sweeping.sweep import Wanted
 
         return Wanted(

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rescale_cli.core.head import Float64
+from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.reports.screen import plain, say
 from rescale_cli.reports.sweep_report import part
 from rescale_cli.sweeping.sweep_result import Sweep
@@ -45,7 +46,7 @@ def show_choice(found: Sweep) -> None:
     )  # fmt: skip
     say(f"chosen by {how}, on {part(found, chosen_on=True)}")
     if found.parts.apart:
-        say(f"reported on {part(found, chosen_on=False)}")
+        say(f"reported on {len(found.parts.reported):,} other samples")
     exact = f"every strength, exactly: {found.breakpoints:,} breakpoints"
     say(exact if best.path.exact else "on a fine grid: a kept bias leaves no straight lines")
     if found.temperature is not None:
@@ -95,8 +96,9 @@ def _metric_table(found: Sweep) -> Table:
     chosen, plain_at = found.at["chosen"], found.at["0"]
     for title in ("as it is", f"at {chosen.gamma:g}", "95 %"):
         table.add_column(title, justify="right")
-    for name, value in chosen.metrics.items():
-        before, interval = plain_at.metrics.get(name), chosen.intervals.get(name)
+    for name in dict.fromkeys((*ABOUT, *chosen.metrics)):  # the most telling one first
+        value, before = chosen.metrics.get(name), plain_at.metrics.get(name)
+        interval = chosen.intervals.get(name)
         if value is None or before is None:
             continue
         shown = "" if interval is None else f"[{interval.low:.4f}, {interval.high:.4f}]"
