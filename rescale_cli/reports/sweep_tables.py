@@ -26,7 +26,8 @@ def show_sweep(trial: Trial, found: Sweep, line: str) -> None:
     if found.at:
         say("", _metric_table(found), "", payers(trial, found))
     if found.never_right is not None:
-        say(f"{found.never_right:.2%} of all samples are right at no strength, however large")
+        limit = f"{found.wanted.limit:g}"
+        say(f"{found.never_right:.2%} of all samples are right at no strength up to {limit}")
     say("", "to write it:", f"  {line}")
 
 

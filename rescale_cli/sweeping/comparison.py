@@ -13,9 +13,10 @@ from rescale_cli.errors import BadHead
 from rescale_cli.measures.significance import Interval, bootstrap_difference
 from rescale_cli.sweeping.choose import Objective
 from rescale_cli.sweeping.straight_lines import Family
-from rescale_cli.sweeping.sweep import Outcome, Wanted, decide, parts_of
+from rescale_cli.sweeping.sweep import Outcome, decide, parts_of
 from rescale_cli.sweeping.sweep_result import At, at_strength, objective_of
 from rescale_cli.sweeping.trial import Trial
+from rescale_cli.sweeping.wanted import Wanted
 
 #: What is compared, by the name that is shown.
 METHODS_COMPARED: Mapping[str, Adjustment] = {

@@ -23,10 +23,7 @@ _BLOCK, _LARGE_BLOCK = 1 << 19, 1 << 22
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecisionPath:
-    """The decisions on N samples for gamma from 0 to a limit: those at 0, and E changes.
-
-    A change is a class gaining or losing samples from a strength on.
-    """
+    """The decisions on N samples for gamma from 0 to a limit: those at 0, and E changes."""
 
     num_classes: int
     """C."""
@@ -46,8 +43,6 @@ class DecisionPath:
     """(E,), the class that it was; -1 stands for some wrong class."""
     after: NDArray[np.int64]
     """(E,), the class that it becomes."""
-    never_right: float | None = None
-    """The share of the samples that no gamma of 0 or more makes right; None where not known."""
 
     def of(self, samples: NDArray[np.int64]) -> DecisionPath:
         """The path of some samples (n,), in ascending order."""
@@ -70,6 +65,13 @@ class DecisionPath:
         truth = self.labels[self.sample]
         change: NDArray[np.int64] = (self.after == truth).astype(np.int64) - (self.before == truth)
         return change
+
+    @property
+    def never_right(self) -> float:
+        """The share of the samples that no gamma makes right, up to the limit."""
+        right = (self.start == self.labels).astype(np.float64)
+        right[self.sample[self.change > 0]] = 1
+        return float(1 - right.mean())
 
     @property
     def knows_predictions(self) -> bool:
@@ -148,10 +150,9 @@ def by_intervals(
     after[: len(rises)], before[len(rises) :] = labels[rises], labels[falls]
     order = np.argsort(gamma, kind="stable")
     start = np.where((lo <= 0) & (hi >= 0), labels, -1)
-    never = float(((lo > hi) | (hi < 0)).mean())
     return DecisionPath(
         logits.shape[1], labels, limit, None, start,
-        gamma[order], sample[order], before[order], after[order], never,
+        gamma[order], sample[order], before[order], after[order],
     )  # fmt: skip
 
 

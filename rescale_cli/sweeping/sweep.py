@@ -13,6 +13,7 @@ from rescale_cli.core.head import Float64, Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import BadInput, UsageError
+from rescale_cli.files.big_array import row_blocks
 from rescale_cli.measures.resampling import drawn_again
 from rescale_cli.sweeping.choose import (
     Choice,
@@ -30,59 +31,11 @@ from rescale_cli.sweeping.decision_path import (
     grid_predictions,
 )
 from rescale_cli.sweeping.straight_lines import Family
+from rescale_cli.sweeping.wanted import Wanted
 
 #: Points of the grid where a method is no straight line, and of a finer one around its best.
 GRID, FINE = 81, 41
 _ERROR_REPLICATES = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """How to choose."""
-
-    metric: str = "balanced-accuracy"
-    rule: str = "best"
-    """best, one-se, or max-head-drop=F."""
-    holdout: float = 0.5
-    """The share of the samples to report on; 0 chooses and reports on all of them."""
-    replicates: int = 200
-    """Of the bootstrap; 0 gives no intervals."""
-    unlabeled: bool = False
-    """By the histogram of predicted classes, without labels."""
-    limit: float = 2.0
-    """The largest strength."""
-    seed: int = 0
-    sizes: tuple[int, int] = (100, 20)
-    """Many are the classes with more training samples than the first, few those with fewer than the
-    second."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.holdout < 1:
-            raise UsageError(
-                "--holdout is a share of the samples, at least 0 and below 1",
-                saw=f"{self.holdout}", fix="--holdout 0.5",
-            )  # fmt: skip
-        if not 0 < self.limit <= 4:
-            raise UsageError(
-                "--gamma-max lies above 0, and is at most 4",
-                saw=f"{self.limit}", fix="--gamma-max 2",
-            )  # fmt: skip
-        self.head_drop  # noqa: B018  (says what is wrong with the rule)
-
-    @property
-    def head_drop(self) -> float | None:
-        """F of max-head-drop=F, else None."""
-        name, _, text = self.rule.partition("=")
-        try:
-            drop = float(text) if name == "max-head-drop" else None
-        except ValueError:
-            drop = -1.0
-        if (drop is None and self.rule not in ("best", "one-se")) or not 0 <= (drop or 0) <= 1:
-            raise UsageError(
-                "--choose is best, one-se or max-head-drop=F, F a share from 0 to 1",
-                saw=self.rule, fix="--choose max-head-drop=0.02",
-            )  # fmt: skip
-        return drop
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,10 +106,11 @@ def decide(
         device: where the arithmetic is done.
     """
     logits, labels = predictions.logits, predictions.labels
+    right = right_as_it_is(predictions, parts.chosen) if wanted.head_drop is not None else None
     if family.slopes() is None:
         path = _on_grid(
             family, predictions, wanted,
-            lambda coarse: pick(coarse.of(parts.chosen), wanted, objective, target).gamma,
+            lambda coarse: pick(coarse.of(parts.chosen), wanted, objective, target, right).gamma,
         )  # fmt: skip
     elif labels is None or wanted.unlabeled or objective.metric == "macro_f1":
         path = by_envelope(family, logits, labels, wanted.limit, device)
@@ -166,11 +120,11 @@ def decide(
     error = 0.0
     if wanted.rule == "one-se" and not wanted.unlabeled:
         error = _standard_error(part, objective)
-    choice = pick(part, wanted, objective, target, error=error)
+    choice = pick(part, wanted, objective, target, right, error=error)
     if wanted.unlabeled or not wanted.replicates or predictions.labels is None:
         return Outcome(family, choice, path, None)
     found = [
-        pick(part, wanted, objective, target, times, error).gamma
+        pick(part, wanted, objective, target, right, times, error).gamma
         for times in drawn_again(part.labels, wanted.replicates, wanted.seed)
     ]
     low, high = np.percentile(found, [2.5, 97.5])
@@ -201,10 +155,24 @@ def pick(
     wanted: Wanted,
     objective: Objective,
     target: Float64,
+    right: NDArray[np.bool_] | None = None,
     times: Float64 | None = None,
     error: float = 0.0,
 ) -> Choice:
-    """The strength by the rule of the user; `error` is the standard error for one-se."""
+    """The strength by the rule of the user.
+
+    Args:
+        path: of N samples.
+        wanted: the rule.
+        objective: what is to be large.
+        target: shares (C,) that predictions without labels should have.
+        right: (N,), whether the head as it is has each right: what max-head-drop is measured from.
+        times: (N,), how often each counts, in a replicate of the bootstrap.
+        error: the standard error for one-se.
+
+    Raises:
+        UsageError: no strength costs the frequent classes as little as that.
+    """
     if wanted.unlabeled:
         gammas, divergence = distance_to(path, target)
         return choose(gammas, -divergence, path.limit)
@@ -212,20 +180,47 @@ def pick(
     if wanted.rule == "one-se":
         return first_within(gammas, values, path.limit, error)
     drop = wanted.head_drop
-    if drop is None:
+    if drop is None or right is None:
         return choose(gammas, values, path.limit)
-    _refuse_no_head(objective)
-    at, recall = replace(objective, metric="many").along(path, times)
-    reached = recall[np.searchsorted(at, gammas, side="right") - 1]
-    return choose(gammas, values, path.limit, reached >= recall[0] - drop - 1e-12)
+    left = _head_left(path, objective, right, times, gammas)
+    allowed = left >= -drop - 1e-12
+    if not allowed.any() and times is None:
+        raise UsageError(
+            f"no strength costs the frequent classes {drop:g} or less of their recall",
+            saw=f"{-left.max():.4f} at the least, rows and bias treated as asked",
+            fix="--choose max-head-drop=F with a larger F, or another --bias",
+        )
+    return choose(gammas, values if allowed.any() else left, path.limit, allowed | ~allowed.any())
 
 
-def _refuse_no_head(objective: Objective) -> None:
+def _head_left(
+    path: DecisionPath,
+    objective: Objective,
+    right: NDArray[np.bool_],
+    times: Float64 | None,
+    gammas: Float64,
+) -> Float64:
+    """The recall of the frequent classes at each strength (B,), less that of the head as it is."""
+    many = replace(objective, metric="many")
     if not objective.groups["many"].any():
         raise UsageError(
             "no class counts as frequent, so there is no head whose loss could be bounded",
             fix="set the sizes of the groups: --groups 100,20, or --choose best",
         )
+    weights = many.weights(path.labels, np.ones(len(right)) if times is None else times)
+    assert weights is not None
+    at, recall = many.along(path, times)
+    left: Float64 = recall[np.searchsorted(at, gammas, side="right") - 1] - weights[right].sum()
+    return left
+
+
+def right_as_it_is(predictions: Predictions, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the head as it is has each of these samples right, (n,)."""
+    assert predictions.labels is not None
+    blocks = (predictions.logits[block] for block in row_blocks(predictions.logits))
+    predicted = np.concatenate([block.argmax(axis=1) for block in blocks])
+    right: NDArray[np.bool_] = predicted[rows] == predictions.labels[rows]
+    return right
 
 
 def _standard_error(path: DecisionPath, objective: Objective) -> float:

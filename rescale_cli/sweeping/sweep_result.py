@@ -18,7 +18,16 @@ from rescale_cli.measures.significance import Interval, bootstrap
 from rescale_cli.measures.temperature import fit_temperature
 from rescale_cli.sweeping.choose import CHOICES, Choice, Objective
 from rescale_cli.sweeping.straight_lines import Family
-from rescale_cli.sweeping.sweep import Outcome, Parts, Wanted, decide, families, parts_of, pick
+from rescale_cli.sweeping.sweep import (
+    Outcome,
+    Parts,
+    decide,
+    families,
+    parts_of,
+    pick,
+    right_as_it_is,
+)
+from rescale_cli.sweeping.wanted import Wanted
 
 #: Points of the curve that is shown, where every strength is known.
 CURVE = 401
@@ -60,7 +69,7 @@ class Sweep:
     negative_true: float | None
     """The share of samples whose true class has a negative score: they sink as gamma grows."""
     never_right: float | None
-    """The share of samples that are right at no strength, however large; None where not known."""
+    """The share of samples that are right at no strength up to the limit; None without labels."""
     temperature: float | None
 
 
@@ -114,11 +123,13 @@ def sweep(
             for name, family, gamma in strengths
         }
         if not wanted.unlabeled:
-            oracle = pick(best.path.of(parts.reported), wanted, objective, target)
+            rows = parts.reported
+            right = right_as_it_is(predictions, rows) if wanted.head_drop is not None else None
+            oracle = pick(best.path.of(rows), wanted, objective, target, right)
     return Sweep(
         wanted, objective, best, tuple(o for o in tried if o is not best), parts, at, oracle,
         curve, len(best.path.breakpoints()) - 1, _negative(best.family, predictions),
-        best.path.never_right,
+        None if labels is None else best.path.never_right,
         _temperature(best, predictions, parts) if fit else None,
     )  # fmt: skip
 
