@@ -19,6 +19,7 @@ from rescale_cli.options.sweep_options import (
     adjustments,
 )
 from rescale_cli.reports.screen import Screen
+from rescale_cli.signals import last_step
 
 
 @spread
@@ -80,7 +81,9 @@ def sweep_gamma(
     best = replace(best, temperature=found.temperature or 1.0)
     line = sweep_report.apply_line(model, best, of.of_apply(counts), apply)
     result = sweep_report.sweep_result(trial, found, line)
-    tell_github(found, outputs.write(model, result, found, (best, choice, of)))
+    with last_step():
+        patched = outputs.write(model, result, found, (best, choice, of))
+    tell_github(found, patched)
     Screen("sweep-gamma", json).result(
         result, [*notes.kept, *trial.warnings], lambda: show_sweep(trial, found, line)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from rescale_cli.errors import UsageError
@@ -59,16 +60,29 @@ def refuse_output(path: Path, option: str, *, force: bool, folder: bool = False)
 
 
 def write_text(path: Path, text: str, *, force: bool) -> None:
-    """Write a text as UTF-8, readable by whoever may read the folder.
+    """`write_texts` of one."""
+    write_texts({path: text}, force=force)
 
-    A character that UTF-8 does not have (half of one, in a file's name) is written as its escape.
+
+def write_texts(texts: Mapping[Path, str], *, force: bool) -> None:
+    """Write texts as UTF-8, readable by whoever may read their folder.
+
+    All of them are on the disk before the first one has its name. A character that UTF-8 does not
+    have (half of one, in a file's name) is written as its escape.
 
     Raises:
-        OutputExists: it is there, and may not be replaced.
+        OutputExists: one is there, and may not be replaced.
         EnvironmentProblem: the system refused something.
     """
-    with system_errors(f"writing {path}"):
-        refuse_existing(path, replace=force)
-        with Staging(path.parent, replace=force) as staging:
-            write_new(staging.aside(path), text.encode("utf-8", "backslashreplace"), path.parent)
-            staging.commit()
+    with ExitStack() as held:
+        made = []
+        for path, text in texts.items():
+            with system_errors(f"writing {path}"):
+                refuse_existing(path, replace=force)
+                staging = held.enter_context(Staging(path.parent, replace=force))
+                data = text.encode("utf-8", "backslashreplace")
+                write_new(staging.aside(path), data, path.parent)
+            made.append((path, staging))
+        for path, staging in made:
+            with system_errors(f"writing {path}"):
+                staging.commit()

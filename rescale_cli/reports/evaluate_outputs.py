@@ -72,10 +72,9 @@ class OutputOptions:
 
     def write(self, found: Evaluation, verdicts: Sequence[Verdict], *, force: bool) -> None:
         """Write every file that was asked for."""
-        from rescale_cli.files.text_file import write_text
+        from rescale_cli.files.text_file import write_texts
 
-        for path, text in self._texts(found, verdicts):
-            write_text(path, text, force=force)
+        write_texts(dict(self._texts(found, verdicts)), force=force)
 
     def _texts(self, found: Evaluation, verdicts: Sequence[Verdict]) -> Iterator[tuple[Path, str]]:
         from rescale_cli.files.predictions_csv import predictions_csv

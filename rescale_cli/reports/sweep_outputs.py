@@ -17,6 +17,7 @@ from rescale_cli.files.text_file import (
     refuse_output,
     refuse_outputs,
     write_text,
+    write_texts,
 )
 from rescale_cli.measures.markdown import markdown
 from rescale_cli.options.sweep_options import HeadOptions
@@ -58,19 +59,21 @@ class Outputs:
         Raises:
             RescaleError: see `patch.apply_plan`.
         """
+        patched, texts = None, {}
         if self.output is not None:
-            write_json(self.output, "sweep-gamma", result, force=self.force)
+            texts[self.output] = as_json("sweep-gamma", result)
         if self.csv is not None:
-            write_text(self.csv, curve_csv(found), force=self.force)
-        if self.apply is None:
-            return None
-        from rescale_cli.checkpoints.checkpoint import open_checkpoint
+            texts[self.csv] = curve_csv(found)
+        if self.apply is not None:  # first: it may still be refused
+            from rescale_cli.checkpoints.checkpoint import open_checkpoint
 
-        adjustment, choice, of = decided
-        checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
-        plan = make_plan(checkpoint, choice, adjustment, heads=of.head or ())
-        command = shlex.join(["rescale-cli", *sys.argv[1:]])
-        return apply_plan(plan, Target(self.apply, self.force, command=command))
+            adjustment, choice, of = decided
+            checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
+            plan = make_plan(checkpoint, choice, adjustment, heads=of.head or ())
+            command = shlex.join(["rescale-cli", *sys.argv[1:]])
+            patched = apply_plan(plan, Target(self.apply, self.force, command=command))
+        write_texts(texts, force=self.force)
+        return patched
 
 
 def tell_github(found: Sweep, patched: Patched | None) -> None:
@@ -86,7 +89,12 @@ def tell_github(found: Sweep, patched: Patched | None) -> None:
     append_summary(markdown(f"rescale-cli sweep-gamma: strength {gamma:g}", models, ()))
 
 
+def as_json(command: str, result: Mapping[str, Any]) -> str:
+    """What `--json` prints, for a file."""
+    document = {"schema": f"rescale-cli/{command}@1", "ok": True, "result": result}
+    return json.dumps(finite(document), indent=1) + "\n"
+
+
 def write_json(path: Path, command: str, result: Mapping[str, Any], *, force: bool) -> None:
     """Write what `--json` prints."""
-    document = {"schema": f"rescale-cli/{command}@1", "ok": True, "result": result}
-    write_text(path, json.dumps(finite(document), indent=1) + "\n", force=force)
+    write_text(path, as_json(command, result), force=force)
