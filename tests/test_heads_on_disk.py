@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rescale_cli.checkpoints import tensor_bytes
+from rescale_cli.checkpoints.checkpoint import open_checkpoint
+from rescale_cli.checkpoints.read_head import read_head
 from rescale_cli.checkpoints.tensor_bytes import blocks, memory_order, overlaps_itself, share_bytes
 from rescale_cli.core.floats import bits_dtype
 from rescale_cli.core.tensor_info import ITEM_SIZES, TensorInfo, row_major
+from rescale_cli.errors import BadHead
+from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.patching.rewrite import RowScaling, regions
 
 SIZES = (1, 2, 7, 24, 100, 1 << 20)
@@ -154,6 +159,38 @@ def test_sharing_is_what_the_sets_of_bytes_say(
     shared = bool(bytes_of(one) & bytes_of(other))
     assert share_bytes(one, other) == shared
     assert share_bytes(other, one) == shared
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((1 << 20, 1 << 20), (0, 0)),
+        ((1 << 61, 5), (0, 1)),
+        ((1 << 20, 1 << 20), (1, 1)),
+        ((2,) * 60, (1,) * 60),
+    ],
+)
+def test_elements_without_number_in_a_few_bytes_are_compared_at_once(
+    shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    many, head = info_of(shape, strides, 80, "float32"), info_of((5, 16), (16, 1), 0, "float32")
+    assert share_bytes(many, head)
+    assert share_bytes(head, many)
+    beyond = info_of((5, 16), (16, 1), many.stop, "float32")
+    assert not share_bytes(many, beyond)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("rows", [(5, 1 << 24), (5, 1 << 55), (1 << 40, 16)])
+def test_a_broadcast_head_is_refused_before_anything_of_its_size_is_made(
+    tmp_path: Path, rows: tuple[int, int]
+) -> None:
+    net = {"layer.weight": torch.ones(16, 8), "fc.weight": torch.ones(1, 1).expand(*rows)}
+    torch.save(net, tmp_path / "m.pt")
+    checkpoint = open_checkpoint(tmp_path / "m.pt")
+    with pytest.raises(BadHead, match="broadcast"):
+        read_head(checkpoint, HeadKeys("fc.weight", None, "linear", *rows, ""))
 
 
 @given(info=views())

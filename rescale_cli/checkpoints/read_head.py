@@ -29,9 +29,13 @@ def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
             belong to two of its elements.
     """
     weight = checkpoint.tensor(keys.weight)
-    squares, total = np.zeros(keys.num_classes), np.zeros(keys.feature_dim)
-    axis = class_axis(keys)
+    # First of all: a broadcast view may declare more rows or columns than any memory holds.
+    _refuse_broadcast(weight)
     _refuse_dtype(weight)
+    lengths_only = keys.layout == "weight_norm"
+    squares = np.zeros(keys.num_classes)
+    total = np.zeros(0 if lengths_only else keys.feature_dim)
+    axis = class_axis(keys)
     with opened(weight.file) as fd:
         for block in blocks(weight):
             values = decode(block.read(fd), weight.dtype)
@@ -39,7 +43,7 @@ def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
             rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
             with np.errstate(over="ignore"):
                 squares[block.along(axis)] += (rows**2).sum(axis=1)
-            if keys.layout == "weight_norm":
+            if lengths_only:
                 continue
             sums = rows.sum(axis=0)
             total[slice(None) if len(sums) == len(total) else block.along(1 - axis)] += sums
@@ -62,12 +66,7 @@ def refuse_shared(checkpoint: Checkpoint, edited: list[TensorInfo]) -> None:
         BadHead: one of its bytes is two of its elements, or belongs to a tensor that is no head.
     """
     for info in edited:
-        if overlaps_itself(info):
-            raise BadHead(
-                f"{info.name} is a broadcast view: one byte of it is in several rows",
-                saw=f"shape {info.shape}, strides {info.strides}",
-                fix="save the checkpoint with .contiguous() on this tensor",
-            )
+        _refuse_broadcast(info)
         for other in checkpoint.contents.tensors:
             same = (other.start, other.shape, other.strides) == (
                 info.start,
@@ -96,6 +95,15 @@ def _read_bias(checkpoint: Checkpoint, keys: HeadKeys) -> Float64 | None:
             bias[block.along(0)] = decode(block.read(fd), info.dtype).reshape(-1)
     _refuse_nan(info, bias, 0, 0)
     return bias
+
+
+def _refuse_broadcast(info: TensorInfo) -> None:
+    if overlaps_itself(info):
+        raise BadHead(
+            f"{info.name} is a broadcast view: one byte of it is in several rows",
+            saw=f"shape {info.shape}, strides {info.strides}",
+            fix="save the checkpoint with .contiguous() on this tensor",
+        )
 
 
 def _refuse_dtype(info: TensorInfo) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -105,14 +105,31 @@ def _touch(mask: NDArray[np.bool_], info: TensorInfo, base: int, *, clear: bool 
     if info.is_contiguous:
         mask[max(info.start - base, 0) : max(info.stop - base, 0)] = not clear
         return
+    # Along a stride of 0 all elements are one, of which a small file may declare any number.
+    axes = [axis for axis, stride in enumerate(info.strides) if stride]
+    shape, strides = (tuple(of[axis] for axis in axes) for of in (info.shape, info.strides))
+    distinct = replace(info, shape=shape or (1,), strides=strides or (1,))
     size = ITEM_SIZES[info.dtype]
-    for block in blocks(info):
+    for block in blocks(distinct):
         spots = np.zeros(block.stop - block.start, bool)
-        shape = [block.hi - block.lo if a == block.axis else n for a, n in enumerate(info.shape)]
-        strides = [stride * size for stride in info.strides]
-        np.ndarray([*shape, size], bool, buffer=spots, strides=[*strides, 1])[...] = True
+        spots[:size] = True
+        for axis, stride in enumerate(distinct.strides):
+            count = block.hi - block.lo if axis == block.axis else distinct.shape[axis]
+            _repeat(spots, count, stride * size)
         lo, hi = max(block.start, base), min(block.stop, base + len(mask))
         if lo < hi:
             part = mask[lo - base : hi - base]
             spots = spots[lo - block.start : hi - block.start]
             part[...] = part & ~spots if clear else part | spots
+
+
+def _repeat(spots: NDArray[np.bool_], count: int, step: int) -> None:
+    """Mark what is marked `count` times in all, each time `step` further on.
+
+    By doubling, so that overlapping strides take no longer than the bytes that they span.
+    """
+    done = 1
+    while done < count:
+        more = min(done, count - done)
+        spots[more * step :] |= spots[: -more * step].copy()
+        done += more

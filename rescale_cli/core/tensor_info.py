@@ -18,6 +18,9 @@ ITEM_SIZES = {
 #: The dtypes a head may have.
 HEAD_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
+#: No tensor has more dimensions: it is the limit of torch and of NumPy.
+MAX_DIMS = 64
+
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides, in elements, of a contiguous tensor of that shape.

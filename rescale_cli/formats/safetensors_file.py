@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rescale_cli.core.tensor_info import TensorInfo, row_major
+from rescale_cli.core.tensor_info import MAX_DIMS, TensorInfo, row_major
 from rescale_cli.errors import BadCheckpoint
 from rescale_cli.files.regular_file import opened, read_at
 from rescale_cli.formats._interface import Contents
@@ -73,7 +73,8 @@ def _tensor(path: Path, name: str, entry: object, base: int) -> TensorInfo:
     match entry:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [start, stop], **rest}:
             sizes = [*shape, start, stop]
-            sound = not rest and all(type(n) is int and 0 <= n < 2**63 for n in sizes)
+            sound = not rest and len(shape) <= MAX_DIMS
+            sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in sizes)
         case _:
             sound = False
     if not sound:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rescale_cli.core.tensor_info import ITEM_SIZES
+from rescale_cli.core.tensor_info import ITEM_SIZES, MAX_DIMS
 from rescale_cli.pickles.inert_values import Built
 from rescale_cli.pickles.pickle_policy import Global
 
-_MAX_DIMS = 64
 #: So many wrappers around one tensor are looked through; torch writes one or two.
 MAX_WRAPS = 8
 _REBUILD = "torch._utils._rebuild_"
@@ -137,7 +136,7 @@ def _whole(value: object) -> int:
 def _sizes(value: object) -> tuple[int, ...]:
     if type(value) is Built and value.func.full == "torch.Size" and value.args:
         value = value.args[0]
-    if not isinstance(value, tuple | list) or len(value) > _MAX_DIMS:
+    if not isinstance(value, tuple | list) or len(value) > MAX_DIMS:
         raise TypeError("a shape that is no tuple, or a long one")
     return tuple(map(_whole, value))
 
