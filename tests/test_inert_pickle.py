@@ -16,6 +16,7 @@ import pickletools
 import random
 import struct
 import time
+import tracemalloc
 import types
 import typing
 import uuid
@@ -28,6 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescale_cli.errors import BadCheckpoint, UnsafePickle
+from rescale_cli.pickles import inert_pickle
 from rescale_cli.pickles.inert_pickle import load_pickle
 from rescale_cli.pickles.inert_values import Built, OddKey
 from rescale_cli.pickles.pickle_opcodes import OPCODES
@@ -377,6 +379,36 @@ def test_no_bomb_takes_long() -> None:
     # copyreg that makes copyreg.
     inner = b"ccopyreg\n__newobj__\n"
     within(5, inner + b"(" + inner * 20_000 + b"tR.")
+
+
+def peak_of(data: bytes) -> int:
+    """The most memory, in bytes, that reading a pickle takes beyond its own."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(BadCheckpoint):
+            load_pickle(data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("piece", [b"a", rb"\n", rb"\x41", rb"\101"])
+def test_a_quoted_text_takes_memory_by_its_length(piece: bytes) -> None:
+    count = 2_000_000
+    quoted = b"S'" + piece * count + b"'\n."
+    assert peak_of(quoted) < 8 * len(quoted)
+    assert len(load_pickle(quoted).value) == count
+
+
+@pytest.mark.parametrize("flood", [b"\x8f", b"]", b"}", b"(", b"N\x94", b"N\x85", b"cmy\nC\n)R"])
+def test_a_flood_of_objects_ends_at_the_memory_allowed(
+    flood: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = 1 << 22
+    monkeypatch.setattr(inert_pickle, "MAX_MEMORY", allowed)
+    assert peak_of(flood * 500_000 + b".") < 2 * allowed
+    with pytest.raises(BadCheckpoint, match="byte"):
+        load_pickle(flood * 500_000 + b".")
 
 
 def test_a_key_that_cannot_be_hashed_safely_stands_for_itself() -> None:

@@ -3,8 +3,8 @@
 The pickle language is a small stack machine; Python's own implementation imports what a pickle
 names and calls what it calls. This one reads the same opcodes (protocols 0 to 5) and builds
 `Global` where a name is asked for and `Built` where something is called. It is bounded: every
-length is checked against what is left, the memo grows by one entry an opcode, nothing is copied
-twice, keys that could be made to collide are not hashed, and nothing recurses.
+length is checked against what is left, each opcode pays for the memory that it may take, nothing is
+copied twice, keys that could be made to collide are not hashed, and nothing recurses.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from typing import Any
 
 from rescale_cli.errors import BadCheckpoint
 from rescale_cli.pickles.inert_values import Built, hashable
+from rescale_cli.pickles.pickle_literals import COSTS, ONE_PLACE
 from rescale_cli.pickles.pickle_opcodes import OPCODES
 from rescale_cli.pickles.pickle_policy import Global, check_called, check_named, not_a_name
 
 #: More opcodes than this are refused: a network of 50,000 tensors takes 1,500,000.
 MAX_STEPS = 20_000_000
+#: More memory than this is refused: such a network takes a tenth of it.
+MAX_MEMORY = 1 << 30
 _MAX_LINE = 4096
 _DICTS: tuple[str, ...] = (
     "collections.OrderedDict",
@@ -109,6 +112,7 @@ class Machine:
     def run(self) -> Any:
         """Take steps until STOP, and give the value that is left."""
         data, end, table = self.data, self.end, [OPCODES.get(code) for code in range(256)]
+        costs, left = [COSTS.get(code, ONE_PLACE) for code in range(256)], MAX_MEMORY
         for _ in range(MAX_STEPS):
             self.op_at = at = self.at
             if at >= end:
@@ -123,6 +127,9 @@ class Machine:
             step = table[code]
             if step is None:
                 raise ValueError(f"unknown opcode 0x{code:02x}")
+            left -= costs[code]
+            if left < 0:
+                raise ValueError("more objects than the memory allowed to a checkpoint holds")
             step(self)
         raise ValueError(f"more than {MAX_STEPS} steps")
 

@@ -15,7 +15,17 @@ Step = Callable[["Machine"], None]
 LITERALS: dict[int, Step] = {}
 
 _MAX_INT_BYTES = 1024  # decimal text of a longer one takes quadratic time
-_ESCAPED = re.compile(rb"(?:[^\\]|\\[\\'\"abfnrtv]|\\x[0-9a-fA-F]{2}|\\[0-3][0-7]{2})*", re.DOTALL)
+# Possessive: a way back for each character would take a hundred times the memory of the text.
+_ESCAPED = re.compile(
+    rb"(?:[^\\]++|\\[\\'\"abfnrtv]|\\x[0-9a-fA-F]{2}|\\[0-3][0-7]{2})*+", re.DOTALL
+)
+
+
+#: Bytes of memory that a step may take beyond those that it reads; any other takes `ONE_PLACE`.
+COSTS = dict.fromkeys(b"MJGILF\x8a\x8b", 40) | dict.fromkeys(b"XUTSVCB\x8c\x8d\x8e\x96", 64)
+COSTS |= dict.fromkeys(b"]l\x85\x86\x87", 72) | dict.fromkeys(b"}ds(rp\x94", 120)
+COSTS |= dict.fromkeys(b"c\x93PQ", 120) | dict.fromkeys(b"\x8f\x91R\x81\x92io", 256)
+ONE_PLACE = 8
 
 
 # Constants and values of a fixed size.
