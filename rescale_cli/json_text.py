@@ -12,17 +12,24 @@ from rescale_cli.errors import BadCheckpoint, BadInput
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def parse_json(data: bytes, what: str, kind: type[BadInput] = BadCheckpoint) -> Any:
+def parse_json(
+    data: bytes, what: str, kind: type[BadInput] = BadCheckpoint, most: int | None = None
+) -> Any:
     """The value of a UTF-8 JSON text.
 
     Args:
         data: the text.
         what: what it is, for the error: `config.json`.
         kind: the error to raise.
+        most: how many values it may have, about, for a text whose size says too little: an empty
+            list is three bytes of it, and 64 of memory.
 
     Raises:
-        BadInput: (as `kind`) not UTF-8, not JSON, nested without end, or a key given twice.
+        BadInput: (as `kind`) not UTF-8, not JSON, nested without end, beyond `most`, or a key
+            given twice.
     """
+    if most is not None and (values := sum(map(data.count, (b",", b"[", b"{")))) > most:
+        raise kind(f"{what} is too long", saw=f"{values:,} values", fix="restore the file")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)

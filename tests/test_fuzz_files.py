@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from conftest import COUNTS, Made
 
 from rescale_cli import api
-from rescale_cli.errors import RescaleError
+from rescale_cli.core.tensor_info import TensorInfo
+from rescale_cli.errors import AmbiguousHead, BadCheckpoint, NoClassifier, RescaleError
+from rescale_cli.finding.find_head import find_heads
 from rescale_cli.patching.proof import verify
 from rescale_cli.patching.restore import revert
 
@@ -279,3 +282,41 @@ def test_a_record_with_a_field_of_another_kind_is_refused_or_harmless(
                 problems.setdefault(problem, f"{key} = {value!r}")
         table[key] = kept
     assert not problems, summary(problems)
+
+
+def safetensors_of(header: bytes, data: bytes, path: Path) -> Path:
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    return path
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("shape", "data"), [([2**63 - 1] * 300_000, b"1234"), ([0] + [2**63 - 1] * 300_000, b"")]
+)
+def test_a_shape_without_end_is_refused_at_once(
+    shape: list[int], data: bytes, tmp_path: Path
+) -> None:
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, len(data)]}
+    path = safetensors_of(json.dumps({"a": entry}).encode(), data, tmp_path / "m.safetensors")
+    with pytest.raises(BadCheckpoint, match="malformed"):
+        api.inspect(path)
+
+
+@pytest.mark.timeout(20)
+def test_a_header_of_lists_without_number_is_refused_unread(tmp_path: Path) -> None:
+    header = b'{"a":[' + b"[]," * 10_000_000 + b"[]]}"
+    path = safetensors_of(header, b"", tmp_path / "m.safetensors")
+    with pytest.raises(BadCheckpoint, match="too long"):
+        api.inspect(path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["head{}", "a.head{}x", "classifier.{}", "a.{}" + "0" * 5000])
+def test_fifty_thousand_layers_that_could_be_the_head_end_in_seconds(name: str) -> None:
+    count = 50_000 if len(name) < 100 else 50
+    infos = [
+        TensorInfo(f"{name.format(k)}.weight", (2, 2), (2, 1), "float32", Path("m"), 0, 16)
+        for k in range(count)
+    ]
+    with pytest.raises((NoClassifier, AmbiguousHead)):
+        find_heads(infos)

@@ -134,7 +134,9 @@ def is_vocabulary(table: Matrix, head: Matrix) -> bool:
     """Whether a table of words has the very shape of the head: a language model has such a pair."""
     if table.bias or (table.rows, table.width) != (head.rows, head.width):
         return False
-    return any(_TOKENS & set(words_of(step)) for step in table.path)
+    words = [set(words_of(step)) for step in table.path]
+    # token_type_embeddings has a row for each of two sentences, as a head has for two classes.
+    return any(_TOKENS & step and "type" not in step for step in words)
 
 
 def refuse_without_head(tensors: Sequence[TensorInfo], saw: str) -> NoClassifier:

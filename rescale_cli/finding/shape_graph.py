@@ -7,13 +7,17 @@ next matrix or the length of a norm; the number of classes comes once, at the en
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.finding.head_names import layer_path, opinion
 from rescale_cli.finding.matrices import Matrix, is_integer, matrices
+
+#: So many neighbours of a layer are looked at, the last; real networks have a third of it.
+_NEIGHBOURS = 64
 
 
 class Graph:
@@ -26,7 +30,9 @@ class Graph:
         self._norms: Counter[int] = Counter()
         self._takes: Counter[tuple[bool, int]] = Counter()
         self._alike: Counter[tuple[str, tuple[int, ...]]] = Counter()
-        self._scopes: dict[tuple[tuple[str, ...], int], list[Matrix]] = defaultdict(list)
+        self._scopes: dict[tuple[tuple[str, ...], int], deque[Matrix]] = defaultdict(
+            lambda: deque(maxlen=_NEIGHBOURS)
+        )
         self._norm_scopes: dict[tuple[str, ...], set[int]] = defaultdict(set)
         self._highest: dict[tuple[str, ...], int] = defaultdict(int)
         wide = {m.weight.name: m.width for m in self.matrices}
@@ -48,9 +54,10 @@ class Graph:
         for matrix in self.matrices:
             self._alike[_template(matrix)] += 1
             for depth, step in enumerate(matrix.path):
-                if step.isdigit():
+                stem, number = _stem(step)
+                if not stem:
                     above = matrix.path[:depth]
-                    self._highest[above] = max(self._highest[above], int(step))
+                    self._highest[above] = max(self._highest[above], number)
             for depth in range(max(0, len(matrix.path) - 2), len(matrix.path)):
                 self._scopes[matrix.path[:depth], matrix.width].append(matrix)
 
@@ -87,12 +94,12 @@ class Graph:
 
     def is_last(self, m: Matrix) -> bool:
         """Whether it is the last of a numbered sequence, itself last if it is numbered as well."""
-        if not m.path or not m.path[-1].isdigit():
+        if not m.path or _stem(m.path[-1])[0]:
             return False
         return all(
-            0 < int(step) == self._highest[m.path[:depth]]
+            0 < _stem(step)[1] == self._highest[m.path[:depth]]
             for depth, step in enumerate(m.path)
-            if step.isdigit() and depth in (0, len(m.path) - 1)
+            if not _stem(step)[0] and depth in (0, len(m.path) - 1)
         )
 
     def feeds(self, m: Matrix) -> str | None:
@@ -102,9 +109,9 @@ class Graph:
         takes, never the earlier. A square pair takes each other's rows and says nothing.
         """
         mine = opinion(m.path).points
-        for depth in (len(m.path) - 1, len(m.path) - 2):
-            for other in self._scopes.get((m.path[: max(depth, 0)], m.rows), ()):
-                if other is m or _before(other.path, m.path) or depth < 0:
+        for depth in range(len(m.path) - 1, max(len(m.path) - 3, -1), -1):
+            for other in self._scopes.get((m.path[:depth], m.rows), ()):
+                if other is m or _before(other.path, m.path):
                     continue
                 if other.rows == m.width and not _before(m.path, other.path):
                     continue
@@ -128,6 +135,19 @@ def _before(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     """Whether a comes before b by the number in the first segment that differs: fc1, fc2; 0, 3."""
     for x, y in zip(a, b, strict=False):
         if x != y:
-            p, q = (re.fullmatch(r"(.*?)(\d+)", s) for s in (x, y))
-            return bool(p and q and p[1] == q[1] and int(p[2]) < int(q[2]))
+            (stem, number), (other_stem, other_number) = _stem(x), _stem(y)
+            return stem == other_stem and -1 < number < other_number
     return False
+
+
+@lru_cache(maxsize=65536)
+def _stem(segment: str) -> tuple[str, int]:
+    """A segment without the number at its end, and the number; -1 if there is none.
+
+    Example:
+        >>> _stem("fc12"), _stem("3"), _stem("fc")
+        (('fc', 12), ('', 3), ('fc', -1))
+    """
+    stem = segment.rstrip("0123456789")
+    digits = segment[len(stem) :][-18:]  # no layer has a longer one, and a file may
+    return stem, int(digits) if digits else -1

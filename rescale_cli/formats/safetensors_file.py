@@ -22,6 +22,8 @@ from rescale_cli.json_text import clip, parse_json
 
 NAME = "safetensors"
 MAX_HEADER = 100_000_000
+#: A tensor has about nine: half a million tensors.
+MAX_VALUES = 4_000_000
 RECORD_KEY = "rescale_cli"
 
 #: safetensors' dtype -> torch's name and bits of one element; what torch lacks keeps its own name.
@@ -47,7 +49,7 @@ def matches(path: Path) -> bool:
 def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
     """Read the header, and refuse every file that the format's own rules refuse."""
     raw, size = read_header(path)
-    header = parse_json(raw, f"the header of {path.name}")
+    header = parse_json(raw, f"the header of {path.name}", most=MAX_VALUES)
     if not isinstance(header, dict):
         raise _damaged(path, "the header is no JSON object", type(header).__name__)
     metadata = header.pop("__metadata__", {})
