@@ -266,6 +266,30 @@ def test_what_config_json_says_of_the_task_is_believed() -> None:
     assert "multi-label" in found.warnings[0]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"problem_type": "regression"},
+        {"architectures": ["ViTModel"]},
+        {"num_classes": 0, "pretrained_cfg": {}},
+    ],
+)
+def test_a_model_that_classifies_nothing_is_refused_whatever_count_is_told(
+    config: dict[str, object],
+) -> None:
+    tensors = backbone() + head("classifier")
+    for told in (None, 10, 64):
+        with pytest.raises(NoClassifier):
+            find_heads(tensors, config=config, num_classes=told)
+    assert weights(find_heads(tensors, config=config, names=["classifier"]))
+
+
+def test_a_multi_label_model_is_warned_of_whatever_count_is_told() -> None:
+    tensors = backbone() + head("classifier")
+    multi = {"problem_type": "multi_label_classification"}
+    assert "multi-label" in find_heads(tensors, config=multi, num_classes=10).warnings[0]
+
+
 def test_the_reason_is_in_words() -> None:
     why = find_heads(backbone() + head("fc")).heads[0].why
     assert why == "nothing else in the file has 10 as a size; a bias of that length; named fc"

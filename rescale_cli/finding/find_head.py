@@ -98,7 +98,8 @@ def find_heads(
         others: list[Scored] = []
         warnings: tuple[str, ...] = ()
     else:
-        warnings = refuse_by_config(config or {}) if num_classes is None else ()
+        # However many classes are told: a regression may well have as many outputs.
+        warnings = refuse_by_config(config or {})
         winners, others = _decide(
             _evidence(leading, config or {}, num_classes), leading, num_classes
         )
