@@ -266,6 +266,14 @@ def repacked(path: Path, change: Callable[[str, bytes], bytes | None], **options
     return target
 
 
+@pytest.mark.parametrize("name", ["run_12:30:00.pt", "C:m.pt", "..pt", "..."])
+def test_a_file_is_read_whatever_torch_was_told_to_call_it(name: str, tmp_path: Path) -> None:
+    weight = torch.randn(3, 4)
+    torch.save({"fc.weight": weight}, str(tmp_path / name))
+    found = by_name(tmp_path / name)
+    assert same(found["fc.weight"], weight)
+
+
 def test_the_zip_of_another_writer_is_read(tmp_path: Path) -> None:
     path = repacked(save(views(), tmp_path / "v.pt"), lambda _, data: data)
     for name, tensor in torch.load(path, weights_only=True).items():

@@ -120,6 +120,12 @@ def read_directory(data: bytes, base: int, count: int, path: Path) -> list[Liste
         at = following
     if at != len(data):
         raise bad_zip(path, "its directory has bytes that belong to no entry")
+    for name in seen:
+        folder, _, rest = name.partition("/")
+        # torch.save names the folder of its records after the file, which may be called 12:30.pt.
+        own = rest and f"{folder}/data.pkl" in seen
+        if not own and (":" in folder or folder in (".", "..")):
+            raise _leads_elsewhere(path, name)
     return listed
 
 
@@ -143,7 +149,12 @@ def _checked_name(raw: bytes, path: Path) -> str:
         name = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise bad_zip(path, f"an entry's name is not UTF-8: {raw[:40]!r}") from None
-    parts = name.removesuffix("/").split("/")
-    if "\\" in name or "\0" in name or ":" in parts[0] or any(p in ("", ".", "..") for p in parts):
-        raise bad_zip(path, f"an entry's name leads elsewhere: {name[:80]!r}")
+    first, *others = name.removesuffix("/").split("/")
+    inner = any(part in ("", ".", "..") for part in others)
+    if "\\" in name or "\0" in name or not first or inner:
+        raise _leads_elsewhere(path, name)
     return name
+
+
+def _leads_elsewhere(path: Path, name: str) -> BadCheckpoint:
+    return bad_zip(path, f"an entry's name leads elsewhere: {name[:80]!r}")
