@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
 from rescale_cli import api
@@ -399,6 +400,32 @@ def test_a_step_on_github_gets_the_choice_and_what_was_written(
     assert not outputs.exists()
     _, applied = run(capsys, *line, "-o", again)
     assert outputs.read_text() == f"output={again}\nsha256={applied['sha256']}\ngamma=0.25\n"
+
+
+def test_logit_adjustment_of_a_head_without_bias_is_chosen_and_ranked_but_not_written(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    bare, out = tmp_path / "bare.safetensors", tmp_path / "out.safetensors"
+    tensors = load_file(MODEL)
+    save_file({name: t for name, t in tensors.items() if name != "linear.bias"}, bare)
+    words = (bare, "--counts", COUNTS, "--logits", LOGITS, "--bootstrap", 0, "--classes", COUNTS)
+    sweep_words = ("sweep-gamma", *words, "--method", "logit-adjust")
+    code, chosen = run(capsys, *sweep_words)
+    assert code == 0
+    assert chosen["apply"] is None
+    assert chosen["chosen"]["value"] > chosen["at"]["0"]["balanced_accuracy"]
+    code, result = run(capsys, "compare", *words)
+    assert code == 0
+    (entry,) = (e for e in result["methods"] if e["name"] == "logit-adjust")
+    assert entry["value"] == chosen["chosen"]["value"]
+    assert entry["apply"] is None
+    assert result["left_out"] == {}
+    assert main([str(word) for word in sweep_words]) == 0
+    shown = capsys.readouterr()
+    assert "`apply` cannot write it" in " ".join(shown.err.split())
+    assert "to write it" not in shown.out
+    code, error = run(capsys, *sweep_words[:5], "none.npz", *sweep_words[6:], "--apply", out)
+    assert (code, error["code"]) == (3, "bad-head")
 
 
 def test_compare_ranks_the_methods_and_says_which_are_level(capsys: Capture) -> None:

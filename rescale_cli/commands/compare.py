@@ -37,7 +37,7 @@ def compare(
     from rescale_cli.reports.comparison_report import comparison_result, show_comparison
     from rescale_cli.reports.progress import Notes, progress_bar
     from rescale_cli.reports.sweep_outputs import Outputs, write_json
-    from rescale_cli.reports.sweep_report import apply_line
+    from rescale_cli.reports.sweep_report import apply_line, not_writable
     from rescale_cli.sweeping.comparison import compare_methods
     from rescale_cli.sweeping.trial import try_on
 
@@ -62,11 +62,17 @@ def compare(
             None,
         )
         for entry in found.entries
-        if entry.outcome is not None
+        if entry.outcome is not None and entry.outcome.family.writable
     }
+    warnings = [
+        warning
+        for entry in found.entries
+        if entry.outcome is not None
+        for warning in not_writable(entry.outcome.family)
+    ]
     result = comparison_result(trial, found, lines)
     if output is not None:
         write_json(output, "compare", result, force=force)
     Screen("compare", json).result(
-        result, [*notes.kept, *trial.warnings], lambda: show_comparison(found, lines)
+        result, [*notes.kept, *trial.warnings, *warnings], lambda: show_comparison(found, lines)
     )

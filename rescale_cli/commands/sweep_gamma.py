@@ -66,24 +66,28 @@ def sweep_gamma(
     outputs = Outputs(output, csv, apply, force)
     outputs.check(model, on.save_logits)
     wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
-    choice = of.choice(counts)
+    choice, tried = of.choice(counts), adjustments(method, normalize, bias)
     with progress_bar(model.name) as progress:
         trial = try_on(
             model, choice, data, heads=of.head or (),
             accept=frozenset(of.accept_global or ()), labelled=not wanted.unlabeled,
-            progress=progress, notes=notes,
+            adjustment=None if apply is None else tried[0], progress=progress, notes=notes,
         )  # fmt: skip
     if trial is None:
         return
-    tried = adjustments(method, normalize, bias)
     found = sweep(trial.predictions, trial.head, trial.counts, tried, wanted, fit=fit_temperature)
-    best = replace(found.best.family.adjustment, strength=found.best.choice.gamma)
+    family = found.best.family
+    best = replace(family.adjustment, strength=found.best.choice.gamma)
     best = replace(best, temperature=found.temperature or 1.0)
-    line = sweep_report.apply_line(model, best, of.of_apply(counts), apply)
+    line = None
+    if family.writable:
+        line = sweep_report.apply_line(model, best, of.of_apply(counts), apply)
     result = sweep_report.sweep_result(trial, found, line)
     with last_step():
         patched = outputs.write(model, result, found, (best, choice, of))
     tell_github(found, patched)
     Screen("sweep-gamma", json).result(
-        result, [*notes.kept, *trial.warnings], lambda: show_sweep(trial, found, line)
+        result,
+        [*notes.kept, *trial.warnings, *sweep_report.not_writable(family)],
+        lambda: show_sweep(trial, found, line),
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.measures.significance import Interval
+from rescale_cli.sweeping.straight_lines import Family
 from rescale_cli.sweeping.sweep import Outcome
 from rescale_cli.sweeping.sweep_result import At, Sweep
 from rescale_cli.sweeping.trial import Trial
@@ -20,8 +21,8 @@ CURVES = ("accuracy", "balanced_accuracy", "target_accuracy", "macro_f1", "gmean
           "worst_recall", "many", "medium", "few")  # fmt: skip
 
 
-def sweep_result(trial: Trial, found: Sweep, line: str) -> dict[str, Any]:
-    """The JSON of `sweep-gamma`; `line` is the apply line to type."""
+def sweep_result(trial: Trial, found: Sweep, line: str | None) -> dict[str, Any]:
+    """The JSON of `sweep-gamma`; `line` is the apply line to type, where there is one."""
     best, metric = found.best, found.objective.metric
     chosen = found.at.get("chosen")
     return {
@@ -129,6 +130,14 @@ def curve_csv(found: Sweep) -> str:
     rows = zip(*columns.values(), strict=True)
     lines = (",".join("" if np.isnan(v) else repr(v) for v in row) for row in rows)
     return "\n".join([",".join(columns), *lines]) + "\n"
+
+
+def not_writable(family: Family) -> list[tuple[str, str]]:
+    """The warning where a checkpoint cannot hold what was chosen."""
+    if family.writable:
+        return []
+    text = f"{family.adjustment.method} changes the bias, and this head has none: "
+    return [("not-writable", text + "add it to the logits yourself, `apply` cannot write it")]
 
 
 def apply_line(

@@ -19,7 +19,7 @@ _WIDTH, _HEIGHT = 64, 8
 _MOST = 5
 
 
-def show_sweep(trial: Trial, found: Sweep, line: str) -> None:
+def show_sweep(trial: Trial, found: Sweep, line: str | None) -> None:
     """`sweep-gamma` for a person."""
     show_choice(found)
     show_curve(trial, found)
@@ -28,7 +28,8 @@ def show_sweep(trial: Trial, found: Sweep, line: str) -> None:
     if found.never_right is not None:
         limit = f"{found.wanted.limit:g}"
         say(f"{found.never_right:.2%} of all samples are right at no strength up to {limit}")
-    say("", "to write it:", f"  {line}")
+    if line is not None:
+        say("", "to write it:", f"  {line}")
 
 
 def show_choice(found: Sweep) -> None:

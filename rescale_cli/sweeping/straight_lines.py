@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Float64, Head, RowUpdate
-from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.methods import METHODS, Adjustment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,8 +22,17 @@ class Family:
     counts: ClassCounts
 
     def at(self, strength: float) -> RowUpdate:
-        """What the method does at that strength."""
-        return replace(self.adjustment, strength=strength).update(self.head, self.counts)
+        """What the method does at that strength, to logits: a bias that is not there is 0."""
+        head = self.head
+        if not self.writable:
+            head = replace(head, bias=np.zeros(head.num_classes))
+        return replace(self.adjustment, strength=strength).update(head, self.counts)
+
+    @property
+    def writable(self) -> bool:
+        """Whether the head can hold it: without a bias it cannot hold what changes the bias."""
+        needs_bias = METHODS.entry(self.adjustment.method).facts["needs_bias"]
+        return self.head.bias is not None or not needs_bias
 
     def scores(self, logits: NDArray[np.generic], strength: float = 0.0) -> Float64:
         """The logits (N, C) of the head after the method, float64."""

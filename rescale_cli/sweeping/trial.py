@@ -34,6 +34,7 @@ def try_on(
     heads: Sequence[str] = (),
     accept: frozenset[str] = frozenset(),
     labelled: bool = True,
+    adjustment: Adjustment | None = None,
     progress: Progress | None = None,
     notes: Notes = lambda _: None,
 ) -> Trial | None:
@@ -46,6 +47,7 @@ def try_on(
         heads: names of the heads, where the tool cannot tell.
         accept: full names of pickle globals that are let pass, still without being run.
         labelled: whether it is an error that nobody knows the labels.
+        adjustment: of what will be written, so that a head which cannot hold it is refused now.
         progress: called as the images go through.
         notes: told what the user should know.
 
@@ -57,7 +59,7 @@ def try_on(
             go with the model.
     """
     checkpoint = open_checkpoint(path, accept)
-    plan = make_plan(checkpoint, counts, Adjustment(), heads=heads, compose=True)
+    plan = make_plan(checkpoint, counts, adjustment or Adjustment(), heads=heads, compose=True)
     warnings = list(plan.warnings)
     if plan.records:
         text = f"{path.name} was re-scaled before; what is chosen here would come on top of that"
