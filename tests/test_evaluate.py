@@ -22,6 +22,7 @@ from sklearn import metrics as sk
 
 from rescale_cli.cli import main
 from rescale_cli.commands.schema import schema_text
+from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metric_names import ABOUT
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion_lt"
@@ -228,6 +229,19 @@ def test_models_stand_side_by_side(run: Run, capsys: Capture) -> None:
     row = next(line for line in out.splitlines() if line.startswith("balanced accuracy"))
     shown = [f"{model['metrics']['balanced_accuracy']:.4f}" for model in (first, second)]
     assert row.split()[2:] == shown
+
+
+def test_a_temperature_alone_needs_no_counts(run: Run) -> None:
+    code, document = run(*LOGITS, "--temperature", "1.5")
+    assert code == 0
+    logits, labels = example()
+    (model,) = document["result"]["models"]
+    assert model["metrics"]["nll"] == pytest.approx(measure(logits / 1.5, labels).nll)
+    _, counted = run(*LOGITS, *COUNTED, "--temperature", "1.5")
+    expected = counted["result"]["models"][0]["metrics"]["nll"]
+    assert model["metrics"]["nll"] == pytest.approx(expected, rel=1e-12)
+    code, document = run(*LOGITS, "--temperature", "1.5", "--gamma", "0.1")
+    assert (code, document["error"]["fix"]) == (2, "--counts FILE")
 
 
 def test_a_base_gives_differences_intervals_and_a_test(run: Run) -> None:

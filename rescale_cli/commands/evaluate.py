@@ -102,7 +102,7 @@ def _terms(
     from rescale_cli.sources.class_names import read_class_names
 
     adjustment = adjust.adjustment()
-    if adjustment is not None and counts is None:
+    if adjustment is not None and adjustment.needs_counts and counts is None:
         raise UsageError(
             "an adjustment needs the samples of each class in training", fix="--counts FILE"
         )

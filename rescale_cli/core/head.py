@@ -80,6 +80,11 @@ class RowUpdate:
             other.bias_scale * self.shift + other.shift,
         )
 
+    def over(self, temperature: float) -> RowUpdate:
+        """This update, and all logits divided by T after it."""
+        cooler = np.full_like(self.scale, 1 / temperature)
+        return self.then(RowUpdate(cooler, cooler, np.zeros_like(cooler)))
+
     def on_bias(self, bias: Float64) -> Float64:
         """The bias after the update, (C,). A bias that is kept keeps every bit, -0.0 too."""
         scaled = np.where(self.bias_scale == 0, 0.0, self.bias_scale * bias)

@@ -136,6 +136,11 @@ class Adjustment:
             )
 
     @property
+    def needs_counts(self) -> bool:
+        """Whether it is more than a temperature, which every row has in common."""
+        return self != Adjustment(temperature=self.temperature)
+
+    @property
     def bias_policy(self) -> str:
         """The policy in force: a bias learnt beside long rows is out of scale beside short ones."""
         return self.bias or ("drop" if self.normalize else "keep")
@@ -163,10 +168,7 @@ class Adjustment:
         policy = {"keep": ones, "scale": scale, "drop": zeros}[self.bias_policy]
         bias_scale = np.where(counts.kept, policy, 1.0)
         update = RowUpdate(scale, bias_scale, np.where(counts.kept, update.shift, 0.0))
-        if self.temperature == 1:
-            return update
-        cooler = np.full_like(scale, 1 / self.temperature)
-        return update.then(RowUpdate(cooler, cooler, zeros))
+        return update if self.temperature == 1 else update.over(self.temperature)
 
 
 def _positive_norms(

@@ -33,7 +33,7 @@ class Terms:
     groups: tuple[int, int] = (100, 20)
     """Many is more than the first, few is less than the second, training samples."""
     adjustment: Adjustment | None = None
-    """Measured as if it had been applied; it needs counts."""
+    """Measured as if it had been applied; it needs counts, unless it is only a temperature."""
     heads: tuple[str, ...] = ()
     accept: frozenset[str] = frozenset()
 
@@ -142,6 +142,8 @@ def score(
     if counts is None and terms.counts is not None:
         counts = terms.counts.resolve(c, subject.classes, f"{c} classes of {subject.path.name}")
     update = None if plain else subject.update
+    if not plain and update is None and terms.adjustment is not None:
+        update = RowUpdate.identity(c).over(terms.adjustment.temperature)
     measured = measure(
         predictions.logits,
         labels,

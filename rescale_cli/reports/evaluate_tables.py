@@ -23,8 +23,10 @@ def show_evaluate(found: Evaluation, verdicts: Sequence[Verdict], terms: Terms) 
     adjustment = terms.adjustment
     if adjustment is not None:
         normalized = "rows normalised, then " if adjustment.normalize else ""
-        bias = f"bias {adjustment.bias_policy}"
-        say(f"as if by {normalized}{adjustment.method}, strength {adjustment.strength:g}, {bias}")
+        bias, t = f"bias {adjustment.bias_policy}", adjustment.temperature
+        cooled = "" if t == 1 else f", temperature {t:g}"
+        method = f"{normalized}{adjustment.method}"
+        say(f"as if by {method}, strength {adjustment.strength:g}, {bias}{cooled}")
     for model in found.scored:
         speed = model.images_per_second
         shown = f", {speed:,.0f} images/s" if speed else ""
