@@ -292,7 +292,7 @@ def test_a_row_of_zeros_cannot_be_normalised_unless_it_is_left_out(decision: Adj
         {"method": "magic"}, {"method": "tau-norm", "normalize": True},
         {"method": "tau-norm", "max_factor": 2.0}, {"max_factor": 0.5}, {"max_factor": math.nan},
         {"temperature": 0.0}, {"temperature": -1.0}, {"temperature": math.inf},
-        {"temperature": math.nan},
+        {"temperature": math.nan}, {"temperature": 1e-320},
     ],
     ids=str,
 )  # fmt: skip

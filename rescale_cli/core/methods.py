@@ -128,9 +128,9 @@ class Adjustment:
                 saw=f"{most}, {self.method}",
                 fix="--max-factor 10",
             )
-        if not 0 < self.temperature < float("inf"):
+        if not (self.temperature > 0 and 0 < 1 / self.temperature < float("inf")):
             raise UsageError(
-                "the temperature must be above 0",
+                "the temperature must be above 0, and neither it nor 1 / T infinite",
                 saw=f"{self.temperature}",
                 fix="--temperature 1.5",
             )

@@ -155,7 +155,7 @@ def apply_line(
     words = ["rescale-cli", "apply", str(model)]
     for option, values in options.items():
         words += [word for value in values for word in (option, value)]
-    words += [f"--{knob}", f"{adjustment.strength:.12g}"]
+    words += [f"--{knob}", repr(adjustment.strength)]  # every digit: it is to be the same head
     if adjustment.method != "rescale":
         words += ["--method", adjustment.method]
     if adjustment.normalize:
@@ -163,7 +163,7 @@ def apply_line(
     if adjustment.bias:
         words += ["--bias", adjustment.bias]
     if adjustment.temperature != 1:
-        words += ["--temperature", f"{adjustment.temperature:.6g}"]
+        words += ["--temperature", repr(adjustment.temperature)]
     if output is not None:
         words += ["--output", str(output)]
     return shlex.join(words)
