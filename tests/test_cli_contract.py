@@ -167,7 +167,7 @@ def test_python_dash_m_and_the_installed_command_are_the_same(work: Path) -> Non
         ((*APPLY, "-n", "--method", "tau-norm"), 2, "usage"),
         ((*APPLY, "--in-place", "-o", "x.pth"), 2, "usage"),
         ((*APPLY, "--exclude-class", "unicorn"), 2, "usage"),
-        (("inspect", "model.pth", "--num-classes", "1"), 2, "usage"),
+        (("inspect", "model.pth", "--num-classes", "0"), 2, "usage"),
         (("inspect", "no.pth"), 3, "bad-checkpoint"),
         (("inspect", "counts.json"), 3, "bad-checkpoint"),
         (("inspect", "model.pth", "--num-classes", "9"), 3, "bad-input"),
