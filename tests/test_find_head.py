@@ -127,6 +127,11 @@ def test_both_heads_of_a_distilled_model_are_found_the_labelled_one_first() -> N
     assert weights(found) == ["head.weight", "head_dist.weight"]
 
 
+def test_the_heads_on_two_tokens_decide_together() -> None:
+    found = find_heads(backbone() + head("distillation_classifier") + head("cls_classifier"))
+    assert weights(found) == ["cls_classifier.weight", "distillation_classifier.weight"]
+
+
 def test_every_copy_of_the_head_is_found_the_raw_one_first() -> None:
     ema = backbone("state_dict_ema.") + head("state_dict_ema.fc")
     raw = backbone("state_dict.module.") + head("state_dict.module.fc")

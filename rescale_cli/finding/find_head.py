@@ -193,8 +193,9 @@ def _partners(best: Scored, other: Scored) -> bool:
     if x.isdigit() and y.isdigit():
         # Numbered 1x1 convolutions look at a pyramid of maps: a detector's, anchors x classes.
         return a.layout != "conv1x1"
-    # head and head_dist decide together; color_head and shape_head are two tasks.
-    one, two = set(words_of(x)), set(words_of(y))
+    # head and head_dist decide together, and so do the heads on the class token and on that of
+    # distillation; color_head and shape_head are two tasks.
+    one, two = (set(words_of(step)) - {"cls", "distillation"} for step in (x, y))
     return bool(one and two) and (one <= two or two <= one)
 
 
