@@ -539,6 +539,19 @@ def test_npz_arrays_in_any_order_of_memory_are_read(tmp_path: Path) -> None:
     refused(f"npz:{tmp_path / 'a.npz'}?labels=y", "?labels=KEY")
 
 
+@pytest.mark.parametrize("text", ["", "image,label\na.png\n", b"\xff\xfe,1\n"])
+def test_the_fix_for_data_is_one_of_data_and_for_counts_one_of_counts(
+    tmp_path: Path, text: str | bytes
+) -> None:
+    table = put(tmp_path / "a.csv", text)
+    with pytest.raises(BadInput) as caught:
+        open_images(f"csv:{table}")
+    assert "--data" in caught.value.fix
+    with pytest.raises(BadInput) as caught:
+        count_data(f"csv:{table}")
+    assert "--data" not in caught.value.fix
+
+
 def test_damaged_idx_files_are_refused(tmp_path: Path) -> None:
     _idx(tmp_path, zipped=False)
     path = tmp_path / "t10k-images-idx3-ubyte"

@@ -23,7 +23,8 @@ IMAGE_COLUMNS = ("image", "images", "path", "file", "filename", "file_name", "im
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "class_name", "class_id")
 COUNT_COLUMNS = ("count", "counts", "n", "num", "number", "samples", "num_samples", "images",
                  "num_images", "frequency", "support")  # fmt: skip
-_FIX = (
+#: What mends most files that were to hold counts.
+NAME_COUNTS = (
     'use a JSON list, {"name": count}, CSV lines `class,count`, a 1-D .npy, or data: --counts FILE'
 )
 
@@ -197,6 +198,6 @@ def csv_images(spec: DataSpec) -> Images:
     return Images(ImageFiles(root, names), labels, classes, names, source)
 
 
-def bad_file(what: str, saw: str, fix: str = _FIX) -> BadCounts:
+def bad_file(what: str, saw: str, fix: str = NAME_COUNTS) -> BadCounts:
     """The error for a file that does not hold counts."""
     return BadCounts(what, saw=clip(saw, 200), fix=fix)

@@ -30,9 +30,9 @@ from rescale_cli.sources import (  # noqa: F401 - they register themselves
 )
 from rescale_cli.sources.class_names import is_json
 from rescale_cli.sources.coco_json import coco_images
-from rescale_cli.sources.csv_counts import is_list_line
+from rescale_cli.sources.csv_counts import NAME_COUNTS, is_list_line
 from rescale_cli.sources.data_spec import DataSpec, datasets, named_folder, no_split, parse_spec
-from rescale_cli.sources.label_sources import MAX_BYTES, text_of
+from rescale_cli.sources.label_sources import MAX_BYTES, NAME_LABELS, text_of
 
 
 def open_images(spec: str, *, download: bool = False) -> Images:
@@ -50,6 +50,17 @@ def open_images(spec: str, *, download: bool = False) -> Images:
         UsageError: an unknown source, option or split; or `download` of what has no known place.
         EnvironmentProblem: an extra is not installed, a folder may not be read, no network.
     """
+    try:
+        return _open(spec, download)
+    except BadInput as error:
+        if error.fix not in (NAME_LABELS, NAME_COUNTS):
+            raise
+        # The readers of labels serve --counts, too, and their fix is that of --counts.
+        fix = "name data that is whole, a label for each image: --data KIND:PATH"
+        raise BadInput(error.what, saw=error.saw, fix=fix) from None
+
+
+def _open(spec: str, download: bool) -> Images:
     parsed = parse_spec(spec, datasets)
     if not parsed.name:
         if not os.path.isdir(parsed.path):  # noqa: PTH112 - Path.is_dir raises for some paths

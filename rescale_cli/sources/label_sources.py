@@ -25,7 +25,11 @@ MAX_LINE = 1 << 20
 MAX_LABEL = 1_000_000
 
 
-def bad_data(what: str, saw: str, fix: str = "name the labels of the training set") -> BadInput:
+#: What mends most errors where labels are read to be counted.
+NAME_LABELS = "name the labels of the training set"
+
+
+def bad_data(what: str, saw: str, fix: str = NAME_LABELS) -> BadInput:
     """The error of every source for data that cannot be read."""
     return BadInput(what, saw=clip(saw, 200), fix=fix)
 
