@@ -19,13 +19,15 @@ from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.summary import warnings_of
 from rescale_cli.errors import BadHead, RescaleError
+from rescale_cli.files.text_file import refuse_input
 from rescale_cli.finding.find_head import FoundHeads
 from rescale_cli.patching.locate_head import locate, one_size
-from rescale_cli.patching.patch import Patched, Target, apply_plan, default_output
+from rescale_cli.patching.patch import Patched, Target, apply_plan, default_output, files_beside
 from rescale_cli.patching.plan import CountsChoice, Plan, make_plan
 from rescale_cli.patching.record import Record, find_records
 from rescale_cli.sources.class_names import read_class_names
 from rescale_cli.sources.count_sources import json_counts, read_counts
+from rescale_cli.sources.data_spec import parse_spec
 
 #: A file or source of `--counts`, a list in head order, or name -> count.
 CountsLike = str | PathLike[str] | Sequence[float] | NDArray[Any] | Mapping[str, float] | RawCounts
@@ -71,6 +73,11 @@ def _as_names(classes: str | PathLike[str] | Sequence[str] | None) -> tuple[str,
     if isinstance(classes, str | PathLike):
         return read_class_names(Path(classes))
     return tuple(classes)
+
+
+def _files_of(*given: object) -> list[Path]:
+    """The files or folders among what a program or a user gives."""
+    return [parse_spec(str(one)).path for one in given if isinstance(one, str | PathLike)]
 
 
 def inspect(
@@ -190,6 +197,9 @@ def apply(
     if dry_run:
         return Applied(plan, None)
     place = Path(output) if output is not None else default_output(checkpoint.path)
+    read = _files_of(counts, classes, target_prior)
+    for written in (place, *files_beside(place)):
+        refuse_input(written, read)
     return Applied(plan, apply_plan(plan, Target(place, force, in_place, undo, command)))
 
 

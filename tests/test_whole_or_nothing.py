@@ -399,6 +399,39 @@ def test_an_output_that_is_the_source_by_any_name_is_refused(place: Path, kind: 
     assert not leftovers(place)
 
 
+def test_an_output_that_is_another_input_by_any_name_is_refused(place: Path) -> None:
+    (place / "in" / "sub").mkdir()
+    source, counts = place / "in" / "m.pth", place / "in" / "counts.json"
+    before = hashes(place / "in")
+    for name in spellings(place, counts):
+        assert apply(source, "-o", name, "--force") == 4, name
+        # Only a checkpoint has a record beside it.
+        wanted = 0 if Path(name).name == "third" else 4
+        assert main(["counts", str(counts), "-o", str(name), "--force"]) == wanted, name
+        assert hashes(place / "in") == before, name
+    assert not leftovers(place)
+
+
+@pytest.mark.parametrize("option", ["--classes", "--target-prior", "--gamma"])
+def test_every_file_that_apply_reads_is_safe_from_it(place: Path, option: str) -> None:
+    file, source = place / "read.json", place / "in" / "m.pth"
+    said = {"classes": [f"class {i}" for i in range(10)], "chosen": {"gamma": 0.5}}
+    file.write_text(json.dumps([1] * 10 if option == "--target-prior" else said))
+    before = file.read_bytes()
+    words = command(source, option, f"@{file}" if option == "--gamma" else file)
+    assert main([*words, "-o", str(place / "out" / "m.pth")]) == 0
+    assert main([*words, "-o", str(file), "--force"]) == 4
+    assert file.read_bytes() == before
+
+
+def test_a_folder_that_holds_the_counts_is_not_replaced(place: Path) -> None:
+    source, output = place / "in" / "hf", place / "out" / "hf"
+    shutil.copytree(source, output)
+    shutil.copy(place / "in" / "counts.json", output / "c.json")
+    assert main(command(source, "--counts", output / "c.json", "-o", output, "--force")) == 4
+    assert (output / "c.json").exists()
+
+
 def test_a_linked_output_is_replaced_and_what_it_leads_to_is_not(place: Path) -> None:
     source, output = place / "in" / "m.pth", place / "out" / "m.pth"
     other = place / "other"
@@ -506,6 +539,21 @@ def test_a_folder_that_may_not_be_written_to_is_copied_and_cleaned_up(
     source.chmod(0o555)
     assert apply(source, "-o", place / "out" / "hf") == 0
     assert os.access(place / "out" / "hf" / "sub", os.W_OK)
+
+
+def test_a_link_that_leads_to_itself_is_copied_as_it_is(place: Path) -> None:
+    source = place / "in" / "hf"
+    (source / "loop").symlink_to("loop")
+    assert apply(source, "-o", place / "out" / "hf") == 0
+    assert (place / "out" / "hf" / "loop").readlink() == Path("loop")
+
+
+def test_an_index_that_is_a_link_out_of_its_folder_is_refused(place: Path) -> None:
+    index = place / "in" / "hf" / "model.safetensors.index.json"
+    index.rename(place / "o.json")
+    index.symlink_to("../../o.json")
+    assert apply(place / "in" / "hf", "-o", place / "out" / "hf") == 3
+    assert apply(index, "-o", place / "out" / "hf") == 3
 
 
 def test_names_that_are_long_or_no_text(place: Path) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from rescale_cli import options
 from rescale_cli.errors import UsageError
+from rescale_cli.files.text_file import refuse_input
 from rescale_cli.options.strength_option import read_adjustment
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import last_step
@@ -31,7 +32,13 @@ def apply(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="OUT", help="Default: <stem>.rescaled<suffix>."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="Default: <stem>.rescaled<suffix>.",
+            readable=False,
+        ),
     ] = None,
     method: Annotated[
         options.MethodName | None,
@@ -92,6 +99,8 @@ def apply(
 
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other", fix="leave one of them out")
+    if gamma.startswith("@") and output is not None:
+        refuse_input(output, [Path(gamma[1:])])
     what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
     with last_step():
         applied = api.apply(

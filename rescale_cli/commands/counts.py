@@ -22,17 +22,23 @@ def counts(
         typer.Argument(metavar="DATA", help="A data folder, list, CSV, npz or IDX labels."),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write counts.json here.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Write counts.json here.", readable=False
+        ),
     ] = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Count the samples of each class in a data set, without decoding an image."""
     from rescale_cli.core.counts import whole_numbers
-    from rescale_cli.files.text_file import write_text
+    from rescale_cli.files.text_file import refuse_output, write_text
     from rescale_cli.reports import report, tables
     from rescale_cli.sources.count_sources import count_data, write_counts
+    from rescale_cli.sources.data_spec import parse_spec
 
+    if output is not None:
+        refuse_output(output, "--output", force=force, inputs=[parse_spec(data).path])
     raw = count_data(data)
     raw = replace(raw, values=tuple(whole_numbers(raw.values, raw.names, raw.source)))
     saved = write_counts(raw)

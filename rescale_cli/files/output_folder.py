@@ -36,8 +36,9 @@ def copy_folder(source: Path, target: Path, skip: Sequence[Path], home: Path | N
     for entry in sorted(source.iterdir()):
         if entry in skip or entry.name.startswith(MARK):
             continue
-        copy, real = target / entry.name, entry.resolve()
-        if entry.is_symlink() and not (real.is_file() and real.is_relative_to(home)):
+        copy = target / entry.name
+        # Asked first: a link that leads to itself is no file, and cannot be resolved.
+        if entry.is_symlink() and not (entry.is_file() and entry.resolve().is_relative_to(home)):
             copy.symlink_to(entry.readlink())
         elif entry.is_dir():
             copy_folder(entry, copy, skip, home)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
 
-from rescale_cli.errors import UsageError
+from rescale_cli.errors import OutputExists, UsageError
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors, write_new
 
 
-def refuse_outputs(named: Mapping[str, Path | None], *, force: bool) -> None:
+def refuse_outputs(
+    named: Mapping[str, Path | None], *, force: bool, inputs: Iterable[Path] = ()
+) -> None:
     """Stop before the work if two outputs have one name, or one could not be written.
 
     Args:
         named: option -> where it will go; None where it was not given.
         force: whether files that are there may be replaced.
+        inputs: what the command reads, which none of them may be.
 
     Raises:
         UsageError: two have one name.
@@ -24,7 +29,7 @@ def refuse_outputs(named: Mapping[str, Path | None], *, force: bool) -> None:
     given = {option: path for option, path in named.items() if path is not None}
     refuse_one_name(given)
     for option, path in given.items():
-        refuse_output(path, option, force=force)
+        refuse_output(path, option, force=force, inputs=inputs)
 
 
 def refuse_one_name(given: Mapping[str, Path]) -> None:
@@ -40,7 +45,9 @@ def refuse_one_name(given: Mapping[str, Path]) -> None:
         seen.add(path)
 
 
-def refuse_output(path: Path, option: str, *, force: bool, folder: bool = False) -> None:
+def refuse_output(
+    path: Path, option: str, *, force: bool, folder: bool = False, inputs: Iterable[Path] = ()
+) -> None:
     """Stop before the work if its result could not be written: `write_text` would refuse, too.
 
     Args:
@@ -48,15 +55,53 @@ def refuse_output(path: Path, option: str, *, force: bool, folder: bool = False)
         option: which option says so, for the error.
         force: whether a file that is there may be replaced.
         folder: whether it will be a folder.
+        inputs: what the command reads, which never is.
 
     Raises:
         BadInput: there is no such folder.
         OutputExists: something has that name, and may not be replaced.
     """
     with system_errors(f"writing {path} ({option})"):
+        refuse_input(path, inputs)
         refuse_existing(path, replace=force, folder=folder)
         with Staging(path.parent, replace=force):
             pass
+
+
+def refuse_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Stop if writing `output` would replace a file that the command reads, by any name of it.
+
+    Args:
+        output: a file, or a folder that will be replaced whole.
+        inputs: files or folders; those that are not there are let pass.
+
+    Raises:
+        OutputExists: one of them is the output, by this or another name, or lies in it.
+        OSError: the system cannot tell.
+    """
+    # realpath, as Path.resolve fails where a link leads to itself.
+    place, taken = Path(os.path.realpath(output.parent), output.name), identities([output])
+    for path in inputs:
+        if identities([path]) & taken or Path(os.path.realpath(path)).is_relative_to(place):
+            raise OutputExists(
+                "the output is what the command reads",
+                saw=f"{output} is {path}, by this or another name, or holds it",
+                fix="name another output: --output FILE",
+            )
+
+
+def identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
+    """Device and number of each file that is there."""
+    found = set()
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:  # unlike exists(), a failing disk is not taken for "not there"
+            if error.errno not in (ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP):
+                raise
+        else:
+            found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def write_text(path: Path, text: str, *, force: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -43,10 +44,10 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
     """The tensors of all shards in one table, and the config beside them."""
     folder = path if path.is_dir() else path.parent
     weights = path if path.is_file() else weights_of(folder)
+    _stay_inside(folder, weights)
     if weights.name.endswith(".json"):
         parts = _shards(folder, weights, accept)
     else:
-        _stay_inside(folder, weights)
         parts = [_list_file(weights, accept)]
     config = read_config(folder)
     return Contents(
@@ -177,7 +178,7 @@ def names_in_config(config: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     """The class names of a config.json, in row order: id2label, sorted as numbers, and others."""
     found = []
     ids = config.get("id2label")
-    if isinstance(ids, dict) and all(str(key).isdecimal() for key in ids):
+    if isinstance(ids, dict) and all(re.fullmatch("[0-9]{1,9}", str(key)) for key in ids):
         order = sorted(ids, key=int)
         if [int(key) for key in order] == list(range(len(order))):
             found.append(tuple(str(ids[key]) for key in order))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
 from typing import Any
 
 from rescale_cli.errors import NeedsDecision, OutputExists, UsageError
 from rescale_cli.files.output_folder import copy_file, copy_folder, refuse_other_tree
 from rescale_cli.files.staging import Staging, refuse_existing, status, system_errors, write_new
+from rescale_cli.files.text_file import identities
 from rescale_cli.patching.patched_file import Written, refuse_wrong_crc, write_changed
 from rescale_cli.patching.plan import Plan
 from rescale_cli.patching.record import sidecar_of, undo_file_of
@@ -74,7 +74,7 @@ def apply_plan(plan: Plan, target: Target) -> Patched:
             if path.is_dir():
                 refuse_other_tree(path, output)
                 aside = staging.aside(output)
-                skip = [name for source in plan.files for name in (source, *_beside(source))]
+                skip = [name for source in plan.files for name in (source, *files_beside(source))]
                 copy_folder(path, aside, skip)
                 parts = [
                     _write(plan, file, aside / file.name, output / file.name, target)
@@ -183,7 +183,7 @@ def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:
     place = output.parent.resolve() / output.name
     inside = path.is_dir() and place.is_relative_to(path.resolve())
     around = path.resolve().is_relative_to(place)
-    sources, written = _identities((path, *files)), _identities((output, *_beside(output)))
+    sources, written = identities((path, *files)), identities((output, *files_beside(output)))
     if inside or around or sources & written:
         raise OutputExists(
             "the output is the source",
@@ -192,19 +192,6 @@ def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:
         )
 
 
-def _beside(file: Path) -> tuple[Path, Path]:
+def files_beside(file: Path) -> tuple[Path, Path]:
+    """The record of a patched file and its undo part, where they are files of their own."""
     return sidecar_of(file), undo_file_of(file)
-
-
-def _identities(paths: Sequence[Path]) -> set[tuple[int, int]]:
-    """Device and number of each file that is there."""
-    found = set()
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError as error:  # unlike exists(), a failing disk is not taken for "not there"
-            if error.errno not in (ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP):
-                raise
-        else:
-            found.add((status.st_dev, status.st_ino))
-    return found

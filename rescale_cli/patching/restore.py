@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ from rescale_cli.files.hashing import sha256_of
 from rescale_cli.files.output_folder import copy_file, copy_folder, refuse_other_tree
 from rescale_cli.files.regular_file import opened, read_whole
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors, write_new
+from rescale_cli.files.text_file import refuse_input
 from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import read_header
-from rescale_cli.patching.patch import refuse_source
+from rescale_cli.patching.patch import files_beside, refuse_source
 from rescale_cli.patching.patched_file import Written, write_changed
 from rescale_cli.patching.proof import header_edit, verify
 from rescale_cli.patching.record import Record, damaged, find_records, sidecar_of, undo_file_of
@@ -76,14 +76,17 @@ def revert(
         refuse_source(checkpoint.path, checkpoint.contents.files, output)
         if original is not None:
             refuse_source(original, (), output)
+        refuse_input(
+            output, [name for file in checkpoint.contents.files for name in files_beside(file)]
+        )
         refuse_existing(output, replace=force, folder=checkpoint.path.is_dir())
         with Staging(output.parent, replace=force) as staging:
             if checkpoint.path.is_dir():
                 refuse_other_tree(checkpoint.path, output)
                 aside = staging.aside(output)
                 ours = [r.file for r in records]
-                beside = [name(file) for file in ours for name in (sidecar_of, undo_file_of)]
-                copy_folder(checkpoint.path, aside, [*ours, *beside])
+                skip = [name for file in ours for name in (file, *files_beside(file))]
+                copy_folder(checkpoint.path, aside, skip)
                 pairs = [(r, aside / r.file.name, sidecar_of(aside / r.file.name)) for r in records]
             else:
                 earlier = isinstance(records[0].fields.get("previous"), dict)
@@ -144,7 +147,7 @@ def _undo_part(record: Record) -> bytes:
     if isinstance(text, str):
         try:
             return base64.b64decode(text, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise damaged(str(error)) from None
     if not isinstance(beside, str):
         raise BadInput(
