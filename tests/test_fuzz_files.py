@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import struct
@@ -14,9 +15,10 @@ from conftest import COUNTS, Made
 
 from rescale_cli import api
 from rescale_cli.core.tensor_info import TensorInfo
-from rescale_cli.errors import AmbiguousHead, BadCheckpoint, NoClassifier, RescaleError
+from rescale_cli.errors import AmbiguousHead, BadCheckpoint, NoClassifier, NotProven, RescaleError
 from rescale_cli.finding.find_head import find_heads
 from rescale_cli.patching.proof import verify
+from rescale_cli.patching.record import pack
 from rescale_cli.patching.restore import revert
 
 Containers = Callable[[str], Made]
@@ -244,7 +246,10 @@ def test_a_damaged_record_is_refused_or_harmless(
     assert not problems, summary(problems)
 
 
-VALUES: tuple[object, ...] = (None, True, 0, -1, 1e308, "", "x", [], [None], {}, {"a": 1}, "0" * 64)
+VALUES: tuple[object, ...] = (
+    None, True, 0, -1, 1e308, 10**12, 10**14, 10**30, 10**400, "", "x", "\ud800", [], [None],
+    [math.inf], {}, {"a": 1}, "0" * 64,
+)  # fmt: skip
 
 
 @pytest.mark.timeout(120)
@@ -282,6 +287,37 @@ def test_a_record_with_a_field_of_another_kind_is_refused_or_harmless(
                 problems.setdefault(problem, f"{key} = {value!r}")
         table[key] = kept
     assert not problems, summary(problems)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("F4", 4), ("F6_E2M3", 6), ("I64", 64), ("C64", 64)])
+def test_a_record_that_names_a_tensor_of_another_kind_is_refused_or_harmless(
+    kind: str, bits: int, containers: Containers, tmp_path: Path
+) -> None:
+    made = containers("safetensors float32")
+    data = made.path.read_bytes()
+    size = 8 + int.from_bytes(data[:8], "little")
+    header, end = json.loads(data[8:size]), len(data) - size
+    more = bytes(4 * bits // 8)
+    header["zz"] = {"dtype": kind, "shape": [4], "data_offsets": [end, end + len(more)]}
+    for edits in ([{"tensor": "zz"}], [{"tensor": "zz", "axis": 0, "vectors": pack(bytes(64))}]):
+        record = {"edits": edits, "source_sha256": "0" * 64, "undo": ""}
+        header["__metadata__"] = {"rescale_cli": json.dumps(record)}
+        text = json.dumps(header).encode()
+        path = safetensors_of(text, data[size:] + more, tmp_path / "m.safetensors")
+        back = tmp_path / "back.safetensors"
+        assert not list(wrong_with(path, made.path, back, intact=True))
+
+
+def test_a_record_that_is_no_text_is_refused(containers: Containers, tmp_path: Path) -> None:
+    made = containers("safetensors float32")
+    data = made.path.read_bytes()
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:size]) | {"__metadata__": {"rescale_cli": "\ud800"}}
+    text = json.dumps(header).encode()
+    path = safetensors_of(text, data[size:], tmp_path / "m.safetensors")
+    for deed in (api.inspect, lambda p: api.apply(p, COUNTS, 0.3), lambda p: revert(p, "back")):
+        with pytest.raises(NotProven, match="record"):
+            deed(path)
 
 
 def safetensors_of(header: bytes, data: bytes, path: Path) -> Path:

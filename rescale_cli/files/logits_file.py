@@ -77,7 +77,9 @@ def _of_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     try:
         contents = safetensors_file.list_tensors(path)
         names = contents.metadata.get("names")
-        texts = None if names is None else parse_json(names.encode(), "`names`")
+        texts = (
+            None if names is None else parse_json(names.encode("utf-8", "surrogatepass"), "`names`")
+        )
     except BadCheckpoint as error:
         raise BadInput(error.what, saw=error.saw, fix=_FIX) from None
     with opened(path, BadInput) as fd:

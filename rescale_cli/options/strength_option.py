@@ -40,7 +40,7 @@ def read_adjustment(
         bool(said.get("normalize", False)),
         str(said.get("bias_policy", "")),
         max_factor,
-        float(1.0 if said.get("temperature") is None else said["temperature"]),
+        said.get("temperature", 1.0),
     )
 
 
@@ -55,8 +55,10 @@ def _read(text: str) -> dict[str, Any]:
         sweep: Any = parse_json(read_whole(Path(text[1:]), 256 << 20), text[1:])
         result = sweep.get("result", sweep)
         chosen = {key: value for key, value in result["chosen"].items() if value is not None}
-        return {**chosen, "gamma": float(chosen["gamma"]), "temperature": result.get("temperature")}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        fitted = result.get("temperature")
+        numbers = {"gamma": chosen["gamma"], "temperature": 1.0 if fitted is None else fitted}
+        return chosen | {key: float(value) for key, value in numbers.items()}
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UsageError(
             "--gamma is neither a number nor a sweep's choice",
             saw=f"{clip(json.dumps(text))}: {clip(str(error))}",

@@ -212,6 +212,6 @@ def _already(checkpoint: Checkpoint, records: Sequence[Record]) -> AlreadyRescal
     how = f"{fields.get('method')}, gamma {fields.get('gamma')}"
     return AlreadyRescaled(
         f"{checkpoint.path.name} was re-scaled before; once more would over-correct it",
-        saw=f"{how}, by version {fields.get('version')}",
+        saw=clip(f"{how}, by version {fields.get('version')}"),
         fix="start from the original (rescale-cli revert), or insist: --compose",
     )

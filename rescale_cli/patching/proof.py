@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -152,9 +153,10 @@ def header_edit(record: Record) -> HeaderEdit:
     entry = record.fields.get("header")
     match entry:
         case {"at": int(at), "size": int(size), "spaces": int(spaces), "replaced": str(replaced)}:
-            before = unpack(replaced, safetensors_file.MAX_HEADER)
-            return HeaderEdit(at, size, spaces, before)
-    raise damaged("no header")
+            if 0 <= at <= size <= safetensors_file.MAX_HEADER and 0 <= spaces <= size:
+                before = unpack(replaced, safetensors_file.MAX_HEADER)
+                return HeaderEdit(at, size, spaces, before)
+    raise damaged("no header, or one that cannot be")
 
 
 def _proven_edits(record: Record, original: Path, before: Checkpoint) -> list[RowScaling]:
@@ -165,7 +167,7 @@ def _proven_edits(record: Record, original: Path, before: Checkpoint) -> list[Ro
     """
     try:
         planned = _planned(record, before).edits_of(original)
-    except (LookupError, TypeError, ValueError, UsageError, BadCounts) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, UsageError, BadCounts) as error:
         raise damaged(f"{type(error).__name__}: {clip(str(error))}") from None
     edits = [edit for edit in record.edits(before) if edit.info.file == original]
     mine, theirs = ({(e.info.name, e.axis): e for e in found} for found in (planned, edits))
@@ -174,7 +176,7 @@ def _proven_edits(record: Record, original: Path, before: Checkpoint) -> list[Ro
         fields = record.fields
         raise NotProven(
             "the recorded changes are not those of the recorded method",
-            saw=f"{fields['method']}, gamma {fields['gamma']}, {fields['counts_source']}",
+            saw=clip(f"{fields['method']}, gamma {fields['gamma']}, {fields['counts_source']}"),
             fix="patch the original again",
         )
     return edits
@@ -203,6 +205,11 @@ def _planned(record: Record, before: Checkpoint) -> Plan:
     heads = []
     for entry in fields["head"]:
         keys = HeadKeys(**{key: entry[key] for key in _KEYS}, why="recorded")
+        # Memory of the recorded size will be asked for.
+        sizes = [keys.num_classes, 1 if keys.layout == "weight_norm" else keys.feature_dim]
+        whole = all(type(size) is int for size in sizes)
+        if not whole or math.prod(sizes) != before.tensor(keys.weight).numel:
+            raise ValueError("a head of another size than that of the original")
         head = plan_head(before, keys, counts, adjustment)
         if describe(head) != entry:
             raise ValueError("another head than that of the original")

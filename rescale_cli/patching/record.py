@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint
-from rescale_cli.checkpoints.tensor_bytes import blocks
+from rescale_cli.checkpoints.tensor_bytes import blocks, overlaps_itself
 from rescale_cli.core.floats import Float64
-from rescale_cli.core.tensor_info import TensorInfo
+from rescale_cli.core.tensor_info import HEAD_DTYPES, TensorInfo
 from rescale_cli.errors import NotProven
 from rescale_cli.files.regular_file import opened, read_whole
 from rescale_cli.formats import safetensors_file
@@ -57,6 +57,8 @@ class Record:
             axis = entry.get("axis")
             if info is None or not isinstance(axis, int) or axis not in range(len(info.shape)):
                 raise damaged(f"no tensor {clip(str(entry.get('tensor')))} with such an axis")
+            if not _may_be_edited(info):
+                raise damaged(f"{clip(info.name)} is {info.dtype} {info.shape}, no part of a head")
             size = info.shape[axis]
             factor, shift = unpack_vectors(entry.get("vectors"), size)
             found.append(RowScaling(info, axis, factor, shift))
@@ -102,7 +104,9 @@ def find_records(checkpoint: Checkpoint) -> tuple[list[Record], list[str]]:
         text = _text_of(file)
         if text is None:
             continue
-        fields = parse_json(text.encode(), f"the record of {file.name}", NotProven)
+        fields = parse_json(
+            text.encode("utf-8", "surrogatepass"), f"the record of {file.name}", NotProven
+        )
         if not isinstance(fields, dict):
             raise damaged(clip(repr(fields)))
         for candidate in (fields, fields.get("replaced")):
@@ -135,9 +139,16 @@ def _describes(fields: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
     entries = fields.get("edits")
     entries = entries if isinstance(entries, list) else []
     names = [str(entry.get("tensor")) for entry in entries if isinstance(entry, dict)]
-    if not names or not all(name in known for name in names):
+    if not names or len(set(names)) != len(names):
+        return False
+    if not all(name in known and _may_be_edited(known[name]) for name in names):
         return False
     return digest([known[name] for name in names]) == fields.get("head_sha256")
+
+
+def _may_be_edited(info: TensorInfo) -> bool:
+    """Whether a re-scaling can have changed it; the record of a stranger may name any tensor."""
+    return info.dtype in HEAD_DTYPES and not overlaps_itself(info)
 
 
 def digest(tensors: Sequence[TensorInfo]) -> str:
