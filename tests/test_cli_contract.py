@@ -203,6 +203,19 @@ def test_failures_have_their_exit_code_in_words_and_in_json(
     assert sorted(work.iterdir()) == before
 
 
+def test_whether_a_file_can_be_read_is_told_by_reading_it(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """access() may fail where open() does not, and its failure has no exit code of its own."""
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert main(["inspect", "model.pth"]) == 0
+    for _ in range(2):  # the second time the output is there
+        assert main([*APPLY, "-o", "out.pth", "--force"]) == 0
+        assert main(["verify", "out.pth", "--against", "model.pth"]) == 0
+        assert main(["revert", "out.pth", "-o", "back.pth", "--force"]) == 0
+        assert main(["counts", "counts.json", "-o", "again.json", "--force"]) == 0
+
+
 def test_a_second_rescaling_needs_a_decision(work: Path, capsys: Capture) -> None:
     assert main(APPLY) == 0
     again = ["apply", "model.rescaled.pth", *APPLY[2:]]
@@ -349,8 +362,15 @@ def test_gamma_comes_from_a_sweep(work: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", '{"chosen": null}', '{"chosen": {"gamma": "a"}}', "["]
-)
+    "text",
+    [
+        "[]", "{}", '{"chosen": null}', '{"chosen": {"gamma": "a"}}', "[",
+        '{"chosen": {"gamma": 1' + "0" * 400 + "}}",
+        '{"chosen": {"gamma": 0.3}, "temperature": "abc"}',
+        '{"chosen": {"gamma": 0.3}, "temperature": [1]}',
+        '{"chosen": {"gamma": 0.3}, "temperature": 1' + "0" * 400 + "}",
+    ],
+)  # fmt: skip
 def test_a_sweep_that_chose_nothing_is_an_error_with_a_fix(
     text: str, work: Path, capsys: Capture
 ) -> None:

@@ -28,7 +28,8 @@ def compare(
         typer.Option("--bias", help="For the re-scalings. Default: as for apply."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The result as JSON.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The result as JSON.", readable=False),
     ] = None,
     force: options.Force = False,
     json: options.Json = False,

@@ -14,7 +14,13 @@ from rescale_cli.reports.screen import Screen
 def demo(
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Default: ./rescale-demo, made new."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Default: ./rescale-demo, made new.",
+            readable=False,
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:

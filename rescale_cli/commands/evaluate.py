@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @spread
 def evaluate(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL", help="Checkpoint files or folders.")
+        list[Path],
+        typer.Argument(metavar="MODEL", help="Checkpoint files or folders.", readable=False),
     ],
     on: DataOptions,
     adjust: AdjustOptions,

@@ -14,14 +14,25 @@ from rescale_cli.signals import last_step
 
 def revert(
     patched: Annotated[
-        Path, typer.Argument(metavar="PATCHED", help="What apply wrote, its record beside it.")
+        Path,
+        typer.Argument(
+            metavar="PATCHED", help="What apply wrote, its record beside it.", readable=False
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help="Where the original goes.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="Where the original goes.", readable=False
+        ),
     ],
     against: Annotated[
         Path | None,
-        typer.Option("--against", metavar="ORIGINAL", help="For a record written with --no-undo."),
+        typer.Option(
+            "--against",
+            metavar="ORIGINAL",
+            help="For a record written with --no-undo.",
+            readable=False,
+        ),
     ] = None,
     force: options.Force = False,
     accept_global: options.AcceptGlobal = None,

@@ -44,13 +44,20 @@ def sweep_gamma(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Keep it for `apply --gamma @FILE`."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Keep it for `apply --gamma @FILE`.",
+            readable=False,
+        ),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="The curve as CSV.")
+        Path | None, typer.Option("--csv", metavar="FILE", help="The curve as CSV.", readable=False)
     ] = None,
     apply: Annotated[
-        Path | None, typer.Option("--apply", metavar="OUT", help="Write the checkpoint, too.")
+        Path | None,
+        typer.Option("--apply", metavar="OUT", help="Write the checkpoint, too.", readable=False),
     ] = None,
     force: options.Force = False,
     json: options.Json = False,

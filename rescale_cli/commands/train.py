@@ -25,7 +25,8 @@ def train(
     what: WhatOptions,
     how: HowOptions,
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="With --resume: the run to go on with.")
+        Path | None,
+        typer.Argument(metavar="RUN", help="With --resume: the run to go on with.", readable=False),
     ] = None,
     preset: Annotated[
         str | None,
@@ -38,7 +39,12 @@ def train(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="A recipe in TOML; options go before it."),
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="A recipe in TOML; options go before it.",
+            readable=False,
+        ),
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the recipe, and train nothing.")
@@ -51,7 +57,13 @@ def train(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="RUN", help="The folder of the run. Default: run."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="RUN",
+            help="The folder of the run. Default: run.",
+            readable=False,
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Train anew in the folder of another run.")

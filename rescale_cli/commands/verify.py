@@ -13,10 +13,16 @@ from rescale_cli.reports.screen import Screen
 
 def verify(
     patched: Annotated[
-        Path, typer.Argument(metavar="PATCHED", help="What apply wrote, its record beside it.")
+        Path,
+        typer.Argument(
+            metavar="PATCHED", help="What apply wrote, its record beside it.", readable=False
+        ),
     ],
     against: Annotated[
-        Path, typer.Option("--against", metavar="ORIGINAL", help="What it was made from.")
+        Path,
+        typer.Option(
+            "--against", metavar="ORIGINAL", help="What it was made from.", readable=False
+        ),
     ],
     accept_global: options.AcceptGlobal = None,
     json: options.Json = False,

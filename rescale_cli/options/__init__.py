@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A checkpoint file or folder, of any format.")
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A checkpoint file or folder, of any format.", readable=False
+    ),
 ]
 Counts = Annotated[
     str,

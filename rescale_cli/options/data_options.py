@@ -46,6 +46,7 @@ class DataOptions:
             "--logits",
             metavar="FILE",
             help="Logits and labels (.npz, .safetensors) in place of --data: no model is run.",
+            readable=False,
         ),
     ] = None
     arch: Annotated[
@@ -75,7 +76,9 @@ class DataOptions:
     ] = None
     save_logits: Annotated[
         Path | None,
-        typer.Option("--save-logits", metavar="FILE", help="Keep them for --logits."),
+        typer.Option(
+            "--save-logits", metavar="FILE", help="Keep them for --logits.", readable=False
+        ),
     ] = None
     download: Annotated[
         bool, typer.Option("--download", help="Let the data be downloaded if they are not there.")

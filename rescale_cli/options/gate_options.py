@@ -28,11 +28,14 @@ class GateOptions:
             "--against",
             metavar="BASE",
             help="Compare with this model: differences, their intervals, McNemar's test.",
+            readable=False,
         ),
     ] = None
     against_logits: Annotated[
         Path | None,
-        typer.Option("--against-logits", metavar="FILE", help="The logits of BASE."),
+        typer.Option(
+            "--against-logits", metavar="FILE", help="The logits of BASE.", readable=False
+        ),
     ] = None
     fail_under: Annotated[
         list[str] | None,
