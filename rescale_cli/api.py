@@ -27,7 +27,7 @@ from rescale_cli.patching.plan import CountsChoice, Plan, make_plan
 from rescale_cli.patching.record import Record, find_records
 from rescale_cli.sources.class_names import read_class_names
 from rescale_cli.sources.count_sources import json_counts, read_counts
-from rescale_cli.sources.data_spec import parse_spec
+from rescale_cli.sources.data_spec import paths_of
 
 #: A file or source of `--counts`, a list in head order, or name -> count.
 CountsLike = str | PathLike[str] | Sequence[float] | NDArray[Any] | Mapping[str, float] | RawCounts
@@ -73,11 +73,6 @@ def _as_names(classes: str | PathLike[str] | Sequence[str] | None) -> tuple[str,
     if isinstance(classes, str | PathLike):
         return read_class_names(Path(classes))
     return tuple(classes)
-
-
-def _files_of(*given: object) -> list[Path]:
-    """The files or folders among what a program or a user gives."""
-    return [parse_spec(str(one)).path for one in given if isinstance(one, str | PathLike)]
 
 
 def inspect(
@@ -197,7 +192,7 @@ def apply(
     if dry_run:
         return Applied(plan, None)
     place = Path(output) if output is not None else default_output(checkpoint.path)
-    read = _files_of(counts, classes, target_prior)
+    read = paths_of(counts, classes, target_prior)
     for written in (place, *files_beside(place)):
         refuse_input(written, read)
     return Applied(plan, apply_plan(plan, Target(place, force, in_place, undo, command)))

@@ -44,7 +44,7 @@ def compare(
 
     if how.unlabeled:
         raise UsageError("methods are compared by labels", fix="leave out --unlabeled")
-    Outputs(output, None, None, force).check(model, on.save_logits)
+    Outputs(output, None, None, force).check(model, counts, on, of)
     wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
     choice = of.choice(counts)
     with progress_bar(model.name) as progress:

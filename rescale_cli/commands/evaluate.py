@@ -16,6 +16,7 @@ from rescale_cli.options.option_groups import spread
 from rescale_cli.options.sweep_options import group_sizes
 from rescale_cli.reports.evaluate_outputs import OutputOptions, tell_github
 from rescale_cli.reports.screen import Screen
+from rescale_cli.sources.data_spec import paths_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,13 @@ def evaluate(
     from rescale_cli.reports.progress import Notes, progress_bar
 
     gates = bounds.gates(grouped=counts is not None)
-    outputs.check(len(models), force=force, other=on.save_logits)
+    read = [
+        *models,
+        *paths_of(
+            counts, classes, bounds.against, bounds.against_logits, on.data, *(on.logits or ())
+        ),
+    ]
+    outputs.check(len(models), force=force, inputs=read, other=on.save_logits)
     trials = list(zip(models, on.choices(len(models), force=force), strict=True))
     terms = _terms(counts, classes, groups, adjust, head or (), accept_global or ())
     screen, notes = Screen("evaluate", json), Notes(json)

@@ -71,7 +71,7 @@ def sweep_gamma(
     from rescale_cli.sweeping.trial import try_on
 
     outputs = Outputs(output, csv, apply, force)
-    outputs.check(model, on.save_logits)
+    outputs.check(model, counts, on, of)
     wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
     choice, tried = of.choice(counts), adjustments(method, normalize, bias)
     with progress_bar(model.name) as progress:

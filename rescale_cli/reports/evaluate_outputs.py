@@ -45,18 +45,21 @@ class OutputOptions:
         typer.Option("--junit", metavar="FILE", help="The gates as a JUnit report."),
     ] = None
 
-    def check(self, models: int, *, force: bool, other: Path | None = None) -> None:
+    def check(
+        self, models: int, *, force: bool, inputs: Sequence[Path], other: Path | None = None
+    ) -> None:
         """Stop before the work if a file could not be written after it.
 
         Args:
             models: how many are evaluated.
             force: whether files that are there may be replaced.
+            inputs: what the command reads.
             other: what else will be written.
         """
         from rescale_cli.files.text_file import refuse_outputs
 
         named = {f"--{f.name.replace('_', '-')}": getattr(self, f.name) for f in fields(self)}
-        refuse_outputs({**named, "--save-logits": other}, force=force)
+        refuse_outputs({**named, "--save-logits": other}, force=force, inputs=inputs)
         if self.metrics_out is not None and self.metrics_out.suffix not in (".json", ".prom"):
             raise UsageError(
                 "--metrics-out tells the format by its suffix, .json or .prom",

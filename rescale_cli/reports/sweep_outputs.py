@@ -20,11 +20,13 @@ from rescale_cli.files.text_file import (
     write_texts,
 )
 from rescale_cli.measures.markdown import markdown
+from rescale_cli.options.data_options import DataOptions
 from rescale_cli.options.sweep_options import HeadOptions
 from rescale_cli.patching.patch import Patched, Target, apply_plan, refuse_source
 from rescale_cli.patching.plan import CountsChoice, make_plan
 from rescale_cli.reports.screen import finite
 from rescale_cli.reports.sweep_report import curve_csv
+from rescale_cli.sources.data_spec import paths_of
 from rescale_cli.sweeping.sweep_result import Sweep
 
 
@@ -37,15 +39,18 @@ class Outputs:
     apply: Path | None
     force: bool
 
-    def check(self, model: Path, save_logits: Path | None) -> None:
-        """Stop before the work if one of them could not be written after it."""
-        named = {"--output": self.output, "--csv": self.csv, "--save-logits": save_logits}
-        refuse_outputs(named, force=self.force)
+    def check(self, model: Path, counts: str, on: DataOptions, of: HeadOptions) -> None:
+        """Stop before the work if one of them could not be written after it, or is read by it."""
+        read = paths_of(model, counts, on.data, *(on.logits or ()), of.classes, of.target_prior)
+        named = {"--output": self.output, "--csv": self.csv, "--save-logits": on.save_logits}
+        refuse_outputs(named, force=self.force, inputs=read)
         if self.apply is not None:
             given = {option: path for option, path in named.items() if path is not None}
             refuse_one_name({**given, "--apply": self.apply})
             refuse_source(model, (), self.apply)
-            refuse_output(self.apply, "--apply", force=self.force, folder=model.is_dir())
+            refuse_output(
+                self.apply, "--apply", force=self.force, folder=model.is_dir(), inputs=read
+            )
 
     def write(
         self,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +37,18 @@ class DataSpec:
 counts = Registry[Callable[[DataSpec], RawCounts]]("source of counts")
 #: What `--data` reads, the held-out split where nothing else is said.
 datasets = Registry[Callable[[DataSpec], Images]]("source of images")
+
+
+def paths_of(*given: object) -> list[Path]:
+    """The files and folders among what a user gives: paths, and sources that name one."""
+    found = []
+    for one in given:
+        if isinstance(one, PathLike):
+            found.append(Path(one))
+        elif isinstance(one, str):
+            with contextlib.suppress(UsageError):  # whoever reads it says what is wrong
+                found.append(parse_spec(one).path)
+    return found
 
 
 def parse_spec(text: str, sources: Registry[Any] = counts) -> DataSpec:
