@@ -384,6 +384,16 @@ def test_an_output_that_exists_is_kept_and_told_before_the_work(run: Run, work: 
     assert json.loads((work / "m.json").read_text())["accuracy"] == RIGHT
 
 
+@pytest.mark.parametrize("read", ["model.safetensors", "val_logits.npz", "counts.json"])
+def test_no_output_is_a_file_that_is_read(read: str, work: Path, capsys: Capture) -> None:
+    before = (work / read).read_bytes()
+    assert main([*LOGITS, *COUNTED, "--predictions-out", read, "--force"]) == 4
+    assert "--predictions-out" in capsys.readouterr().err
+    words = ["sweep-gamma", "model.safetensors", *LOGITS[2:], *COUNTED]
+    assert main([*words, "--csv", f"../{work.name}/{read}", "--force"]) == 4
+    assert (work / read).read_bytes() == before
+
+
 def test_github_gets_a_page_outputs_and_annotations(
     work: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,12 +61,8 @@ def evaluate(
     from rescale_cli.reports.progress import Notes, progress_bar
 
     gates = bounds.gates(grouped=counts is not None)
-    read = [
-        *models,
-        *paths_of(
-            counts, classes, bounds.against, bounds.against_logits, on.data, *(on.logits or ())
-        ),
-    ]
+    bases = (bounds.against, bounds.against_logits)
+    read = paths_of(*models, *bases, counts, classes, on.data, *(on.logits or ()))
     outputs.check(len(models), force=force, inputs=read, other=on.save_logits)
     trials = list(zip(models, on.choices(len(models), force=force), strict=True))
     terms = _terms(counts, classes, groups, adjust, head or (), accept_global or ())

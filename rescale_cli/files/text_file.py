@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
 
-from rescale_cli.errors import OutputExists, UsageError
+from rescale_cli.errors import OutputExists, RescaleError, UsageError
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors, write_new
 
 
@@ -61,11 +61,15 @@ def refuse_output(
         BadInput: there is no such folder.
         OutputExists: something has that name, and may not be replaced.
     """
-    with system_errors(f"writing {path} ({option})"):
-        refuse_input(path, inputs)
-        refuse_existing(path, replace=force, folder=folder)
-        with Staging(path.parent, replace=force):
-            pass
+    try:
+        with system_errors(f"writing {path} ({option})"):
+            refuse_input(path, inputs)
+            refuse_existing(path, replace=force, folder=folder)
+            with Staging(path.parent, replace=force):
+                pass
+    except RescaleError as error:
+        error.fix = error.fix.replace("--output", option)
+        raise
 
 
 def refuse_input(output: Path, inputs: Iterable[Path]) -> None:
