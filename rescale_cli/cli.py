@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from rescale_cli.errors import (
     RescaleError,
     UsageError,
 )
+from rescale_cli.json_text import clip
 from rescale_cli.reports import screen
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import interruptible
@@ -101,18 +103,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _leave_quietly()
         return 0
     except BaseException as error:
-        problem = _as_problem(error)
+        problem = _as_problem(error, words)
         if sum(word.count("v") for word in words if re.fullmatch("-v+", word)) > 1:
             traceback.print_exception(error)
         _end_together(problem, lambda: _speak(speaker, problem))
         return problem.exit_code
     _end_together(None, lambda: None)
     if code == Interrupted.exit_code:
-        _speak(speaker, _as_problem(KeyboardInterrupt()))
+        _speak(speaker, _as_problem(KeyboardInterrupt(), words))
     return code if isinstance(code, int) else 0
 
 
-def _as_problem(error: BaseException) -> RescaleError:
+def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
     """Any exception as one of ours: what a person did, what the machine lacks, or our bug."""
     if isinstance(error, typer.Abort) and isinstance(error.__cause__, EOFError):
         error = error.__cause__  # Typer takes it for the end of the user's input
@@ -122,14 +124,19 @@ def _as_problem(error: BaseException) -> RescaleError:
     if hasattr(error, "format_message") and getattr(error, "exit_code", None) == 2:
         context = getattr(error, "ctx", None)
         path = getattr(context, "command_path", "rescale-cli")
-        return UsageError(error.format_message().rstrip("."), fix=f"see {path} --help")
+        saw = clip(shlex.join(["rescale-cli", *words]))
+        return UsageError(error.format_message().rstrip("."), saw=saw, fix=f"see {path} --help")
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Interrupted(
-            "interrupted; nothing was left half done", fix="run the command again to do it"
+            "interrupted; nothing was left half done",
+            saw="a signal to stop",
+            fix="run the command again to do it",
         )
     if isinstance(error, MemoryError):
         return EnvironmentProblem(
-            "the machine has too little memory", fix="free some memory, or use a larger machine"
+            "the machine has too little memory",
+            saw=str(error) or "the system gave no more",
+            fix="free some memory, or use a larger machine",
         )
     if isinstance(error, OSError):
         return EnvironmentProblem(

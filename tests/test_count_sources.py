@@ -500,6 +500,7 @@ def test_inaturalist_is_counted_by_category_id(tmp_path):
         "cat\nbig dog\nowl\n",
         "\ufeffcat\r\nbig dog\r\nowl\r\n\r\n",
         '["cat", "big dog", "owl"]',
+        '\n [\n"cat", "big dog", "owl"]',
         '{"2": "owl", "0": "cat", "1": "big dog"}',
         '{"owl": 2, "cat": 0, "big dog": 1}',
         '{"counts": [1, 2, 3], "classes": ["cat", "big dog", "owl"]}',
@@ -507,6 +508,21 @@ def test_inaturalist_is_counted_by_category_id(tmp_path):
 )
 def test_class_names_are_read_in_every_form(tmp_path, text):
     assert read_class_names(put(tmp_path / "c", text)) == ("cat", "big dog", "owl")
+
+
+def test_a_first_name_in_brackets_is_no_json(tmp_path):
+    names = put(tmp_path / "names.txt", "[pad]\ncat\ndog\n")
+    assert read_class_names(names) == ("[pad]", "cat", "dog")
+    table = put(tmp_path / "counts.csv", "[pad],100\ncat,50\ndog,20\n")
+    assert read_counts(str(table)).names == ("[pad]", "cat", "dog")
+
+
+def test_bytes_of_value_zero_are_no_counts(tmp_path):
+    zeros = bytes(1000)
+    with pytest.raises(BadInput, match="no text"):
+        read_counts(str(put(tmp_path / "zeros", zeros)))
+    with pytest.raises(BadInput, match="stdin"):
+        read_counts("-", io.BytesIO(zeros))
 
 
 @pytest.mark.parametrize(
@@ -520,6 +536,9 @@ def test_class_names_are_read_in_every_form(tmp_path, text):
         ('{"cat": 0, "dog": 0}', "does not name"),
         ("[[", "not valid JSON"),
         (b"\xff\xfe", "not UTF-8"),
+        (b"\0" * 1000, "no text"),
+        ("[cat, dog", "not valid JSON"),
+        ("['cat', 'dog']", "not valid JSON"),
     ],
 )
 def test_class_names_that_cannot_be_are_refused(tmp_path, text, word):

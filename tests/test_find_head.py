@@ -205,6 +205,14 @@ def test_an_unknown_name_lists_close_ones() -> None:
     assert "head" in caught.value.saw
 
 
+@pytest.mark.parametrize("told", [None, 5])
+def test_a_file_without_a_matrix_is_said_to_have_none(told: int | None) -> None:
+    for tensors in ([], [info("a", 3), info("b", 5)]):
+        with pytest.raises(NoClassifier, match="no final linear layer") as caught:
+            find_heads(tensors, num_classes=told)
+        assert f"no matrix among the {len(tensors)} tensors" in caught.value.saw
+
+
 def test_the_end_of_several_names_is_ambiguous() -> None:
     with pytest.raises(AmbiguousHead):
         find_heads(backbone() + head("a.fc") + head("b.fc"), names=["fc"])

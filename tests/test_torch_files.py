@@ -22,8 +22,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rescale_cli import api
 from rescale_cli.core.tensor_info import ITEM_SIZES, TensorInfo
-from rescale_cli.errors import BadCheckpoint, UnsafePickle
+from rescale_cli.errors import BadCheckpoint, BadHead, UnsafePickle
 from rescale_cli.formats import torch_legacy, torch_zip
 from rescale_cli.formats._interface import Contents
 
@@ -230,6 +231,9 @@ def test_frozen_torchscript_has_its_weights_among_the_constants(tmp_path: Path) 
     names = [one.name for one in listed(path).tensors]
     assert names
     assert all(name.startswith("constants.") for name in names)
+    for deed in (api.inspect, lambda p: api.apply(p, [5, 3, 1], 0.3)):
+        with pytest.raises(BadHead, match="frozen into the code"):
+            deed(path)
 
 
 def test_exported_programs_and_plain_zips_are_not_claimed(tmp_path: Path) -> None:

@@ -556,6 +556,12 @@ def test_an_index_that_is_a_link_out_of_its_folder_is_refused(place: Path) -> No
     assert apply(index, "-o", place / "out" / "hf") == 3
 
 
+def test_an_index_with_a_shard_of_an_endless_name_is_refused(place: Path) -> None:
+    index = place / "in" / "hf" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"fc.weight": "n" * 5000}}))
+    assert apply(place / "in" / "hf", "-o", place / "out" / "hf") == 3
+
+
 def test_names_that_are_long_or_no_text(place: Path) -> None:
     source, odd = place / "in" / "m.pth", os.fsdecode(b"caf\xe9.pth")
     assert apply(source, "-o", place / "out" / odd) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -62,6 +63,7 @@ class Checkpoint:
             if stamp_of(file) != before:
                 raise EnvironmentProblem(
                     f"{file} was changed by another program in the meantime",
+                    saw="another size or time than when it was read",
                     fix="wait until nothing writes to it, then run the command again",
                 )
 
@@ -112,9 +114,9 @@ def open_checkpoint(path: Path, accept: frozenset[str] = frozenset()) -> Checkpo
         BadCheckpoint: unknown, damaged, or not a regular file.
         UnsafePickle: a pickle in it calls or names what no checkpoint needs.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises where a name is too long)
         with opened(path) as fd:
-            head = read_at(fd, 0, min(256, _size(fd)))
+            head = read_at(fd, 0, min(256, os.fstat(fd).st_size))
         refuse_lfs_pointer(path, head)
     for module in all_formats():
         if module.matches(path):
@@ -125,12 +127,6 @@ def open_checkpoint(path: Path, accept: frozenset[str] = frozenset()) -> Checkpo
                 contents = _with_config(contents, path)
             return Checkpoint(path, contents, tuple(map(stamp_of, contents.files)))
     raise _unclaimed(path, head)
-
-
-def _size(fd: int) -> int:
-    import os
-
-    return os.fstat(fd).st_size
 
 
 def _is_of_folder(path: Path) -> bool:

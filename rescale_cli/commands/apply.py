@@ -98,7 +98,8 @@ def apply(
     from rescale_cli.reports import report, tables
 
     if in_place and output is not None:
-        raise UsageError("--in-place and --output exclude each other", fix="leave one of them out")
+        both = "--in-place and --output exclude each other"
+        raise UsageError(both, saw=f"--output {output}", fix="leave one of them out")
     if gamma.startswith("@") and output is not None:
         refuse_input(output, [Path(gamma[1:])])
     what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)

@@ -73,12 +73,13 @@ class RowUpdate:
         return cls(ones, ones, np.zeros(num_classes))
 
     def then(self, other: RowUpdate) -> RowUpdate:
-        """This update, and the other one after it."""
-        return RowUpdate(
-            self.scale * other.scale,
-            self.bias_scale * other.bias_scale,
-            other.bias_scale * self.shift + other.shift,
-        )
+        """This update, and the other one after it; entries that overflow are not finite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return RowUpdate(
+                self.scale * other.scale,
+                self.bias_scale * other.bias_scale,
+                other.bias_scale * self.shift + other.shift,
+            )
 
     def over(self, temperature: float) -> RowUpdate:
         """This update, and all logits divided by T after it."""

@@ -119,6 +119,7 @@ class Adjustment:
         if self.normalize and self.method != "rescale":
             raise UsageError(
                 f"--normalize goes with --method rescale, not {self.method}",
+                saw=f"--normalize --method {self.method}",
                 fix="leave one of the two out",
             )
         most = self.max_factor
@@ -154,6 +155,7 @@ class Adjustment:
         if METHODS.entry(self.method).facts["needs_bias"] and head.bias is None:
             raise BadHead(
                 f"{self.method} changes the bias, and this head has none",
+                saw=f"a weight of {head.num_classes} rows alone",
                 fix="use --method rescale or tau-norm",
             )
         update = METHODS[self.method](head, counts, self.strength)

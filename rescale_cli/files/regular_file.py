@@ -33,8 +33,9 @@ def open_regular(path: Path, kind: type[BadInput] = BadCheckpoint) -> int:
     try:
         # O_NONBLOCK: opening a FIFO returns at once, and fstat then tells what it is.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        raise kind(f"there is no file {path}", fix="check the path") from None
+    except FileNotFoundError as error:
+        saw = (error.strerror or "").lower()
+        raise kind(f"there is no file {path}", saw=saw, fix="check the path") from None
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_FILE:
             raise EnvironmentProblem(
@@ -62,6 +63,7 @@ def kind_of(mode: int) -> str:
         stat.S_ISCHR: "a character device",
         stat.S_ISBLK: "a block device",
         stat.S_ISREG: "a regular file",
+        stat.S_ISLNK: "a link",
     }
     return next((word for test, word in kinds.items() if test(mode)), "a special file")
 

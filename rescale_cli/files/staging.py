@@ -17,6 +17,7 @@ from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists, Resca
 from rescale_cli.files.exchange import exchange
 from rescale_cli.files.folder_lock import locked, sync_names
 from rescale_cli.files.output_folder import MARK, sync_folder
+from rescale_cli.files.regular_file import kind_of
 from rescale_cli.signals import committed, undisturbed
 
 
@@ -39,6 +40,7 @@ class Staging:
         if not self.folder.is_dir():
             raise BadInput(
                 f"there is no folder {self.folder}",
+                saw="nothing of that name, or something else",
                 fix=f"mkdir -p {self.folder}, or another --output",
             )
         return self
@@ -186,11 +188,14 @@ def refuse_existing(target: Path, *, replace: bool, folder: bool = False) -> Non
     if not alike:
         raise OutputExists(
             f"{target} is there and is no {'folder' if folder else 'regular file'}",
+            saw=kind_of(found.st_mode),
             fix="name another output: --output",
         )
     if not replace:
         raise OutputExists(
-            f"{target} exists already", fix="--force to replace it, or another --output"
+            f"{target} exists already",
+            saw=kind_of(found.st_mode),
+            fix="--force to replace it, or another --output",
         )
 
 

@@ -137,7 +137,7 @@ def _decide(
     scored: list[Scored], tensors: Sequence[TensorInfo], k: int | None
 ) -> tuple[list[Scored], list[Scored]]:
     """The winners, and up to ten others; AmbiguousHead if the others are as likely."""
-    fitting = scored if k is None else _with_rows(scored, k)
+    fitting = scored if k is None or not scored else _with_rows(scored, k)
     if not fitting or fitting[0].points < ENOUGH:
         saw = "; ".join(f"{s.matrix.weight.name}: {s.why}" for s in fitting[:2])
         raise refuse_without_head(tensors, saw)

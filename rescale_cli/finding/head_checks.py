@@ -71,11 +71,7 @@ def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
     """Raise if a head cannot be re-scaled: 8-bit or frozen rows, or rows normalised at run time."""
     where = f"{m.weight.name} {m.weight.shape}, {m.weight.dtype}"
     if _FROZEN.fullmatch(m.weight.name):
-        raise BadHead(
-            "the head is frozen into the code of this TorchScript file",
-            saw=where,
-            fix="re-scale the file from before torch.jit.freeze, and freeze that",
-        )
+        raise _frozen(where)
     inside = {t.name.removeprefix(m.module + "."): t for t in tensors if _below(t.name, m.module)}
     beside = next((rest for rest in inside if _QUANTISED.search(rest)), None)
     if m.weight.dtype not in HEAD_DTYPES or beside:
@@ -139,8 +135,17 @@ def is_vocabulary(table: Matrix, head: Matrix) -> bool:
     return any(_TOKENS & step and "type" not in step for step in words)
 
 
-def refuse_without_head(tensors: Sequence[TensorInfo], saw: str) -> NoClassifier:
-    """The error for a file where no matrix looks like a head."""
+def refuse_without_head(tensors: Sequence[TensorInfo], saw: str) -> NoClassifier | BadHead:
+    """The error for a file where no matrix looks like a head.
+
+    Args:
+        tensors: those of the model.
+        saw: of the likeliest matrices, why they are none; empty if there is no matrix.
+    """
+    frozen = [t for t in tensors if _FROZEN.fullmatch(t.name)]
+    if frozen:
+        return _frozen(f"{frozen[-1].name} {frozen[-1].shape}, {frozen[-1].dtype}")
+    saw = saw or f"no matrix among the {len(tensors)} tensors of a network"
     packed = [t.name for t in tensors if _QUANTISED.search(t.name)]
     if packed:
         saw = f"quantised weights, e.g. {packed[0]}" + (f"; {saw}" if saw else "")
@@ -152,6 +157,14 @@ def refuse_without_head(tensors: Sequence[TensorInfo], saw: str) -> NoClassifier
 
 def _below(name: str, module: str) -> bool:
     return name.startswith(module + ".") if module else "." not in name
+
+
+def _frozen(saw: str) -> BadHead:
+    return BadHead(
+        "the head is frozen into the code of this TorchScript file",
+        saw=saw,
+        fix="re-scale the file from before torch.jit.freeze, and freeze that",
+    )
 
 
 def _none(what: str, saw: str) -> NoClassifier:

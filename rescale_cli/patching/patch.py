@@ -153,6 +153,7 @@ def _in_place(plan: Plan, target: Target) -> Patched:
     if status(backup) is not None and not same:
         raise OutputExists(
             f"{backup} exists already, and may be the only original",
+            saw=f"another file than {source}",
             fix=f"move it away, or write a new file: --output {default_output(source)}",
         )
     refuse_wrong_crc(plan.checkpoint.contents.checksums, plan.files)

@@ -120,6 +120,7 @@ def refuse_wrong_crc(checksums: Sequence[Checksum], files: Sequence[Path]) -> No
                 if crc32_of(fd, check.start, check.stop).to_bytes(4, "little") != wanted:
                     raise BadCheckpoint(
                         f"{file.name} is damaged: the checksum of {clip(check.name)} is wrong",
+                        saw=f"{wanted[::-1].hex()} kept for bytes {check.start} to {check.stop}",
                         fix="fetch or copy the file again",
                     )
 

@@ -67,7 +67,8 @@ class PlannedHead:
     @property
     def norms_after(self) -> Float64:
         """Row norms (C,) of the re-scaled head."""
-        return self.before.norms * np.abs(self.update.scale)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.before.norms * np.abs(self.update.scale)
 
 
 @dataclass(frozen=True, slots=True)

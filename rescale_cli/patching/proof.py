@@ -139,6 +139,7 @@ def _prove_header(record: Record, original: Path) -> tuple[int, int]:
     if header_edit(record).remove(mine) != theirs:
         raise NotProven(
             f"the header of {record.file.name} differs in more than the record",
+            saw=f"{len(mine)} bytes, {len(theirs)} in the original",
             fix="patch the original again",
         )
     return 8 + len(theirs), 8 + len(mine)
@@ -154,8 +155,7 @@ def header_edit(record: Record) -> HeaderEdit:
     match entry:
         case {"at": int(at), "size": int(size), "spaces": int(spaces), "replaced": str(replaced)}:
             if 0 <= at <= size <= safetensors_file.MAX_HEADER and 0 <= spaces <= size:
-                before = unpack(replaced, safetensors_file.MAX_HEADER)
-                return HeaderEdit(at, size, spaces, before)
+                return HeaderEdit(at, size, spaces, unpack(replaced, safetensors_file.MAX_HEADER))
     raise damaged("no header, or one that cannot be")
 
 

@@ -151,11 +151,14 @@ def _undo_part(record: Record) -> bytes:
             raise damaged(str(error)) from None
     if not isinstance(beside, str):
         raise BadInput(
-            "the record was written with --no-undo, so it cannot restore the head alone", fix=needs
+            "the record was written with --no-undo, so it cannot restore the head alone",
+            saw=f"the record of {record.file.name} has no undo part",
+            fix=needs,
         )
     path = undo_file_of(record.file)
     data = read_whole(path, _MAX_UNDO, NotProven) if path.exists() else b""
     if hashlib.sha256(data).hexdigest() != beside:
         word = "is not the one that was written" if data else "is missing"
-        raise BadInput(f"{path.name}, which restores the head, {word}", fix=needs)
+        saw = f"{len(data):,} bytes in {path}" if data else f"nothing in {path}"
+        raise BadInput(f"{path.name}, which restores the head, {word}", saw=saw, fix=needs)
     return data

@@ -48,7 +48,7 @@ class RowScaling:
             BadHead: a result that is not finite in the tensor's dtype, naming the class.
         """
         factor, shift = self._spread(self.factor, block), self._spread(self.shift, block)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             scaled = np.where(factor == 0, 0.0, factor * decode(bits, self.info.dtype))
             values = np.where(shift == 0, scaled, scaled + shift)
         after = encode(values, self.info.dtype)

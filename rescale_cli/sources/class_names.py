@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rescale_cli.json_text import clip, parse_json
 from rescale_cli.sources.label_sources import text_of
 
 MAX_BYTES = 64 << 20
+_IN_BRACKETS = re.compile(rb"\[[A-Za-z][^\[\]\"',]*\][ \t]*([,;\t\r\n]|$)")
 
 
 def read_class_names(path: Path | str) -> tuple[str, ...]:
@@ -57,5 +59,6 @@ def names_in(value: Any) -> list[Any]:
 
 
 def is_json(data: bytes) -> bool:
-    """Whether a text begins as a JSON object or list."""
-    return data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+    """Whether a text begins as a JSON object or list; a first line [pad] is the name of a class."""
+    begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return begin[:1] in (b"{", b"[") and not _IN_BRACKETS.match(begin)

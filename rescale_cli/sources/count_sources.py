@@ -52,6 +52,8 @@ def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
     data = (stdin or sys.stdin.buffer).read(MAX_COUNTS + 1)
     if len(data) > MAX_COUNTS:
         raise bad_file("there is too much on stdin", f"more than {MAX_COUNTS:,} bytes")
+    if b"\0" in data:
+        raise bad_file("stdin is neither JSON nor CSV", "a byte of value 0")
     if is_json(data):
         return json_counts(parse_json(data, "stdin", BadCounts), "stdin")
     try:

@@ -51,9 +51,12 @@ def text_of(path: Path) -> Iterator[TextIO]:
     """The lines of a regular UTF-8 file of at most 1 GiB; damage found on the way is an error."""
     with opened(path, BadInput) as fd:
         size = os.fstat(fd).st_size
-        refuse_lfs_pointer(path, os.pread(fd, 64, 0), BadInput)
+        head = os.pread(fd, 4096, 0)
+        refuse_lfs_pointer(path, head, BadInput)
         if size > MAX_BYTES:
             raise bad_data(f"{path.name} is too large for a list of labels", f"{size:,} bytes")
+        if b"\0" in head:
+            raise bad_data(f"{path.name} is no text", f"a byte of value 0 at {head.index(0)}")
         with _Lines(os.fdopen(fd, "rb", closefd=False), encoding="utf-8-sig") as text:
             try:
                 yield text
