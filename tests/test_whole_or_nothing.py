@@ -424,6 +424,15 @@ def test_every_file_that_apply_reads_is_safe_from_it(place: Path, option: str) -
     assert file.read_bytes() == before
 
 
+def test_the_record_is_safe_from_the_revert_that_reads_it(place: Path) -> None:
+    output, back = place / "out" / "m.pth", place / "out" / "back.pth"
+    assert apply(place / "in" / "m.pth", "-o", output) == 0
+    os.link(f"{output}.rescale.json", back)
+    assert main(["revert", str(output), "-o", str(back), "--force"]) == 4
+    back.unlink()
+    assert main(["revert", str(output), "-o", str(back)]) == 0
+
+
 def test_a_folder_that_holds_the_counts_is_not_replaced(place: Path) -> None:
     source, output = place / "in" / "hf", place / "out" / "hf"
     shutil.copytree(source, output)

@@ -145,7 +145,7 @@ def refuse_without_head(tensors: Sequence[TensorInfo], saw: str) -> NoClassifier
     frozen = [t for t in tensors if _FROZEN.fullmatch(t.name)]
     if frozen:
         return _frozen(f"{frozen[-1].name} {frozen[-1].shape}, {frozen[-1].dtype}")
-    saw = saw or f"no matrix among the {len(tensors)} tensors of a network"
+    saw = saw or f"tensors of a network: {len(tensors)}, no matrix among them"
     packed = [t.name for t in tensors if _QUANTISED.search(t.name)]
     if packed:
         saw = f"quantised weights, e.g. {packed[0]}" + (f"; {saw}" if saw else "")
