@@ -555,6 +555,7 @@ def test_a_link_that_leads_to_itself_is_copied_as_it_is(place: Path) -> None:
     (source / "loop").symlink_to("loop")
     assert apply(source, "-o", place / "out" / "hf") == 0
     assert (place / "out" / "hf" / "loop").readlink() == Path("loop")
+    assert apply(place / "in" / "m.pth", "-o", source / "loop" / "m.pth") == 3
 
 
 def test_an_index_that_is_a_link_out_of_its_folder_is_refused(place: Path) -> None:

@@ -162,7 +162,9 @@ def status(path: Path) -> os.stat_result | None:
     """
     try:
         return path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         return None
 
 

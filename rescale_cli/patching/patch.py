@@ -181,7 +181,8 @@ def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:
             saw="the name of a folder that is there, or of a record",
             fix="name another output: --output FILE",
         )
-    place = output.parent.resolve() / output.name
+    # realpath, as Path.resolve fails where a link leads to itself.
+    place = Path(os.path.realpath(output.parent), output.name)
     inside = path.is_dir() and place.is_relative_to(path.resolve())
     around = path.resolve().is_relative_to(place)
     sources, written = identities((path, *files)), identities((output, *files_beside(output)))
