@@ -29,7 +29,10 @@ class OutputOptions:
     metrics_out: Annotated[
         Path | None,
         typer.Option(
-            "--metrics-out", metavar="FILE", help="Metrics as .json, or as .prom (OpenMetrics)."
+            "--metrics-out",
+            metavar="FILE",
+            help="Metrics as .json, or as .prom (OpenMetrics).",
+            readable=False,
         ),
     ] = None
     predictions_out: Annotated[
@@ -38,11 +41,14 @@ class OutputOptions:
             "--predictions-out",
             metavar="FILE.csv",
             help="What each sample is and what it was taken for: rows of the head.",
+            readable=False,
         ),
     ] = None
     junit: Annotated[
         Path | None,
-        typer.Option("--junit", metavar="FILE", help="The gates as a JUnit report."),
+        typer.Option(
+            "--junit", metavar="FILE", help="The gates as a JUnit report.", readable=False
+        ),
     ] = None
 
     def check(

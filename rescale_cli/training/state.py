@@ -81,7 +81,7 @@ def read_state(path: Path) -> RunState:
             fix="name the folder of a run: --resume RUN",
         )
     contents = open_checkpoint(path).contents
-    said = parse_json(contents.metadata.get(KEY, "null").encode(), path.name)
+    said = parse_json(contents.metadata.get(KEY, "null").encode("utf-8", "replace"), path.name)
     match said:
         case {"version": 1, "epoch": int(epoch), "step": int(step), "recipe": dict(recipe),
               "facts": dict(facts)}:  # fmt: skip
