@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import os
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
+from typing import TypeVar
 
 from rescale_cli.files.regular_file import page_buffer
 
+T = TypeVar("T")
+
 _LARGE = 64 << 20
-_CHUNK = 16 << 20
-_WINDOW = 16 << 20
+#: Small enough to stay in a cache between being read and being hashed.
+_CHUNK = 4 << 20
 _begun: dict[tuple[int, ...], Hashing] = {}
 
 
@@ -87,11 +90,39 @@ def _identity(fd: int) -> tuple[int, ...]:
 
 def sha256_of(fd: int, stop: threading.Event | None = None) -> str:
     """The SHA-256 of a whole file, in hexadecimal; cut short if `stop` is set."""
-    digest, at, buffer = hashlib.sha256(), 0, page_buffer(_CHUNK)
-    while (count := os.preadv(fd, [buffer], at)) and not (stop is not None and stop.is_set()):
-        at += count
-        digest.update(buffer[:count])
+    digest = hashlib.sha256()
+    for block in _one_ahead(_blocks(fd)):
+        if stop is not None and stop.is_set():
+            break
+        digest.update(block)
     return digest.hexdigest()
+
+
+def _blocks(fd: int, wait: Callable[[int], None] = lambda to: None) -> Iterator[memoryview]:
+    """The bytes of a file, in order; a block is good until the next but one.
+
+    Args:
+        fd: the file.
+        wait: called with the end of each block before it is read.
+    """
+    buffers, at = cycle([page_buffer(_CHUNK), page_buffer(_CHUNK)]), 0
+    while True:
+        buffer = next(buffers)
+        wait(at + _CHUNK)
+        count = os.preadv(fd, [buffer], at)
+        if not count:
+            return
+        at += count
+        yield buffer[:count]
+
+
+def _one_ahead(blocks: Iterator[T]) -> Iterator[T]:
+    """Make the next block in a thread of its own while one is used: reading takes no time then."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = reader.submit(next, blocks, None)
+            yield block
 
 
 class Front:
@@ -125,16 +156,9 @@ class Front:
 
 
 def sha256_behind(fd: int, size: int, front: Front, headed: Future[bytes]) -> str:
-    """The SHA-256 of a file of our own making, computed behind the front of its writing.
-
-    It is mapped, so that nothing is copied. A file of others is not mapped: it may be cut short
-    meanwhile, which would end the process.
-    """
+    """The SHA-256 of a file of our own making, computed behind the front of its writing."""
     headed.result()
     digest = hashlib.sha256()
-    for start in range(0, size, _WINDOW):
-        length = min(_WINDOW, size - start)
-        front.wait(start + length)
-        with mmap.mmap(fd, length, prot=mmap.PROT_READ, offset=start) as window:
-            digest.update(window)
+    for block in _one_ahead(_blocks(fd, lambda to: front.wait(min(to, size)))):
+        digest.update(block)
     return digest.hexdigest()
