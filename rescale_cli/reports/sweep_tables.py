@@ -130,6 +130,6 @@ def payers(trial: Trial, found: Sweep) -> Table:
             f"{trial.counts.values[row]:,}",
             f"{found.at['0'].recall[row]:.1%}",
             f"{found.at['chosen'].recall[row]:.1%}",
-            Text(f"{change[row]:+.1%} {bar}", "red" if change[row] < 0 else "green"),
+            Text(f"{change[row]:+7.1%} {bar}", "red" if change[row] < 0 else "green"),
         )
     return table
