@@ -23,6 +23,11 @@ class RescaleError(Exception):
         super().__init__(what)
         self.what, self.saw, self.fix = what, saw, fix
 
+    def __str__(self) -> str:
+        """All of it, for a program that lets the exception through."""
+        saw = f"; saw: {self.saw}" if self.saw else ""
+        return f"{self.what}{saw}; fix: {self.fix}"
+
 
 class UsageError(RescaleError):
     """The command line asks for something that does not exist or does not go together."""

@@ -171,7 +171,7 @@ def test_python_dash_m_and_the_installed_command_are_the_same(work: Path) -> Non
         (("inspect", "no.pth"), 3, "bad-checkpoint"),
         (("inspect", "n" * 300), 3, "bad-checkpoint"),
         (("verify", "n" * 300, "--against", "model.pth"), 3, "bad-checkpoint"),
-        ((*APPLY, "--temperature", "1e-320"), 3, "bad-head"),
+        ((*APPLY, "--temperature", "1e-320"), 2, "usage"),
         (("inspect", "counts.json"), 3, "bad-checkpoint"),
         (("inspect", "model.pth", "--num-classes", "9"), 3, "bad-input"),
         (("inspect", "model.pth", "--head", "no.such"), 3, "bad-input"),

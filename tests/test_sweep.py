@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -473,3 +474,25 @@ def test_the_labels_below_a_chart_stand_apart_and_within_it(limit: float, share:
 def test_unknown_metrics_are_refused_by_name() -> None:
     with pytest.raises(UsageError):
         Wanted(rule="max-head-drop=x")
+
+
+def test_a_swept_strength_takes_what_it_was_chosen_with_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("model.safetensors", "counts.json", "config.json", "val_logits.npz"):
+        shutil.copy(EXAMPLE / name, tmp_path)
+    model, counts, sweep_file = (
+        str(tmp_path / n) for n in ("model.safetensors", "counts.json", "sweep.json")
+    )
+    prior = tmp_path / "prior.json"
+    prior.write_text(json.dumps([2.0] * 5 + [1.0] * 5))
+    on = ["--logits", str(tmp_path / "val_logits.npz"), "--bias", "drop"]
+    with_ = ["--exclude-class", "Bag", "--target-prior", str(prior)]
+    assert main(["sweep-gamma", model, "--counts", counts, *on, *with_, "-o", sweep_file]) == 0
+    words = ["apply", model, "--counts", counts, "--gamma", f"@{sweep_file}", "--dry-run", "--json"]
+    capsys.readouterr()
+    factors = []
+    for more in ([], with_):
+        assert main([*words, *more]) == 0
+        factors.append(json.loads(capsys.readouterr().out)["result"]["factors"])
+    assert factors[0] == factors[1]

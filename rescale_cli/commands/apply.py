@@ -12,7 +12,7 @@ import typer
 from rescale_cli import options
 from rescale_cli.errors import UsageError
 from rescale_cli.files.text_file import refuse_input
-from rescale_cli.options.strength_option import read_adjustment
+from rescale_cli.options.strength_option import read_adjustment, read_counted
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import last_step
 
@@ -103,6 +103,9 @@ def apply(
     if gamma.startswith("@") and output is not None:
         refuse_input(output, [Path(gamma[1:])])
     what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
+    swept = read_counted(gamma)
+    if zero_count == options.ZeroPolicy.ERROR:
+        zero_count = options.ZeroPolicy(swept.zero_count)
     with last_step():
         applied = api.apply(
             model,
@@ -117,8 +120,8 @@ def apply(
             classes=classes,
             zero_count=zero_count.value,
             max_factor=what.max_factor,
-            exclude_class=exclude_class or (),
-            target_prior=target_prior,
+            exclude_class=exclude_class or swept.exclude_class,
+            target_prior=target_prior or swept.target_prior,
             temperature=what.temperature,
             compose=compose,
             in_place=in_place,
@@ -131,4 +134,8 @@ def apply(
     result = report.apply_result(applied)
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
-    Screen("apply", json).result(result, applied.plan.warnings, lambda: tables.show_apply(applied))
+    warnings = list(applied.plan.warnings)
+    if swept.model is not None and Path(swept.model).name != model.name:
+        text = f"the strength was chosen for {swept.model}: no value is right for all models"
+        warnings.append(("other-model", text))
+    Screen("apply", json).result(result, warnings, lambda: tables.show_apply(applied))

@@ -89,7 +89,7 @@ def sweep_gamma(
     line = None
     if family.writable:
         line = sweep_report.apply_line(model, best, of.of_apply(counts), apply)
-    result = sweep_report.sweep_result(trial, found, line)
+    result = sweep_report.sweep_result(trial, found, line, of.counted_with())
     with last_step():
         patched = outputs.write(model, result, found, (best, choice, of))
     tell_github(found, patched)

@@ -63,6 +63,20 @@ class Preprocessing:
         """1 or 3."""
         return len(self.mean)
 
+    def __str__(self) -> str:
+        """In words, for messages.
+
+        Example:
+            >>> print(Preprocessing((224, 224), (0.5,), (0.5,), 256, source="preset x"))
+            resized to 256, cropped to 224 x 224, less 0.5, over 0.5 (preset x)
+        """
+        height, width = self.size
+        cut = f"{height} x {width}"
+        if self.resize not in (None, self.size):
+            cut = f"{self.resize}, cropped to {cut}"
+        mean, std = (", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return f"resized to {cut}, less {mean}, over {std} ({self.source})"
+
 
 @dataclass(frozen=True)
 class Classifier:

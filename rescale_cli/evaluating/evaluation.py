@@ -102,6 +102,9 @@ def _run(
     prepared = override(
         classifier.preprocessing, choice.preset, choice.size, choice.mean, choice.std
     )
+    if any(word in prepared.source for word in ("default", "options")) and ranks.is_main():
+        # Not said by the checkpoint: a wrong guess looks like a bad model.
+        notes(f"images are {prepared}; --preset, or all of --size, --mean, --std, say otherwise")
     if images.labels is not None:
         labels, said = to_head_rows(
             images.labels, images.classes, classifier.classes, classifier.num_classes, classes,

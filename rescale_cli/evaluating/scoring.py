@@ -20,6 +20,7 @@ from rescale_cli.measures.per_sample import PerSample
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
 from rescale_cli.patching.locate_head import locate, one_size
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
+from rescale_cli.patching.record import find_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,10 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
     label = f"{keys.weight} ({keys.num_classes}, {keys.feature_dim}) in {path.name}"
     choice = terms.counts
     counts = None if choice is None else choice.resolve(keys.num_classes, own, label)
-    return Subject(path, keys.num_classes, terms.classes or own, counts)
+    trusted = must_have_head and bool(find_records(checkpoint)[0])
+    text = f"{path.name} was re-scaled, and nothing says whether the logits are from before that"
+    warnings = (("logits-of-which-model", text),) if trusted else ()
+    return Subject(path, keys.num_classes, terms.classes or own, counts, warnings=warnings)
 
 
 def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjustment) -> Subject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,28 @@ def read_adjustment(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CountedWith:
+    """How the counts became those of the rows where a strength was chosen."""
+
+    exclude_class: tuple[str, ...] = ()
+    target_prior: str | None = None
+    zero_count: str = "error"
+    model: str | None = None
+    """The path of the model that it was chosen for; None where no sweep chose it."""
+
+
+def read_counted(text: str) -> CountedWith:
+    """What a sweep's strength was chosen with: it means the same with nothing else."""
+    match _read(text):
+        case {"model": str(model), "counted_with": {
+            "exclude_class": list(names), "target_prior": str() | None as prior,
+            "zero_count": str(zero),
+        }}:  # fmt: skip
+            return CountedWith(tuple(map(str, names)), prior, zero, model)
+    return CountedWith()
+
+
 def _read(text: str) -> dict[str, Any]:
     """Strength and, from a sweep, method, policies and temperature."""
     from rescale_cli.files.regular_file import read_whole
@@ -57,7 +80,8 @@ def _read(text: str) -> dict[str, Any]:
         chosen = {key: value for key, value in result["chosen"].items() if value is not None}
         fitted = result.get("temperature")
         numbers = {"gamma": chosen["gamma"], "temperature": 1.0 if fitted is None else fitted}
-        return chosen | {key: float(value) for key, value in numbers.items()}
+        about = {"model": result.get("path"), "counted_with": result.get("counted_with")}
+        return about | chosen | {key: float(value) for key, value in numbers.items()}
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UsageError(
             "--gamma is neither a number nor a sweep's choice",

@@ -182,6 +182,14 @@ class HeadOptions:
             None if self.target_prior is None else as_raw_counts(self.target_prior),
         )
 
+    def counted_with(self) -> dict[str, object]:
+        """What `apply --gamma @sweep.json` has to repeat for the strength to mean the same."""
+        return {
+            "exclude_class": self.exclude_class or [],
+            "target_prior": self.target_prior,
+            "zero_count": self.zero_count.value,
+        }
+
     def of_apply(self, counts: str) -> dict[str, Sequence[str]]:
         """The same options for the line of `apply`."""
         zero = [] if self.zero_count == options.ZeroPolicy.ERROR else [self.zero_count.value]

@@ -143,7 +143,8 @@ def make_plan(
         tuple(planned),
         counts,
         adjustment,
-        (*notes, *warnings_of(planned[0].before, counts)),
+        # The rows of a head that was re-scaled before are as long as that made them.
+        (*notes, *(() if records else warnings_of(planned[0].before, counts))),
         tuple(records),
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.measures.significance import Interval
+from rescale_cli.options.sweep_options import HeadOptions
 from rescale_cli.sweeping.straight_lines import Family
 from rescale_cli.sweeping.sweep import Outcome
 from rescale_cli.sweeping.sweep_result import At, Sweep
@@ -21,13 +22,26 @@ CURVES = ("accuracy", "balanced_accuracy", "target_accuracy", "macro_f1", "gmean
           "worst_recall", "many", "medium", "few")  # fmt: skip
 
 
-def sweep_result(trial: Trial, found: Sweep, line: str | None) -> dict[str, Any]:
-    """The JSON of `sweep-gamma`; `line` is the apply line to type, where there is one."""
+def sweep_result(
+    trial: Trial,
+    found: Sweep,
+    line: str | None,
+    counted_with: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The JSON of `sweep-gamma`.
+
+    Args:
+        trial: the model and what it says.
+        found: what came out.
+        line: the apply line to type, where there is one.
+        counted_with: `HeadOptions.counted_with`; its defaults if None.
+    """
     best, metric = found.best, found.objective.metric
     chosen = found.at.get("chosen")
     return {
         "path": str(trial.path),
         "samples": len(trial.predictions.logits),
+        "counted_with": counted_with or HeadOptions().counted_with(),
         "chosen": {
             **_method(best),
             "metric": metric,

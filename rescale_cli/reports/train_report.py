@@ -54,8 +54,8 @@ def show_trained(trained: Trained) -> None:
     if "val_error" in last:
         named = [f"{name} {_percent(last[name])}" for name in ("many", "medium", "few")]
         say(
-            f"validation error {_percent(last['val_error'])}, "
-            f"of balanced accuracy {_percent(last['val_balanced_error'])}; {', '.join(named)}"
+            f"validation error {_percent(last['val_error'])}, balanced error "
+            f"{_percent(last['val_balanced_error'])}; of the classes: {', '.join(named)}"
         )
     say(_norms(trained))
     kept = f", {folder.rescaled.name} (gamma {recipe.gamma:g})" if recipe.gamma is not None else ""

@@ -81,6 +81,8 @@ def _scan(folder: Path | str) -> tuple[list[str], list[str]]:
     except PermissionError as error:
         fix = "check the folder's permissions"
         raise EnvironmentProblem(f"{folder} may not be read", saw=str(error), fix=fix) from None
+    except FileNotFoundError as error:
+        raise bad_data(f"there is no folder {folder}", str(error), "check the path") from None
     except (OSError, ValueError) as error:
         raise bad_data(f"{folder} is no folder that can be read", str(error)) from None
     return folders, images

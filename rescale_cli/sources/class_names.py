@@ -26,8 +26,12 @@ def read_class_names(path: Path | str) -> tuple[str, ...]:
         BadInput: none of these, a row without a name, or a name given twice.
     """
     path = Path(path)
-    data = read_whole(path, MAX_BYTES, BadInput)
     fix = "give one name a row, in the order of the head's rows, one a line: --classes FILE"
+    try:
+        data = read_whole(path, MAX_BYTES, BadInput)
+    except BadInput as error:
+        error.fix = "name a file of names, such as what `rescale-cli counts` writes: --classes FILE"
+        raise
     if is_json(data):
         listed = names_in(parse_json(data, path.name, BadInput))
         names = [str(name) if type(name) is int else name for name in listed]
