@@ -103,9 +103,7 @@ def apply(
     if gamma.startswith("@") and output is not None:
         refuse_input(output, [Path(gamma[1:])])
     what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
-    swept = read_counted(gamma)
-    if zero_count == options.ZeroPolicy.ERROR:
-        zero_count = options.ZeroPolicy(swept.zero_count)
+    counted = read_counted(gamma, exclude_class or (), target_prior, zero_count)
     with last_step():
         applied = api.apply(
             model,
@@ -118,10 +116,10 @@ def apply(
             heads=head or (),
             num_classes=num_classes,
             classes=classes,
-            zero_count=zero_count.value,
+            zero_count=counted.zero_count.value,
             max_factor=what.max_factor,
-            exclude_class=exclude_class or swept.exclude_class,
-            target_prior=target_prior or swept.target_prior,
+            exclude_class=counted.exclude_class,
+            target_prior=counted.target_prior,
             temperature=what.temperature,
             compose=compose,
             in_place=in_place,
@@ -134,8 +132,5 @@ def apply(
     result = report.apply_result(applied)
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
-    warnings = list(applied.plan.warnings)
-    if swept.model is not None and Path(swept.model).name != model.name:
-        text = f"the strength was chosen for {swept.model}: no value is right for all models"
-        warnings.append(("other-model", text))
+    warnings = [*applied.plan.warnings, *counted.warnings(model)]
     Screen("apply", json).result(result, warnings, lambda: tables.show_apply(applied))

@@ -16,6 +16,7 @@ from rescale_cli.options.option_groups import spread
 from rescale_cli.options.sweep_options import group_sizes
 from rescale_cli.reports.evaluate_outputs import OutputOptions, tell_github
 from rescale_cli.reports.screen import Screen
+from rescale_cli.signals import last_step
 from rescale_cli.sources.data_spec import paths_of
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def evaluate(
     if found is None:
         return
     verdicts = judge(gates, found)
-    outputs.write(found, verdicts, force=force)
+    with last_step():
+        outputs.write(found, verdicts, force=force)
     tell_github(found, verdicts)
     failed = failure(verdicts)
     screen.result(

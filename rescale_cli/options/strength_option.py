@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,20 +52,34 @@ class CountedWith:
 
     exclude_class: tuple[str, ...] = ()
     target_prior: str | None = None
-    zero_count: str = "error"
+    zero_count: options.ZeroPolicy = options.ZeroPolicy.ERROR
     model: str | None = None
     """The path of the model that it was chosen for; None where no sweep chose it."""
 
+    def warnings(self, model: Path) -> list[tuple[str, str]]:
+        """What to say of it where another model is re-scaled: (code, message) each."""
+        if self.model is None or Path(self.model).name == model.name:
+            return []
+        text = f"the strength was chosen for {self.model}: no value is right for all models"
+        return [("other-model", text)]
 
-def read_counted(text: str) -> CountedWith:
-    """What a sweep's strength was chosen with: it means the same with nothing else."""
+
+def read_counted(
+    text: str, exclude: Sequence[str], prior: str | None, zero: options.ZeroPolicy
+) -> CountedWith:
+    """The options of a user, and for what they leave open those of the sweep.
+
+    A strength means the same only with what it was chosen with.
+    """
     match _read(text):
         case {"model": str(model), "counted_with": {
-            "exclude_class": list(names), "target_prior": str() | None as prior,
-            "zero_count": str(zero),
+            "exclude_class": list(names), "target_prior": str() | None as swept_prior,
+            "zero_count": "error" | "one" | "skip" as swept_zero,
         }}:  # fmt: skip
-            return CountedWith(tuple(map(str, names)), prior, zero, model)
-    return CountedWith()
+            policy = options.ZeroPolicy(swept_zero) if zero == options.ZeroPolicy.ERROR else zero
+            names = list(exclude) or [str(name) for name in names]
+            return CountedWith(tuple(names), prior or swept_prior, policy, model)
+    return CountedWith(tuple(exclude), prior, zero)
 
 
 def _read(text: str) -> dict[str, Any]:
