@@ -34,7 +34,7 @@ TORCH = {
 
 #: Longer files, each with its reason.
 LONG: dict[str, str] = {}
-MOST_LINES = 250
+MOST_LINES = 400
 
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 ORDER = list(LAYERS)
