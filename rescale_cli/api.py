@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.read_head import read_head, refuse_shared
+from rescale_cli.core.binary import ASSUMED
 from rescale_cli.core.class_order import RawCounts
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head
@@ -106,13 +107,15 @@ def inspect(
     said = len(names) if names else len(raw.values) if raw and len(raw.values) > 1 else None
     found = locate(checkpoint, heads, num_classes, said)
     first = one_size(found)
-    own = names or checkpoint.names_of(first.num_classes)
+    own = names or checkpoint.names_of(first.classes)
     matched = None
     if raw is not None:
-        matched = CountsChoice(raw, names, zero="one").resolve(first.num_classes, own, first.weight)
+        matched = CountsChoice(raw, names, zero="one").resolve(first.classes, own, first.weight)
     head = read_head(checkpoint, first)
     records, odd = find_records(checkpoint)
     notes = [("head", text) for text in found.warnings] + [("record", text) for text in odd]
+    if first.binary and raw is None:
+        notes.append(("binary-head", ASSUMED))
     weights = [checkpoint.tensor(keys.weight) for keys in found.heads]
     biases = [checkpoint.tensor(keys.bias) for keys in found.heads if keys.bias is not None]
     try:

@@ -23,6 +23,8 @@ class Head:
     """(C,), or None."""
     gauge: float = 0.0
     """|sum_i w_i| / sum_i |w_i|: 0 where the rows sum to nothing, 1 where all point one way."""
+    binary: bool = False
+    """Whether only row 1 is stored, and row 0 is all zeros: see `core.binary`."""
 
     @classmethod
     def of(cls, weight: Float64, bias: Float64 | None = None) -> Head:

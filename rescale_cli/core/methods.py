@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rescale_cli.core.binary import log_ratio, refuse_rescaling
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head, RowUpdate
 from rescale_cli.errors import BadHead, UsageError
@@ -81,14 +82,16 @@ def logit_adjust(head: Head, counts: ClassCounts, tau: float) -> RowUpdate:
         tau: the strength, no unit; 1 is the Bayes-optimal choice for calibrated logits.
 
     Returns:
-        scale 1, shift (C,), all at least 0 for tau >= 0.
+        scale 1, shift (C,), all at least 0 for tau >= 0. For a binary head, which stores row 1
+        alone, the shift is [0, tau * log(n_0 / n_1)]: the same decisions.
 
     Example:
         >>> update = logit_adjust(Head.of(np.ones((2, 2))), ClassCounts.of([3, 1]), tau=1.0)
         >>> update.shift.round(4).tolist()
         [0.2877, 1.3863]
     """
-    return replace(RowUpdate.identity(head.num_classes), shift=-tau * np.log(counts.priors))
+    shift = log_ratio(counts.effective) if head.binary else -np.log(counts.priors)
+    return replace(RowUpdate.identity(head.num_classes), shift=tau * shift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +153,12 @@ class Adjustment:
         """What this decision does to the rows of that head.
 
         Raises:
-            BadHead: a row of length 0 where lengths are divided by; no bias where one is needed.
+            BadHead: a row of length 0 where lengths are divided by; no bias where one is needed;
+                a binary head, whose row no factor changes.
+            UsageError: one of the two classes of a binary head is left out.
         """
+        if head.binary and self.needs_counts:
+            self._refuse_for_binary(head, counts)
         if METHODS.entry(self.method).facts["needs_bias"] and head.bias is None:
             raise BadHead(
                 f"{self.method} changes the bias, and this head has none",
@@ -171,6 +178,22 @@ class Adjustment:
         bias_scale = np.where(counts.kept, policy, 1.0)
         update = RowUpdate(scale, bias_scale, np.where(counts.kept, update.shift, 0.0))
         return update if self.temperature == 1 else update.over(self.temperature)
+
+    def _refuse_for_binary(self, head: Head, counts: ClassCounts) -> None:
+        if self.method != "logit-adjust":
+            refuse_rescaling(self.method, head, "--method logit-adjust --tau 1")
+        if counts.skipped:
+            raise UsageError(
+                "a binary head has two classes: with one left out there is nothing to balance",
+                saw=f"class {counts.skipped[0]} is excluded, or skipped for having no samples",
+                fix="leave out --exclude-class; count an empty class as one: --zero-count one",
+            )
+        if head.bias is None:
+            raise BadHead(
+                "logit-adjust changes the bias, and this binary head has none",
+                saw="a weight of one row alone",
+                fix="decide for class 1 where z > -tau * log(n_neg / n_pos), in your own code",
+            )
 
 
 def _positive_norms(

@@ -41,6 +41,8 @@ def correlation(head: Head, counts: ClassCounts) -> float | None:
 
     None where the rows have one length, whose rounding says nothing.
     """
+    if head.binary or head.num_classes == 1:
+        return None
     norms = head.norms[counts.kept]
     if np.ptp(norms) <= ONE_LENGTH * norms.max():
         return None
@@ -50,7 +52,7 @@ def correlation(head: Head, counts: ClassCounts) -> float | None:
 def warnings_of(head: Head, counts: ClassCounts | None) -> list[tuple[str, str]]:
     """What a user should know before the rows of this head are scaled: (code, message) each."""
     found = []
-    if head.gauge > 0.5:
+    if head.gauge > 0.5 and not head.binary and head.num_classes > 1:
         found.append((
             "gauge",
             f"the rows of the head share a common part (gauge ratio {head.gauge:.2f}): softmax "

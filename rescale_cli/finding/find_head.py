@@ -47,6 +47,16 @@ class HeadKeys:
     direction: str | None = None
     """The v tensor of a weight norm."""
 
+    @property
+    def binary(self) -> bool:
+        """Whether one row, with a sigmoid, stands for two classes."""
+        return self.num_classes == 1
+
+    @property
+    def classes(self) -> int:
+        """The classes that it decides between: two for a single row, else C."""
+        return 2 if self.binary else self.num_classes
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -79,6 +89,7 @@ def find_heads(
         tensors: all tensors of the checkpoint.
         config: config.json beside the weights.
         num_classes: the class count, if the user knows it; only matrices with so many rows remain.
+            Of two classes a single row may be the head, too.
         names: what the user calls the head: a tensor, its module, or a unique dotted end of one.
 
     Returns:
@@ -125,6 +136,8 @@ def _with_rows(scored: list[Scored], k: int) -> list[Scored]:
     fitting = [s for s in scored if s.matrix.rows == k]
     if fitting and (fitting[0].points >= ENOUGH or scored[0].points < ENOUGH):
         return fitting
+    if k == 2 and scored[0].matrix.rows == 1 and scored[0].points >= ENOUGH:
+        return [s for s in scored if s.matrix.rows == 1]  # one logit for two classes
     best = [s for s in scored if s.points >= ENOUGH][:3] or scored[:3]
     raise BadInput(
         f"no layer at the end of this network has {k} rows, one for each class",
@@ -219,8 +232,6 @@ def _warnings(winners: Sequence[Scored], heads: Sequence[HeadKeys]) -> list[str]
             "stored as (D, C) without a bias, as heads are that bring their rows to length 1; on "
             "such a head re-scaling does nothing"
         )
-    if winners[0].matrix.rows == 1:
-        found.append("one row only: re-scaling cannot change a decision between classes")
     if len(heads) > len(winners):
         found.append(f"the file holds {len(heads) // len(winners)} copies of the model")
     return found

@@ -47,9 +47,9 @@ def named_heads(
         if len(hits) > 1:
             raise ambiguous([Scored(m, 0, (f"its name ends in {name}",)) for m in hits])
         m = hits[0]
-        if k is not None and m.rows != k and m.width == k and not m.bias:
+        if k is not None and m.rows not in (k, 1) and m.width == k and not m.bias:
             m = replace(m, layout="transposed", rows=m.width, width=m.rows)
-        if k is not None and m.rows != k:
+        if k is not None and m.rows != k and (m.rows, k) != (1, 2):
             raise BadInput(
                 f"{name} has {m.rows} rows, but there are {k} classes",
                 saw=f"{m.weight.name} {m.weight.shape}",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rescale_cli.api import CountsLike, as_raw_counts
+from rescale_cli.core.binary import one_row, two_rows
 from rescale_cli.core.class_order import match
 from rescale_cli.core.floats import Float64, encode
 from rescale_cli.core.head import Head
@@ -68,7 +69,9 @@ def rescale_(
         rows = weight.detach().to("cpu", torch.float64).numpy()
         shift = None if offset is None else offset.detach().to("cpu", torch.float64).numpy()
         before = Head.of(rows.reshape(len(rows), -1), shift)
+        before = two_rows(before) if len(rows) == 1 else before
         update = adjustment.update(before, match(raw, before.num_classes, None, names))
+        update = one_row(update) if len(rows) == 1 else update
         scale = update.scale.reshape(-1, *[1] * (rows.ndim - 1))
         updates.append((weight, _rounded(rows * scale, weight)))
         if offset is not None and shift is not None:

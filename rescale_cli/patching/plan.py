@@ -11,6 +11,7 @@ import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.checkpoints.read_head import class_axis, read_head, refuse_shared
+from rescale_cli.core.binary import adjusting_line, one_row, refuse_rescaling, two_rows
 from rescale_cli.core.class_order import RawCounts, are_placeholders, in_head_order, match
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import Float64
@@ -63,6 +64,11 @@ class PlannedHead:
     update: RowUpdate
     edits: tuple[RowScaling, ...]
     """Of its weight, and of its bias where that changes."""
+
+    @property
+    def row_update(self) -> RowUpdate:
+        """What becomes of the rows that are stored: of a binary head only one is."""
+        return one_row(self.update) if self.keys.binary else self.update
 
     @property
     def norms_after(self) -> Float64:
@@ -124,9 +130,9 @@ def make_plan(
     """
     found = locate(checkpoint, heads, num_classes, _rows_said(choice))
     first = one_size(found)
-    own = checkpoint.names_of(first.num_classes)
+    own = checkpoint.names_of(first.classes)
     label = f"{first.weight} ({first.num_classes}, {first.feature_dim}) in {checkpoint.path.name}"
-    counts = choice.resolve(first.num_classes, own, label)
+    counts = choice.resolve(first.classes, own, label)
     records, odd = find_records(checkpoint)
     if records and not compose:
         raise _already(checkpoint, records)
@@ -190,8 +196,14 @@ def plan_head(
         BadHead: it cannot be re-scaled.
     """
     before = read_head(checkpoint, keys)
-    update = adjustment.update(before, counts)
     labels = counts.names or ()
+    if keys.binary:
+        before, labels = two_rows(before), labels[1:]
+        if adjustment.needs_counts and adjustment.method != "logit-adjust":
+            words = (str(checkpoint.path), "--counts", counts.source)
+            refuse_rescaling(adjustment.method, before, adjusting_line("apply", *words))
+    both = adjustment.update(before, counts)
+    update = one_row(both) if keys.binary else both
     none = np.zeros(keys.num_classes)
     weight = checkpoint.tensor(keys.weight)
     edits = [RowScaling(weight, class_axis(keys), update.scale, none, labels)]
@@ -201,7 +213,7 @@ def plan_head(
         if not kept:
             axis = _bias_axis(bias)
             edits.append(RowScaling(bias, axis, update.bias_scale, update.shift, labels))
-    return PlannedHead(keys, before, update, tuple(edits))
+    return PlannedHead(keys, before, both, tuple(edits))
 
 
 def _bias_axis(bias: TensorInfo) -> int:

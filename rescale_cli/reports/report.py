@@ -48,6 +48,7 @@ def _head_keys(found: Inspected, keys: HeadKeys) -> dict[str, Any]:
         "feature_dim": keys.feature_dim,
         "dtype": found.checkpoint.tensor(keys.weight).dtype,
         "layout": keys.layout,
+        "binary": keys.binary,
         "why": keys.why,
     }
 
@@ -86,8 +87,8 @@ def apply_result(applied: Applied) -> dict[str, Any]:
         "normalize": plan.adjustment.normalize,
         "bias_policy": plan.adjustment.bias_policy,
         "temperature": plan.adjustment.temperature,
-        "factors": plan.heads[0].update.scale.tolist(),
-        "shifts": plan.heads[0].update.shift.tolist(),
+        "factors": plan.heads[0].row_update.scale.tolist(),
+        "shifts": plan.heads[0].row_update.shift.tolist(),
         "counts": plan.counts.values.tolist(),
         "classes": None if plan.counts.names is None else list(plan.counts.names),
         "bytes_changed": patched.bytes_changed if patched else 0,

@@ -28,7 +28,8 @@ def show_inspect(found: Inspected) -> None:
         dtype = found.checkpoint.tensor(entry.weight).dtype
         bias = f"bias {entry.bias}" if entry.bias else "no bias"
         shape = f"({entry.num_classes}, {entry.feature_dim})"
-        say(f"head {entry.weight} {shape} {dtype}, {entry.layout}, {bias}", f"  why: {entry.why}")
+        kind = "binary head (one logit for two classes)" if entry.binary else "head"
+        say(f"{kind} {entry.weight} {shape} {dtype}, {entry.layout}, {bias}", f"  why: {entry.why}")
     if verbosity.get():
         for other in found.found.candidates:
             say(f"not {other.weight} {other.shape}: {other.why}")
@@ -60,10 +61,11 @@ def _norm_table(found: Inspected) -> Table:
             table.add_row("…")
             continue
         relative = float(found.head.relative_norms[row])
+        at = row + found.found.heads[0].binary  # the one row of a binary head is that of class 1
         table.add_row(
             str(row),
-            Text(plain(names[row])[:40] if names else ""),
-            f"{found.counts.values[row]:,}" if found.counts else "",
+            Text(plain(names[at])[:40] if names else ""),
+            f"{found.counts.values[at]:,}" if found.counts else "",
             f"{found.head.norms[row]:.4g}",
             f"{'█' * round(30 * relative):30} {relative:.2f}",
         )
@@ -89,13 +91,25 @@ def show_apply(applied: Applied) -> None:
         f"{normalized}{adjustment.method}, strength {adjustment.strength:g}, "
         f"bias {adjustment.bias_policy if plan.heads[0].keys.bias else 'none'}"
     )
-    say(_factor_table(applied, plan.heads[0]))
+    if plan.heads[0].keys.binary:
+        say(_threshold(applied))
+    else:
+        say(_factor_table(applied, plan.heads[0]))
     if patched is None:
         say("dry run: nothing was written")
         return
     say(f"{patched.bytes_changed:,} bytes of the head changed; every other byte is proven equal")
     for file, written in patched.files.items():
         say(f"wrote {file}", f"sha256 {written.sha256}")
+
+
+def _threshold(applied: Applied) -> str:
+    """What becomes of the one logit of a binary head."""
+    counts, update = applied.plan.counts, applied.plan.heads[0].row_update
+    names = counts.names or ("negatives", "positives")
+    shown = (f"{n:,} {plain(name)[:40]}" for n, name in zip(counts.values, names, strict=True))
+    cooled = "" if update.scale[0] == 1 else f", row and bias times {update.scale[0]:.4g}"
+    return f"one logit for two classes ({', '.join(shown)}): bias {update.shift[0]:+.6g}{cooled}"
 
 
 def _factor_table(applied: Applied, head: PlannedHead) -> Table:
