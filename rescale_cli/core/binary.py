@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,19 +59,20 @@ def log_ratio(effective: Float64) -> Float64:
     return np.array([0.0, np.log(effective[0] / effective[1])])
 
 
-def refuse_rescaling(method: str, head: Head, line: str) -> None:
+#: What is left to do for a binary head that has no bias.
+NO_BIAS = "decide for class 1 where z > -tau * log(n_neg / n_pos), in your own code"
+
+
+def refuse_rescaling(method: str, line: str = "--method logit-adjust --tau 1") -> NoReturn:
     """Refuse a method that scales the row of a binary head.
 
     Args:
         method: what was asked for.
-        head: in its form of two rows.
-        line: a command that does what can be done.
+        line: what to type instead.
 
     Raises:
         BadHead: always.
     """
-    if head.bias is None:
-        line = "decide for class 1 where z > -tau * log(n_neg / n_pos); the head has no bias to hold it"
     raise BadHead(
         "a single row cannot be re-scaled: the sign of its logit decides between the two classes, "
         "and a positive factor changes no sign",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rescale_cli.core.binary import log_ratio, refuse_rescaling
+from rescale_cli.core.binary import NO_BIAS, log_ratio, refuse_rescaling
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head, RowUpdate
 from rescale_cli.errors import BadHead, UsageError
@@ -181,7 +181,7 @@ class Adjustment:
 
     def _refuse_for_binary(self, head: Head, counts: ClassCounts) -> None:
         if self.method != "logit-adjust":
-            refuse_rescaling(self.method, head, "--method logit-adjust --tau 1")
+            refuse_rescaling(self.method)
         if counts.skipped:
             raise UsageError(
                 "a binary head has two classes: with one left out there is nothing to balance",
@@ -192,7 +192,7 @@ class Adjustment:
             raise BadHead(
                 "logit-adjust changes the bias, and this binary head has none",
                 saw="a weight of one row alone",
-                fix="decide for class 1 where z > -tau * log(n_neg / n_pos), in your own code",
+                fix=NO_BIAS,
             )
 
 

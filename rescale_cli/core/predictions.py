@@ -28,8 +28,15 @@ class Predictions:
     """How fast the model was, where one was run."""
     skipped: tuple[str, ...] = ()
     """Samples that could not be read, left out by `--skip-bad`."""
+    binary: bool = False
+    """Whether the model has one logit: it is column 1, and column 0 is all zeros."""
 
     @property
     def num_classes(self) -> int:
         """C."""
         return int(self.logits.shape[1])
+
+    @property
+    def columns(self) -> NDArray[Any]:
+        """The logits that the model gave: (N, 1) of a binary head, else (N, C)."""
+        return self.logits[:, 1:] if self.binary else self.logits

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rescale_cli.core.binary import two_columns
 from rescale_cli.core.label_order import to_head_rows
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import BadInput
@@ -59,7 +60,7 @@ def predictions_of(
     Args:
         model: a checkpoint file or folder.
         choice: the data, or the logits in their place.
-        num_classes: C, where the head is known.
+        num_classes: rows of the head, where it is known; 1 for a binary head.
         classes: (C,), the names that the user gives; they go before the model's own.
         accept: full names of pickle globals that are let pass, still without being run.
         labelled: whether it is an error that nobody knows the labels.
@@ -77,8 +78,11 @@ def predictions_of(
         predictions = _run(model, choice, num_classes, classes, accept, labelled, progress, notes)
     else:
         predictions = read_logits(choice.logits)
-        _check(model, num_classes, predictions.num_classes, predictions.source)
+        _check(model, num_classes, predictions.columns.shape[1], predictions.source)
         _check_labelled(predictions.labels, predictions.source, labelled)
+        if predictions.binary and 0 <= predictions.columns.min() <= predictions.columns.max() <= 1:
+            text = "all logits lie between 0 and 1: if they are probabilities, give the logits"
+            notes(f"{predictions.source}: {text}, log(p / (1 - p))")
     if predictions is not None and choice.save_logits is not None:
         write_logits(choice.save_logits, predictions, force=choice.force)
     return predictions
@@ -107,22 +111,40 @@ def _run(
         notes(f"images are {prepared}; --preset, or all of --size, --mean, --std, say otherwise")
     if images.labels is not None:
         labels, said = to_head_rows(
-            images.labels, images.classes, classifier.classes, classifier.num_classes, classes,
-            source=images.source, samples=images.names,
+            images.labels, images.classes, classifier.classes, max(2, classifier.num_classes),
+            classes, source=images.source, samples=images.names,
         )  # fmt: skip
         images = replace(images, labels=labels)
         for text in said if ranks.is_main() else ():
             notes(text)
-    return predict(classifier, images, prepared, choice.run, progress, notes)
+    found = predict(classifier, images, prepared, choice.run, progress, notes)
+    if found is None or classifier.num_classes > 1:
+        return found
+    return replace(found, logits=two_columns(found.logits), binary=True)
 
 
 def _check(model: Path, known: int | None, found: int, source: str) -> None:
+    if known is not None and found != known and 1 in (known, found):
+        raise BadInput(
+            f"the head of {model.name} has {_rows(known)}, but {source} has "
+            f"{_logits(found)} a sample",
+            saw=f"{known} and {found}",
+            fix="save what this model gives, one column for each row of its head, then --logits FILE",
+        )
     if known is not None and found != known:
         raise BadInput(
             f"the head of {model.name} has {known} rows, but {source} has {found} classes",
             saw=f"{known} and {found} classes",
             fix="name what belongs to this model: --logits FILE, --arch KIND:NAME or --head NAME",
         )
+
+
+def _rows(number: int) -> str:
+    return "one row (one logit for two classes)" if number == 1 else f"{number} rows"
+
+
+def _logits(number: int) -> str:
+    return "one logit" if number == 1 else f"{number} logits"
 
 
 def _check_labelled(labels: Labels | None, source: str, wanted: bool) -> None:

@@ -51,7 +51,7 @@ class Subject:
 
     path: Path
     num_classes: int | None = None
-    """C; None where no head was found, which only an adjustment needs."""
+    """Rows of the head, 1 for a binary one; None where no head was found, which only an adjustment needs."""
     classes: tuple[str, ...] | None = None
     counts: ClassCounts | None = None
     update: RowUpdate | None = None
@@ -107,10 +107,10 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
         if must_have_head:
             raise
         return Subject(path, classes=terms.classes)
-    own = checkpoint.names_of(keys.num_classes)
+    own = checkpoint.names_of(keys.classes)
     label = f"{keys.weight} ({keys.num_classes}, {keys.feature_dim}) in {path.name}"
     choice = terms.counts
-    counts = None if choice is None else choice.resolve(keys.num_classes, own, label)
+    counts = None if choice is None else choice.resolve(keys.classes, own, label)
     trusted = must_have_head and bool(find_records(checkpoint)[0])
     text = f"{path.name} was re-scaled, and nothing says whether the logits are from before that"
     warnings = (("logits-of-which-model", text),) if trusted else ()
@@ -124,9 +124,9 @@ def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjust
     if plan.records:
         text = f"{path.name} was re-scaled before; what is measured is once more, on top of that"
         warnings.append(("rescaled-before", text))
-    c = head.keys.num_classes
-    names = terms.classes or checkpoint.names_of(c)
-    return Subject(path, c, names, plan.counts, head.update, head.before.bias, tuple(warnings))
+    rows = head.keys.num_classes
+    names = terms.classes or checkpoint.names_of(head.keys.classes)
+    return Subject(path, rows, names, plan.counts, head.update, head.before.bias, tuple(warnings))
 
 
 def score(

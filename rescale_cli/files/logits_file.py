@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rescale_cli.core.binary import two_columns
 from rescale_cli.core.floats import decode
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.core.tensor_info import HEAD_DTYPES, TensorInfo
@@ -35,12 +36,14 @@ _FIX = "np.savez(FILE, logits=logits, labels=labels), with logits (N, C) and lab
 def read_logits(path: Path) -> Predictions:
     """Read `logits` (N, C), `labels` (N,) and `names` (N,) of a file; only logits must be there.
 
+    Logits (N,) or (N, 1) are those of class 1 of two classes, from a binary head.
+
     Told by content. Large logits stay in the file and are mapped into memory; those of 16 bits
     and integers are turned into floats.
 
     Raises:
-        BadInput: neither format, damaged, no logits, NaN among them, or shapes and labels that
-            do not fit each other.
+        BadInput: neither format, damaged, no logits, NaN among them, multi-label labels, or shapes
+            and labels that do not fit each other.
     """
     with opened(path, BadInput) as fd:
         head = os.pread(fd, 64, 0)
@@ -55,14 +58,16 @@ def read_logits(path: Path) -> Predictions:
     if "logits" not in arrays:
         saw = f"it has {clip(', '.join(arrays), 200)}" if arrays else "it has no arrays"
         raise BadInput(f"{path.name} has no array `logits`", saw=saw, fix=_FIX)
-    logits = _checked_logits(arrays["logits"], path.name)
-    labels = arrays.get("labels")
-    return Predictions(
-        logits,
-        None if labels is None else checked_labels(labels, len(logits), logits.shape[1], path.name),
-        path.name,
-        _names(arrays.get("names"), len(logits)),
-    )
+    raw, labels = arrays["logits"], arrays.get("labels")
+    binary = raw.ndim == 1 or raw.shape[1:] == (1,)
+    logits = _checked_logits(raw.reshape(-1, 1) if binary else raw, path.name)
+    logits = two_columns(logits) if binary else logits
+    if labels is not None:
+        labels = labels[:, 0] if binary and labels.shape[1:] == (1,) else labels
+        refuse_multi_label(labels, path.name)
+        labels = checked_labels(labels, *logits.shape, path.name)
+    names = _names(arrays.get("names"), len(logits))
+    return Predictions(logits, labels, path.name, names, binary=binary)
 
 
 def _of_npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -111,10 +116,10 @@ def _tensor(fd: int, info: TensorInfo) -> NDArray[Any]:
 
 def _checked_logits(raw: NDArray[Any], source: str) -> NDArray[Any]:
     """The logits as float32 or float64, in C order, (N, C), without a NaN."""
-    if raw.ndim != 2 or not len(raw) or raw.shape[1] < 2:
+    if raw.ndim != 2 or not raw.size:
         raise BadInput(
             f"the logits in {source} are not N rows of C classes",
-            saw=f"shape {raw.shape}; at least one row and two classes are needed",
+            saw=f"shape {raw.shape}; (N, C) is needed, or (N,) for one logit of two classes",
             fix=_FIX,
         )
     if raw.dtype.kind not in "iuf" or raw.dtype.itemsize > 8:
@@ -139,13 +144,32 @@ def _checked_logits(raw: NDArray[Any], source: str) -> NDArray[Any]:
     return logits
 
 
+def refuse_multi_label(labels: NDArray[Any], source: str) -> None:
+    """Refuse labels of which a sample may have several.
+
+    Raises:
+        BadInput: they are a matrix of 0 and 1.
+    """
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
+        if not np.isin(labels, (0, 1)).all():
+            return
+        each = labels.sum(axis=1)
+        raise BadInput(
+            f"the labels in {source} are multi-label: one 0 or 1 for each sample and class",
+            saw=f"shape {labels.shape}; from {each.min():g} to {each.max():g} classes a sample",
+            fix="give samples of one class each: labels (N,), which are labels.argmax(axis=1) where "
+            "each row has a single 1; a multi-label model decides on each class by a threshold of "
+            "its own, and its classes do not compete",
+        )
+
+
 def checked_labels(raw: NDArray[Any], rows: int, classes: int, source: str) -> Labels:
     """Labels (N,) as int64, each a row of the head.
 
     Raises:
         BadInput: not one a sample, no whole numbers, or outside 0 to C - 1.
     """
-    if raw.shape != (rows,) or raw.dtype.kind not in "iuf":
+    if raw.shape != (rows,) or raw.dtype.kind not in "biuf":
         raise BadInput(
             f"the labels in {source} are not one whole number a row of logits",
             saw=f"labels {raw.shape} of {raw.dtype}, logits ({rows}, {classes})",
@@ -208,7 +232,7 @@ def write_logits(path: Path, predictions: Predictions, *, force: bool = False) -
 
 
 def _write_npz(file: IO[bytes], of: Predictions, names: Sequence[str] | None) -> None:
-    arrays = {"logits": of.logits}
+    arrays = {"logits": of.columns}
     arrays |= {} if of.labels is None else {"labels": of.labels}
     arrays |= {} if names is None else {"names": np.array(names, dtype=np.str_)}
     np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -217,7 +241,7 @@ def _write_npz(file: IO[bytes], of: Predictions, names: Sequence[str] | None) ->
 def _write_safetensors(file: IO[bytes], of: Predictions, names: Sequence[str] | None) -> None:
     arrays = {} if of.labels is None else {"labels": of.labels.astype("<i8", copy=False)}
     kind = f"<f{of.logits.dtype.itemsize}"
-    arrays["logits"] = of.logits
+    arrays["logits"] = np.ascontiguousarray(of.columns)
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
     if names is not None:
         header["__metadata__"]["names"] = json.dumps(names)

@@ -43,6 +43,8 @@ def logits_of(answer: Any, n: int) -> Tensor:
     elif isinstance(answer, tuple | list) and answer:
         found = answer[0]
     found = getattr(found, "logits", found)
+    if isinstance(found, Tensor) and found.dim() == 1:
+        found = found[:, None]  # one logit an image, for two classes
     if isinstance(found, Tensor) and found.dim() > 2 and found.shape[2:].numel() == 1:
         found = found.flatten(1)
     if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != n:

@@ -34,7 +34,11 @@ class ModelFile:
         return self.path if self.path.is_dir() else self.path.parent
 
     def names_of(self, num_classes: int) -> tuple[str, ...] | None:
-        """The class names in row order, where the checkpoint or its config has that many."""
+        """The class names in row order, where the checkpoint or its config has that many.
+
+        One logit decides between two classes, so a single output has two names.
+        """
+        num_classes = max(2, num_classes)
         own = self.checkpoint.names_of(num_classes) if self.checkpoint else None
         named = self.config.get("classes")
         if own is None and isinstance(named, list) and len(named) == num_classes:

@@ -16,6 +16,7 @@ from rescale_cli.core.head import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadInput
 from rescale_cli.measures.per_sample import PerSample, bin_edges
+from rescale_cli.measures.ranking import Ranking
 
 #: Elements of a block of logits: 2 MiB, so that a block stays in the cache.
 _BLOCK = 1 << 18
@@ -45,6 +46,10 @@ class Measured:
     """
     brier: float
     """Mean of sum_c (p_c - [y = c])^2, 0 to 2."""
+    roc_auc: float | None
+    """Of the second logit less the first; None where C > 2, or one class has no samples."""
+    average_precision: float | None
+    """Of the same score, class 1 being the positive one; None as for `roc_auc`."""
     samples: PerSample
     """The parts of all but classwise_ece."""
 
@@ -85,6 +90,8 @@ def measure(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) 
         part = _read_columns(logits, adjust, rows, columns, held)
         errors += _class_errors(part, samples[columns])
     confidence, right, parts = 1 / rows.total, rows.predicted == labels, rows.parts(c)
+    ranking = Ranking.of(rows.margin, labels == 1) if c == 2 else None
+    ranks = {} if ranking is None else ranking.metrics(np.ones((1, n)))
     return Measured(
         predicted=rows.predicted,
         top_5=float(parts["top_5"].mean()) if c > 5 else None,
@@ -92,8 +99,14 @@ def measure(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) 
         ece=_binned_error(np.sort(confidence), confidence[right]),
         classwise_ece=errors / c,
         brier=float(parts["brier"].mean()),
-        samples=PerSample.of(parts, confidence, right),
+        roc_auc=_defined(ranks.get("roc_auc")),
+        average_precision=_defined(ranks.get("average_precision")),
+        samples=PerSample.of(parts, confidence, right, ranking),
     )
+
+
+def _defined(value: Float64 | None) -> float | None:
+    return None if value is None or np.isnan(value[0]) else float(value[0])
 
 
 def check_labels(labels: NDArray[Any], n: int, c: int) -> None:
@@ -155,6 +168,8 @@ class _Rows:
     """The true class's logit less the peak."""
     squares: Float64
     """The sum of p_c^2."""
+    margin: Float64
+    """Where there are two classes, the second logit less the first; else 0."""
 
     def parts(self, c: int) -> dict[str, Float64]:
         """What each sample adds to the metrics that are means, (N,) each."""
@@ -168,12 +183,16 @@ class _Rows:
 def _read_rows(logits: NDArray[Any], labels: Labels, adjust: Adjust | None, held: Float64) -> _Rows:
     """The pass over all rows; fills `held` (width, N) with the first classes' probabilities."""
     n = len(labels)
-    rows = _Rows(*np.empty((2, n), np.int64), *np.empty((4, n)))
+    rows = _Rows(*np.empty((2, n), np.int64), *np.empty((4, n)), np.zeros(n))
     for at, z in blocks(logits, adjust):
         row, own = np.arange(len(z)), labels[at]
         rows.peak[at] = peaks(z)
         rows.predicted[at] = z.argmax(axis=1)
         rows.above[at] = np.count_nonzero(z > z[row, own][:, None], axis=1)
+        if logits.shape[1] == 2:
+            with np.errstate(invalid="ignore"):
+                margin = z[:, 1] - z[:, 0]
+            rows.margin[at] = np.where(np.isnan(margin), 0.0, margin)  # both infinite, and alike
         centre(z, rows.peak[at])
         rows.own[at] = z[row, own]
         np.exp(z, out=z)

@@ -19,6 +19,8 @@ ABOUT: Mapping[str, str] = MappingProxyType(
         "gmean_multiclass": "geometric mean of the recalls",
         "gmean_ovr": "geometric mean of mean sensitivity and mean specificity, one against rest",
         "iba_ovr": "index balanced accuracy, one against rest",
+        "roc_auc": "area under the ROC curve, of two classes",
+        "average_precision": "mean precision over the recall of class 1, of two classes",
         "nll": "negative log likelihood, nats a sample",
         "ece": "expected calibration error, 15 bins of equal mass",
         "classwise_ece": "mean calibration error of the classes, 15 bins of equal mass",

@@ -24,7 +24,9 @@ Groups = Mapping[str, NDArray[np.bool_]]
 Shares = Mapping[str, NDArray[np.bool_] | Float64]
 
 GROUPS = ("many", "medium", "few")
-PROBABILITY_METRICS = ("top_5", "nll", "ece", "classwise_ece", "brier")
+PROBABILITY_METRICS = (
+    "top_5", "roc_auc", "average_precision", "nll", "ece", "classwise_ece", "brier"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)

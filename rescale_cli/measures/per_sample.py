@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.head import Float64
+from rescale_cli.measures.ranking import Ranking
 
 #: Equal-mass bins of a calibration error.
 BINS = 15
@@ -16,7 +17,7 @@ BINS = 15
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PerSample:
-    """Of N samples: what nll, brier, top_5 and ece are made of."""
+    """Of N samples: what nll, brier, top_5, ece, roc_auc and average_precision are made of."""
 
     means: Mapping[str, Float64]
     """(N,) each: nll, brier and, where there are more than 5 classes, top_5 are the means."""
@@ -26,10 +27,16 @@ class PerSample:
     """(N,), which of S runs of confidences it is in: those of a bin, or all of one value."""
     shares: Float64
     """(S, bins), how much of each run falls into each bin: one of one confidence into several."""
+    ranking: Ranking | None = None
+    """By the difference of the two logits, where there are two classes."""
 
     @classmethod
     def of(
-        cls, means: Mapping[str, Float64], confidence: Float64, right: NDArray[np.bool_]
+        cls,
+        means: Mapping[str, Float64],
+        confidence: Float64,
+        right: NDArray[np.bool_],
+        ranking: Ranking | None = None,
     ) -> PerSample:
         """From the confidence of each sample, (N,), and whether it is right, (N,)."""
         order = np.argsort(confidence, kind="stable")
@@ -41,7 +48,7 @@ class PerSample:
         segment[order] = np.repeat(np.arange(len(cuts) - 1), np.diff(cuts))
         within = np.clip(edges, cuts[:-1, None], cuts[1:, None])
         shares = np.diff(within, axis=1) / np.diff(cuts)[:, None]
-        return cls(means, confidence - right, segment, shares)
+        return cls(means, confidence - right, segment, shares, ranking)
 
     def metrics(self, times: Float64) -> dict[str, Float64]:
         """Each metric, (R,), where the samples count so often, (R, N).
@@ -59,7 +66,7 @@ class PerSample:
         }
         gaps = [np.bincount(self.segment, row * self.gap, len(self.shares)) for row in times]
         table["ece"] = np.abs(np.stack(gaps) @ self.shares).sum(axis=1) / total
-        return table
+        return table if self.ranking is None else table | self.ranking.metrics(times)
 
 
 def bin_edges(n: int) -> NDArray[np.intp]:

@@ -11,7 +11,13 @@ import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.checkpoints.read_head import class_axis, read_head, refuse_shared
-from rescale_cli.core.binary import adjusting_line, one_row, refuse_rescaling, two_rows
+from rescale_cli.core.binary import (
+    NO_BIAS,
+    adjusting_line,
+    one_row,
+    refuse_rescaling,
+    two_rows,
+)
 from rescale_cli.core.class_order import RawCounts, are_placeholders, in_head_order, match
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import Float64
@@ -200,8 +206,8 @@ def plan_head(
     if keys.binary:
         before, labels = two_rows(before), labels[1:]
         if adjustment.needs_counts and adjustment.method != "logit-adjust":
-            words = (str(checkpoint.path), "--counts", counts.source)
-            refuse_rescaling(adjustment.method, before, adjusting_line("apply", *words))
+            line = adjusting_line("apply", str(checkpoint.path), "--counts", counts.source)
+            refuse_rescaling(adjustment.method, line if keys.bias else NO_BIAS)
     both = adjustment.update(before, counts)
     update = one_row(both) if keys.binary else both
     none = np.zeros(keys.num_classes)

@@ -105,6 +105,7 @@ def decide(
         target: shares (C,) that predictions without labels should have.
         device: where the arithmetic is done.
     """
+    family.at(1.0)  # refuses what this head cannot take
     logits, labels = predictions.logits, predictions.labels
     right = right_as_it_is(predictions, parts.chosen) if wanted.head_drop is not None else None
     if family.slopes() is None:

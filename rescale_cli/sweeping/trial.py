@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
+from rescale_cli.core.binary import adjusting_line, refuse_rescaling
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
@@ -35,6 +36,7 @@ def try_on(
     accept: frozenset[str] = frozenset(),
     labelled: bool = True,
     adjustment: Adjustment | None = None,
+    tried: Sequence[Adjustment] = (),
     progress: Progress | None = None,
     notes: Notes = lambda _: None,
 ) -> Trial | None:
@@ -48,6 +50,7 @@ def try_on(
         accept: full names of pickle globals that are let pass, still without being run.
         labelled: whether it is an error that nobody knows the labels.
         adjustment: of what will be written, so that a head which cannot hold it is refused now.
+        tried: what will be swept, so that a head on which it has no effect is refused now.
         progress: called as the images go through.
         notes: told what the user should know.
 
@@ -65,6 +68,11 @@ def try_on(
         text = f"{path.name} was re-scaled before; what is chosen here would come on top of that"
         warnings.append(("rescaled-before", text))
     first = plan.heads[0]
+    for method in (a.method for a in tried if a.method != "logit-adjust"):
+        if first.keys.binary:
+            data = ("--data", choice.data) if choice.logits is None else ("--logits", choice.logits)
+            words = map(str, (path, "--counts", counts.raw.source, *data))
+            refuse_rescaling(method, adjusting_line("sweep-gamma", *words))
     predictions = predictions_of(
         path, choice, num_classes=first.keys.num_classes, classes=counts.classes, accept=accept,
         labelled=labelled, progress=progress, notes=notes,
