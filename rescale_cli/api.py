@@ -187,6 +187,7 @@ def apply(
         zero_count,
         tuple(exclude_class),
         None if target_prior is None else as_raw_counts(target_prior),
+        str(counts) if isinstance(counts, str | PathLike) else "FILE",
     )
     checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
     plan = make_plan(

@@ -55,8 +55,13 @@ def apply(
     num_classes: options.NumClasses = None,
     classes: options.Classes = None,
     zero_count: Annotated[
-        options.ZeroPolicy, typer.Option("--zero-count", help="A class without samples is …")
-    ] = options.ZeroPolicy.ERROR,
+        options.ZeroPolicy | None,
+        typer.Option(
+            "--zero-count",
+            help="How to count a class without samples: as an error, as one sample, or leave its "
+            "row alone. Default: error, or the sweep's.",
+        ),
+    ] = None,
     max_factor: Annotated[
         float | None, typer.Option("--max-factor", metavar="F", help="No row grows by more.")
     ] = None,

@@ -63,7 +63,7 @@ def log_ratio(effective: Float64) -> Float64:
 NO_BIAS = "decide for class 1 where z > -tau * log(n_neg / n_pos), in your own code"
 
 
-def refuse_rescaling(method: str, line: str = "--method logit-adjust --tau 1") -> NoReturn:
+def refuse_rescaling(method: str, line: str) -> NoReturn:
     """Refuse a method that scales the row of a binary head.
 
     Args:
@@ -81,7 +81,15 @@ def refuse_rescaling(method: str, line: str = "--method logit-adjust --tau 1") -
     )
 
 
-def adjusting_line(command: str, *words: str) -> str:
-    """The command line that moves the threshold of a binary head instead."""
-    strength = ("--tau", "1") if command == "apply" else ()
-    return shlex.join(["rescale-cli", command, *words, "--method", "logit-adjust", *strength])
+def adjusting_line(command: str = "", model: object = "", counts: str = "", *data: object) -> str:
+    """What to type to move the threshold of a binary head instead: a whole line, or two options.
+
+    Args:
+        command: `apply` or `sweep-gamma`; empty for the options alone.
+        model: the path of the checkpoint.
+        counts: as they were typed.
+        data: `--data` or `--logits`, and what it is given.
+    """
+    start = ["rescale-cli", command, model, "--counts", counts, *data] if command else []
+    strength = [] if command == "sweep-gamma" else ["--tau", "1"]
+    return shlex.join(map(str, [*start, "--method", "logit-adjust", *strength]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rescale_cli.core.binary import NO_BIAS, log_ratio, refuse_rescaling
+from rescale_cli.core.binary import NO_BIAS, adjusting_line, log_ratio, refuse_rescaling
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head, RowUpdate
 from rescale_cli.errors import BadHead, UsageError
@@ -181,7 +181,7 @@ class Adjustment:
 
     def _refuse_for_binary(self, head: Head, counts: ClassCounts) -> None:
         if self.method != "logit-adjust":
-            refuse_rescaling(self.method)
+            refuse_rescaling(self.method, adjusting_line())
         if counts.skipped:
             raise UsageError(
                 "a binary head has two classes: with one left out there is nothing to balance",

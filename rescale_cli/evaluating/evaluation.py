@@ -128,8 +128,8 @@ def _check(model: Path, known: int | None, found: int, source: str) -> None:
         raise BadInput(
             f"the head of {model.name} has {_rows(known)}, but {source} has "
             f"{_logits(found)} a sample",
-            saw=f"{known} and {found}",
-            fix="save what this model gives, one column for each row of its head, then --logits FILE",
+            saw=f"rows of the head: {known}; columns of logits: {found}",
+            fix="save the output of this model, one column for each row of its head: --logits FILE",
         )
     if known is not None and found != known:
         raise BadInput(

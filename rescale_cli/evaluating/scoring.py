@@ -14,6 +14,7 @@ from rescale_cli.core.head import Float64, RowUpdate
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier
+from rescale_cli.finding.head_checks import refuse_multi_label
 from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
 from rescale_cli.measures.per_sample import PerSample
@@ -51,7 +52,8 @@ class Subject:
 
     path: Path
     num_classes: int | None = None
-    """Rows of the head, 1 for a binary one; None where no head was found, which only an adjustment needs."""
+    """Rows of the head, 1 for a binary one; None where no head was found, which only an adjustment
+    needs."""
     classes: tuple[str, ...] | None = None
     counts: ClassCounts | None = None
     update: RowUpdate | None = None
@@ -107,6 +109,7 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
         if must_have_head:
             raise
         return Subject(path, classes=terms.classes)
+    refuse_multi_label(checkpoint.contents.config or {}, terms.heads, keys.num_classes)
     own = checkpoint.names_of(keys.classes)
     label = f"{keys.weight} ({keys.num_classes}, {keys.feature_dim}) in {path.name}"
     choice = terms.counts
@@ -125,6 +128,7 @@ def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjust
         text = f"{path.name} was re-scaled before; what is measured is once more, on top of that"
         warnings.append(("rescaled-before", text))
     rows = head.keys.num_classes
+    refuse_multi_label(checkpoint.contents.config or {}, terms.heads, rows)
     names = terms.classes or checkpoint.names_of(head.keys.classes)
     return Subject(path, rows, names, plan.counts, head.update, head.before.bias, tuple(warnings))
 

@@ -65,7 +65,7 @@ def read_logits(path: Path) -> Predictions:
     if labels is not None:
         labels = labels[:, 0] if binary and labels.shape[1:] == (1,) else labels
         refuse_multi_label(labels, path.name)
-        labels = checked_labels(labels, *logits.shape, path.name)
+        labels = checked_labels(labels, len(logits), logits.shape[1], path.name)
     names = _names(arrays.get("names"), len(logits))
     return Predictions(logits, labels, path.name, names, binary=binary)
 
@@ -157,9 +157,8 @@ def refuse_multi_label(labels: NDArray[Any], source: str) -> None:
         raise BadInput(
             f"the labels in {source} are multi-label: one 0 or 1 for each sample and class",
             saw=f"shape {labels.shape}; from {each.min():g} to {each.max():g} classes a sample",
-            fix="give samples of one class each: labels (N,), which are labels.argmax(axis=1) where "
-            "each row has a single 1; a multi-label model decides on each class by a threshold of "
-            "its own, and its classes do not compete",
+            fix="if each row has a single 1, save labels.argmax(axis=1), which is (N,); otherwise "
+            "the classes do not compete, and there is no single predicted class to measure",
         )
 
 

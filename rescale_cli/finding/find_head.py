@@ -116,6 +116,8 @@ def find_heads(
         )
     for winner in winners:
         refuse_unfit(winner.matrix, leading)
+    if winners[0].matrix.rows == 1:
+        warnings = ()  # of one row: many labels are no more than two classes
     heads = [_keys(s) for s in winners]
     heads += _copied(heads, roots, model)
     listed = tuple(Candidate(s.matrix.weight.name, s.matrix.weight.shape, s.why) for s in others)

@@ -63,8 +63,29 @@ def refuse_by_config(config: Mapping[str, object]) -> tuple[str, ...]:
     if config.get("num_classes") == 0 and "pretrained_cfg" in config:
         raise _none("this is a feature extractor", "num_classes: 0 in config.json")
     if problem == "multi_label_classification":
-        return ("a multi-label model: each row is a decision of its own, not one of many",)
+        return (
+            "a multi-label model (problem_type in config.json): each class is decided alone, by a "
+            "threshold; re-scaling is made for classes that compete, and only changes how they rank",
+        )
     return ()
+
+
+def refuse_multi_label(config: Mapping[str, object], heads: Sequence[str], rows: int) -> None:
+    """Raise NoClassifier if config.json says that a sample may have several classes.
+
+    Args:
+        config: config.json, or nothing.
+        heads: named by the user, who then knows that the classes compete.
+        rows: of the head; a single one is a binary head, whatever config.json calls it.
+    """
+    if config.get("problem_type") == "multi_label_classification" and not heads and rows > 1:
+        raise NoClassifier(
+            "this is a multi-label model: each class is decided alone, so there is no single "
+            "predicted class to measure",
+            saw="problem_type: multi_label_classification in config.json",
+            fix="if each sample has one class and the largest logit decides, name the head: "
+            "--head NAME",
+        )
 
 
 def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:

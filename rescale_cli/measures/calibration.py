@@ -183,7 +183,7 @@ class _Rows:
 def _read_rows(logits: NDArray[Any], labels: Labels, adjust: Adjust | None, held: Float64) -> _Rows:
     """The pass over all rows; fills `held` (width, N) with the first classes' probabilities."""
     n = len(labels)
-    rows = _Rows(*np.empty((2, n), np.int64), *np.empty((4, n)), np.zeros(n))
+    rows = _Rows(*np.empty((2, n), np.int64), *np.zeros((5, n)))
     for at, z in blocks(logits, adjust):
         row, own = np.arange(len(z)), labels[at]
         rows.peak[at] = peaks(z)

@@ -34,8 +34,9 @@ class Ranking:
 
         Example:
             >>> found = Ranking.of(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]) == 1)
-            >>> {name: value.round(4).tolist() for name, value in found.metrics(np.ones((1, 4))).items()}
-            {'roc_auc': [0.875], 'average_precision': [0.8333]}
+            >>> both = found.metrics(np.ones((1, 4)))
+            >>> both["roc_auc"].tolist(), both["average_precision"].round(4).tolist()
+            ([0.875], [0.8333])
         """
         size = int(self.step.max()) + 1
         right, wrong = (

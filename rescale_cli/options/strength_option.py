@@ -65,21 +65,21 @@ class CountedWith:
 
 
 def read_counted(
-    text: str, exclude: Sequence[str], prior: str | None, zero: options.ZeroPolicy
+    text: str, exclude: Sequence[str], prior: str | None, zero: options.ZeroPolicy | None
 ) -> CountedWith:
     """The options of a user, and for what they leave open those of the sweep.
 
     A strength means the same only with what it was chosen with.
     """
     match _read(text):
-        case {"model": str(model), "counted_with": {
+        case {"model": str() | None as model, "counted_with": {
             "exclude_class": list(names), "target_prior": str() | None as swept_prior,
             "zero_count": "error" | "one" | "skip" as swept_zero,
         }}:  # fmt: skip
-            policy = options.ZeroPolicy(swept_zero) if zero == options.ZeroPolicy.ERROR else zero
+            policy = options.ZeroPolicy(swept_zero) if zero is None else zero
             names = list(exclude) or [str(name) for name in names]
             return CountedWith(tuple(names), prior or swept_prior, policy, model)
-    return CountedWith(tuple(exclude), prior, zero)
+    return CountedWith(tuple(exclude), prior, zero or options.ZeroPolicy.ERROR)
 
 
 def _read(text: str) -> dict[str, Any]:

@@ -180,6 +180,7 @@ class HeadOptions:
             self.zero_count.value,
             tuple(self.exclude_class or ()),
             None if self.target_prior is None else as_raw_counts(self.target_prior),
+            counts,
         )
 
     def counted_with(self) -> dict[str, object]:

@@ -49,6 +49,8 @@ class CountsChoice:
     zero: Literal["error", "one", "skip"] = "error"
     exclude: tuple[str, ...] = ()
     target_prior: RawCounts | None = None
+    typed: str = ""
+    """What was typed after --counts, for a command line in an error; empty where nothing was."""
 
     def resolve(self, num_classes: int, own: tuple[str, ...] | None, head: str) -> ClassCounts:
         """The counts of a head with these class names of its own."""
@@ -142,6 +144,9 @@ def make_plan(
     records, odd = find_records(checkpoint)
     if records and not compose:
         raise _already(checkpoint, records)
+    if first.binary and adjustment.needs_counts and adjustment.method != "logit-adjust":
+        line = adjusting_line("apply" if choice.typed else "", checkpoint.path, choice.typed)
+        refuse_rescaling(adjustment.method, line if first.bias else NO_BIAS)
     planned = [plan_head(checkpoint, keys, counts, adjustment) for keys in found.heads]
     refuse_shared(checkpoint, [edit.info for head in planned for edit in head.edits])
     notes = _about_choice(choice, own, planned[0])
@@ -205,9 +210,6 @@ def plan_head(
     labels = counts.names or ()
     if keys.binary:
         before, labels = two_rows(before), labels[1:]
-        if adjustment.needs_counts and adjustment.method != "logit-adjust":
-            line = adjusting_line("apply", str(checkpoint.path), "--counts", counts.source)
-            refuse_rescaling(adjustment.method, line if keys.bias else NO_BIAS)
     both = adjustment.update(before, counts)
     update = one_row(both) if keys.binary else both
     none = np.zeros(keys.num_classes)

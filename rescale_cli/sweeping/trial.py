@@ -13,6 +13,7 @@ from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Predictions
 from rescale_cli.evaluating.evaluation import DataChoice, Notes, Progress, predictions_of
+from rescale_cli.finding.head_checks import refuse_multi_label
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 
 
@@ -68,11 +69,11 @@ def try_on(
         text = f"{path.name} was re-scaled before; what is chosen here would come on top of that"
         warnings.append(("rescaled-before", text))
     first = plan.heads[0]
+    refuse_multi_label(checkpoint.contents.config or {}, heads, first.keys.num_classes)
     for method in (a.method for a in tried if a.method != "logit-adjust"):
         if first.keys.binary:
             data = ("--data", choice.data) if choice.logits is None else ("--logits", choice.logits)
-            words = map(str, (path, "--counts", counts.raw.source, *data))
-            refuse_rescaling(method, adjusting_line("sweep-gamma", *words))
+            refuse_rescaling(method, adjusting_line("sweep-gamma", path, counts.typed, *data))
     predictions = predictions_of(
         path, choice, num_classes=first.keys.num_classes, classes=counts.classes, accept=accept,
         labelled=labelled, progress=progress, notes=notes,
