@@ -27,14 +27,19 @@ if TYPE_CHECKING:
 
 @spread
 def evaluate(
-    models: Annotated[
-        list[Path],
-        typer.Argument(metavar="MODEL", help="Checkpoint files or folders.", readable=False),
-    ],
     on: DataOptions,
     adjust: AdjustOptions,
     bounds: GateOptions,
     outputs: OutputOptions,
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Checkpoint files or folders. May be left out with --logits FILE.",
+            readable=False,
+            show_default=False,
+        ),
+    ] = None,
     counts: options.OptionalCounts = None,
     groups: Annotated[
         str,
@@ -63,9 +68,10 @@ def evaluate(
 
     gates = bounds.gates(grouped=counts is not None)
     bases = (bounds.against, bounds.against_logits)
-    read = paths_of(*models, *bases, counts, classes, on.data, *(on.logits or ()))
-    outputs.check(len(models), force=force, inputs=read, other=on.save_logits)
-    trials = list(zip(models, on.choices(len(models), force=force), strict=True))
+    read = paths_of(*(models or ()), *bases, counts, classes, on.data, *(on.logits or ()))
+    choices = on.choices(len(models) if models else None, force=force)
+    outputs.check(len(choices), force=force, inputs=read, other=on.save_logits)
+    trials = list(zip(models or on.logits or (), choices, strict=True))
     terms = _terms(counts, classes, groups, adjust, head or (), accept_global or ())
     screen, notes = Screen("evaluate", json), Notes(json)
     found = side_by_side(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
-from rescale_cli.options.data_options import DataOptions
+from rescale_cli.options.data_options import DataOptions, refuse_without_model
 from rescale_cli.options.option_groups import spread
 from rescale_cli.options.sweep_options import (
     BiasPolicies,
@@ -24,11 +24,11 @@ from rescale_cli.signals import last_step
 
 @spread
 def sweep_gamma(
-    model: options.Model,
     counts: options.Counts,
     on: DataOptions,
     how: ChoiceOptions,
     of: HeadOptions,
+    model: options.OptionalModel = None,
     method: Annotated[
         options.MethodName, typer.Option("--method", help="Which post-hoc method.")
     ] = options.MethodName.RESCALE,
@@ -68,14 +68,18 @@ def sweep_gamma(
     from rescale_cli.reports.sweep_outputs import Outputs, tell_github
     from rescale_cli.reports.sweep_tables import show_sweep
     from rescale_cli.sweeping.sweep_result import sweep
-    from rescale_cli.sweeping.trial import try_on
+    from rescale_cli.sweeping.trial import logits_alone, try_on
 
+    if model is None:
+        refuse_without_model(on, method, apply)
     outputs = Outputs(output, csv, apply, force)
     outputs.check(model, counts, on, of)
     wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
     choice, tried = of.choice(counts), adjustments(method, normalize, bias)
-    with progress_bar(model.name) as progress:
-        trial = try_on(
+    with progress_bar("" if model is None else model.name) as progress:
+        trial = logits_alone(choice, data, labelled=not wanted.unlabeled, notes=notes) if (
+            model is None
+        ) else try_on(
             model, choice, data, heads=of.head or (),
             accept=frozenset(of.accept_global or ()), labelled=not wanted.unlabeled,
             adjustment=None if apply is None else tried[0], tried=tried,
@@ -89,7 +93,10 @@ def sweep_gamma(
     best = replace(best, temperature=found.temperature or 1.0)
     line = None
     if family.writable:
-        line = sweep_report.apply_line(model, best, of.of_apply(counts), apply)
+        line = sweep_report.apply_line(model or "MODEL", best, of.of_apply(counts), apply)
+    if model is None and line is not None:
+        notes(f"no checkpoint was named; to write the strength into one, put it for MODEL: {line}")
+        line = None
     result = sweep_report.sweep_result(trial, found, line, of.counted_with())
     with last_step():
         patched = outputs.write(model, result, found, (best, choice, of))

@@ -41,6 +41,11 @@ class Head:
             gauge = float(np.sqrt((weight.sum(axis=0) ** 2).sum()) / total) if total else 0.0
         return cls(norms, None if bias is None else np.asarray(bias, np.float64), gauge)
 
+    @classmethod
+    def of_logits(cls, num_classes: int, *, binary: bool = False) -> Head:
+        """A head of which only the logits are known; logit-adjust reads no more of it."""
+        return cls(np.ones(num_classes), np.zeros(num_classes), binary=binary)
+
     @property
     def num_classes(self) -> int:
         """C."""

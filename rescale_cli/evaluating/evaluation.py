@@ -30,6 +30,8 @@ class DataChoice:
     """As `--data` names it; else `logits` is given."""
     logits: Path | None = None
     """Logits that were computed before: no model is run."""
+    alone: bool = False
+    """Whether no checkpoint is named: the logits are all that is known of the model."""
     arch: str | None = None
     preset: str | None = None
     size: tuple[int, int] | None = None

@@ -10,10 +10,10 @@ import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.core.head import Float64, RowUpdate
+from rescale_cli.core.head import Float64, Head, RowUpdate
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
-from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier
+from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier, UsageError
 from rescale_cli.finding.head_checks import refuse_multi_label
 from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
@@ -120,6 +120,23 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
     return Subject(path, keys.num_classes, terms.classes or own, counts, warnings=warnings)
 
 
+def subject_of_logits(path: Path, terms: Terms) -> Subject:
+    """A file of logits that stands for its model.
+
+    Raises:
+        UsageError: an adjustment that reads the rows of the head.
+    """
+    adjustment = terms.adjustment
+    if adjustment is not None and adjustment.needs_counts and adjustment.method != "logit-adjust":
+        raise UsageError(
+            f"{adjustment.method} reads the rows and the bias of the head, so it needs the MODEL",
+            saw=f"{path.name} alone",
+            fix=f"name the checkpoint: MODEL --logits {path}, or adjust the logits: "
+            "--method logit-adjust --tau 1",
+        )
+    return Subject(path, classes=terms.classes)
+
+
 def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjustment) -> Subject:
     checkpoint = open_checkpoint(path, terms.accept)
     plan = make_plan(checkpoint, counts, adjustment, heads=terms.heads, compose=True)
@@ -151,7 +168,11 @@ def score(
         counts = terms.counts.resolve(c, subject.classes, f"{c} classes of {subject.path.name}")
     update = None if plain else subject.update
     if not plain and update is None and terms.adjustment is not None:
-        update = RowUpdate.identity(c).over(terms.adjustment.temperature)
+        head = Head.of_logits(c, binary=predictions.binary)
+        if terms.adjustment.needs_counts and counts is not None:
+            update = terms.adjustment.update(head, counts)
+        else:
+            update = RowUpdate.identity(c).over(terms.adjustment.temperature)
     measured = measure(
         predictions.logits,
         labels,

@@ -18,6 +18,7 @@ from rescale_cli.evaluating.scoring import (
     compare_with,
     score,
     subject_of,
+    subject_of_logits,
 )
 from rescale_cli.patching.plan import Warnings
 from rescale_cli.predicting import ranks
@@ -85,6 +86,8 @@ def side_by_side(
             terms if (path, choice) in trials else replace(terms, adjustment=None),
             must_have_head=choice.logits is not None,
         )
+        if not choice.alone
+        else subject_of_logits(path, terms)
         for path, choice in everything
     ]
     scored: list[Scored] = []

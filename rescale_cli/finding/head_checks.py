@@ -65,7 +65,7 @@ def refuse_by_config(config: Mapping[str, object]) -> tuple[str, ...]:
     if problem == "multi_label_classification":
         return (
             "a multi-label model (problem_type in config.json): each class is decided alone, by a "
-            "threshold; re-scaling is made for classes that compete, and only changes how they rank",
+            "threshold; re-scaling is for classes that compete, and only changes how they rank",
         )
     return ()
 

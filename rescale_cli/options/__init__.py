@@ -14,6 +14,16 @@ Model = Annotated[
         metavar="MODEL", help="A checkpoint file or folder, of any format.", readable=False
     ),
 ]
+OptionalModel = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A checkpoint file or folder. May be left out with --logits FILE and "
+        "--method logit-adjust.",
+        readable=False,
+        show_default=False,
+    ),
+]
 Counts = Annotated[
     str,
     typer.Option(

@@ -11,6 +11,7 @@ import typer
 
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
+from rescale_cli.options import MethodName
 
 if TYPE_CHECKING:
     from rescale_cli.evaluating.evaluation import DataChoice
@@ -110,11 +111,11 @@ class DataOptions:
         """The same, checked and typed, for a command that takes one model."""
         return self.choices(1, force=force)[0]
 
-    def choices(self, models: int, *, force: bool = False) -> list[DataChoice]:
+    def choices(self, models: int | None, *, force: bool = False) -> list[DataChoice]:
         """The same, checked and typed, for each of several models.
 
         Args:
-            models: how many.
+            models: how many; None where each file of logits stands for itself.
             force: whether the file of --save-logits may be replaced.
 
         Raises:
@@ -124,6 +125,9 @@ class DataOptions:
         from rescale_cli.evaluating.evaluation import DataChoice
         from rescale_cli.predicting.predict import RunOptions
 
+        alone = models is None
+        if models is None:
+            models = 0 if self.data else len(self.logits or ())
         self._check(models)
         run = RunOptions(
             device=self.device,
@@ -145,11 +149,18 @@ class DataOptions:
             save_logits=self.save_logits,
             force=force,
             run=run,
+            alone=alone,
         )
         files = [*(self.logits or ())] or [None] * models
         return [replace(choice, logits=file) for file in files]
 
     def _check(self, models: int) -> None:
+        if not models:
+            raise UsageError(
+                "no MODEL is given, and no logits that could stand for it",
+                saw=f"--data {clip(self.data, 80)}" if self.data else "neither MODEL nor --logits",
+                fix="name the checkpoint: MODEL --data DATA, or give its logits: --logits FILE",
+            )
         if (self.data is None) == (not self.logits):
             raise UsageError(
                 "what to evaluate on is one of --data and --logits",
@@ -174,6 +185,21 @@ class DataOptions:
                 saw=str(self.save_logits),
                 fix=f"--save-logits {self.save_logits.with_suffix('.npz')}",
             )
+
+
+def refuse_without_model(on: DataOptions, method: MethodName, apply: Path | None) -> None:
+    """Raise UsageError unless logits alone are enough for `sweep-gamma`."""
+    if on.logits and method.value == "logit-adjust" and apply is None:
+        return
+    saw = (
+        f"--apply {apply}" if apply else f"--method {method.value}" if on.logits else "no --logits"
+    )
+    raise UsageError(
+        "MODEL may be left out only with --logits FILE --method logit-adjust: other methods read "
+        "the rows and the bias of the head, --data needs a model to run, --apply one to write",
+        saw=saw,
+        fix="name the checkpoint: rescale-cli sweep-gamma MODEL ...",
+    )
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

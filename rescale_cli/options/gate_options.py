@@ -67,7 +67,8 @@ class GateOptions:
             *read_gates("fail-over", self.fail_over or (), ABOUT),
             *read_gates("fail-drop", self.fail_drop or (), ABOUT),
         ]
-        refuse_unjudgeable(found, grouped=grouped, based=self.against is not None)
+        based = self.against is not None or self.against_logits is not None
+        refuse_unjudgeable(found, grouped=grouped, based=based)
         return found
 
     def base(self, trials: Sequence[Trial]) -> Trial | None:
@@ -77,6 +78,9 @@ class GateOptions:
             UsageError: logits of a base where none is named, or data for one and logits for others.
         """
         if self.against is None:
+            if self.against_logits is not None and trials[0][1].alone:
+                choice = replace(trials[0][1], save_logits=None, logits=self.against_logits)
+                return self.against_logits, choice
             if self.against_logits is not None:
                 what = "--against-logits are those of a base, and none is given"
                 raise UsageError(what, fix="--against BASE")
@@ -84,7 +88,8 @@ class GateOptions:
         same = next((trial for trial in trials if trial[0] == self.against), None)
         if same is not None and self.against_logits is None:
             return same
-        choice = replace(trials[0][1], save_logits=None, logits=self.against_logits)
+        given = self.against_logits
+        choice = replace(trials[0][1], save_logits=None, logits=given, alone=False)
         if choice.data is None and choice.logits is None:
             raise UsageError(
                 "the models are given by their logits, so the base is, too",

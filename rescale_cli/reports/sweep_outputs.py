@@ -39,12 +39,12 @@ class Outputs:
     apply: Path | None
     force: bool
 
-    def check(self, model: Path, counts: str, on: DataOptions, of: HeadOptions) -> None:
+    def check(self, model: Path | None, counts: str, on: DataOptions, of: HeadOptions) -> None:
         """Stop before the work if one of them could not be written after it, or is read by it."""
         read = paths_of(model, counts, on.data, *(on.logits or ()), of.classes, of.target_prior)
         named = {"--output": self.output, "--csv": self.csv, "--save-logits": on.save_logits}
         refuse_outputs(named, force=self.force, inputs=read)
-        if self.apply is not None:
+        if self.apply is not None and model is not None:
             given = {option: path for option, path in named.items() if path is not None}
             refuse_one_name({**given, "--apply": self.apply})
             refuse_source(model, (), self.apply)
@@ -54,7 +54,7 @@ class Outputs:
 
     def write(
         self,
-        model: Path,
+        model: Path | None,
         result: Mapping[str, Any],
         found: Sweep,
         decided: tuple[Adjustment, CountsChoice, HeadOptions],
@@ -69,7 +69,7 @@ class Outputs:
             texts[self.output] = as_json("sweep-gamma", result)
         if self.csv is not None:
             texts[self.csv] = curve_csv(found)
-        if self.apply is not None:  # first: it may still be refused
+        if self.apply is not None and model is not None:  # first: it may still be refused
             from rescale_cli.checkpoints.checkpoint import open_checkpoint
 
             adjustment, choice, of = decided

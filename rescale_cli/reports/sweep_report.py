@@ -39,7 +39,7 @@ def sweep_result(
     best, metric = found.best, found.objective.metric
     chosen = found.at.get("chosen")
     return {
-        "path": str(trial.path),
+        "path": None if trial.path is None else str(trial.path),
         "samples": len(trial.predictions.logits),
         "counted_with": counted_with or HeadOptions().counted_with(),
         "chosen": {
@@ -155,7 +155,10 @@ def not_writable(family: Family) -> list[tuple[str, str]]:
 
 
 def apply_line(
-    model: Path, adjustment: Adjustment, options: Mapping[str, Sequence[str]], output: Path | None
+    model: Path | str,
+    adjustment: Adjustment,
+    options: Mapping[str, Sequence[str]],
+    output: Path | None,
 ) -> str:
     """The command that writes the checkpoint, ready to paste.
 

@@ -21,11 +21,35 @@ from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 class Trial:
     """One model, ready to be adjusted without being run again."""
 
-    path: Path
+    path: Path | None
+    """None where only the logits were given."""
     head: Head
     counts: ClassCounts
     predictions: Predictions
     warnings: Warnings
+
+
+def logits_alone(
+    counts: CountsChoice,
+    choice: DataChoice,
+    *,
+    labelled: bool = True,
+    notes: Notes = lambda _: None,
+) -> Trial | None:
+    """The trial of a file of logits without a checkpoint; the counts give the classes.
+
+    Raises:
+        RescaleError: logits that cannot be read, or counts that are not those of their columns.
+    """
+    assert choice.logits is not None
+    file = choice.logits
+    predictions = predictions_of(file, choice, labelled=labelled, notes=notes)
+    if predictions is None:
+        return None
+    c = predictions.num_classes
+    resolved = counts.resolve(c, None, f"logits ({len(predictions.logits)}, {c}) in {file.name}")
+    head = Head.of_logits(c, binary=predictions.binary)
+    return Trial(None, head, resolved, predictions, ())
 
 
 def try_on(
