@@ -79,6 +79,20 @@ class BadImage(BadInput):
     code = "bad-image"
 
 
+class NotImages(BadInput):
+    """The model takes text, audio or video; `lines` of Python write its logits to a file."""
+
+    code = "not-images"
+
+    def __init__(self, what: str, *, saw: str = "", fix: str, lines: tuple[str, ...] = ()) -> None:
+        super().__init__(what, saw=saw, fix=fix)
+        self.lines = lines
+
+    def __str__(self) -> str:
+        """All of it, with the lines below."""
+        return "\n".join([super().__str__(), *self.lines])
+
+
 class NotDownloaded(BadInput):
     """A public data set is not in the folder that was named."""
 

@@ -11,7 +11,9 @@ from rescale_cli.core.label_order import to_head_rows
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import BadInput
 from rescale_cli.files.logits_file import read_logits, write_logits
+from rescale_cli.formats.sharded_folder import read_config
 from rescale_cli.loading.models import load_classifier
+from rescale_cli.loading.other_inputs import refuse_other_input
 from rescale_cli.loading.preprocessing import override
 from rescale_cli.predicting import ranks
 from rescale_cli.predicting.predict import RunOptions, predict
@@ -101,6 +103,9 @@ def _run(
     notes: Notes,
 ) -> Predictions | None:
     """Open the data, build the model, put the labels in the order of its head, and run it."""
+    if choice.arch in (None, "hf"):
+        folder = model if model.is_dir() else model.parent
+        refuse_other_input(folder, read_config(folder))
     images = open_images(str(choice.data), download=choice.download)
     _check_labelled(images.labels, images.source, labelled)
     classifier = load_classifier(model, choice.arch, accept=accept)

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from rescale_cli.errors import AmbiguousHead, RescaleError
+from rescale_cli.errors import AmbiguousHead, NotImages, RescaleError
 from rescale_cli.json_text import clip, printable
 from rescale_cli.signals import finish
 
@@ -83,7 +83,9 @@ class Screen:
         talk("error", said["what"], style="bold red")
         if said["saw"]:
             talk("  saw", said["saw"])
-        talk("  fix", said["fix"], style="green")
+        talk("  fix", error.fix if isinstance(error, NotImages) else said["fix"], style="green")
+        for line in error.lines if isinstance(error, NotImages) else ():
+            talk("", line)  # at the margin, where it can be copied from
 
     def _document(self, content: dict[str, Any]) -> None:
         document = {"schema": f"rescale-cli/{self.command}@1", **content}
@@ -96,6 +98,8 @@ def _fields(error: RescaleError) -> dict[str, Any]:
     said: dict[str, Any] = {"code": error.code}
     for name in ("what", "saw", "fix"):
         said[name] = clip(getattr(error, name), _LONGEST)
+    if isinstance(error, NotImages):
+        said["fix"] = "\n".join([said["fix"], *error.lines])
     if isinstance(error, AmbiguousHead):
         said["candidates"] = list(error.candidates)
     return said
@@ -107,7 +111,8 @@ def talk(kind: str, text: str, style: str = "") -> None:
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble((f"{kind}:", style), " ", plain(text)))
+    start = [(f"{kind}:", style), " "] if kind else []
+    console.print(Text.assemble(*start, plain(text)))
 
 
 def say(*lines: object) -> None:
