@@ -438,7 +438,7 @@ def test_no_name_breaks_an_output(
 @pytest.mark.parametrize(
     ("words", "code", "fix"),
     [
-        (("evaluate",), 2, "--help"),
+        (("evaluate",), 2, "--logits FILE"),
         (("evaluate", "model.safetensors"), 2, "--data DATA, or --logits FILE"),
         ((*LOGITS, "--data", "npz:few.npz"), 2, "--data DATA, or --logits FILE"),
         ((*LOGITS, "--logits", "val_logits.npz"), 2, "--logits FILE for each MODEL"),

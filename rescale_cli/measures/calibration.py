@@ -90,7 +90,8 @@ def measure(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) 
         part = _read_columns(logits, adjust, rows, columns, held)
         errors += _class_errors(part, samples[columns])
     confidence, right, parts = 1 / rows.total, rows.predicted == labels, rows.parts(c)
-    ranking = Ranking.of(rows.margin, labels == 1) if c == 2 else None
+    ranked = c == 2 and len(np.unique(labels)) == 2
+    ranking = Ranking.of(rows.margin, labels == 1) if ranked else None
     ranks = {} if ranking is None else ranking.metrics(np.ones((1, n)))
     return Measured(
         predicted=rows.predicted,
@@ -99,14 +100,10 @@ def measure(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) 
         ece=_binned_error(np.sort(confidence), confidence[right]),
         classwise_ece=errors / c,
         brier=float(parts["brier"].mean()),
-        roc_auc=_defined(ranks.get("roc_auc")),
-        average_precision=_defined(ranks.get("average_precision")),
+        roc_auc=float(ranks["roc_auc"][0]) if ranks else None,
+        average_precision=float(ranks["average_precision"][0]) if ranks else None,
         samples=PerSample.of(parts, confidence, right, ranking),
     )
-
-
-def _defined(value: Float64 | None) -> float | None:
-    return None if value is None or np.isnan(value[0]) else float(value[0])
 
 
 def check_labels(labels: NDArray[Any], n: int, c: int) -> None:
