@@ -63,7 +63,9 @@ def read_logits(path: Path) -> Predictions:
     logits = _checked_logits(raw.reshape(-1, 1) if binary else raw, path.name)
     logits = two_columns(logits) if binary else logits
     if labels is not None:
-        labels = labels[:, 0] if binary and labels.shape[1:] == (1,) else labels
+        if binary:  # as binary_cross_entropy_with_logits takes them: a column, or true and false
+            labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
+            labels = labels.astype(np.int64) if labels.dtype == bool else labels
         refuse_multi_label(labels, path.name)
         labels = checked_labels(labels, len(logits), logits.shape[1], path.name)
     names = _names(arrays.get("names"), len(logits))
@@ -168,7 +170,7 @@ def checked_labels(raw: NDArray[Any], rows: int, classes: int, source: str) -> L
     Raises:
         BadInput: not one a sample, no whole numbers, or outside 0 to C - 1.
     """
-    if raw.shape != (rows,) or raw.dtype.kind not in "biuf":
+    if raw.shape != (rows,) or raw.dtype.kind not in "iuf":
         raise BadInput(
             f"the labels in {source} are not one whole number a row of logits",
             saw=f"labels {raw.shape} of {raw.dtype}, logits ({rows}, {classes})",

@@ -111,8 +111,8 @@ def talk(kind: str, text: str, style: str = "") -> None:
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    start = [(f"{kind}:", style), " "] if kind else []
-    console.print(Text.assemble(*start, plain(text)))
+    start = Text.assemble((f"{kind}:", style), " ") if kind else Text()
+    console.print(start.append(plain(text)))
 
 
 def say(*lines: object) -> None:
