@@ -137,7 +137,7 @@ def test_nan_is_counted_and_its_first_row_named(path: Path, monkeypatch: Any) ->
     assert "row 5" in error.saw
 
 
-@pytest.mark.parametrize("shape", [(N,), (0, C), (N, 1), (N, C, 1), ()])
+@pytest.mark.parametrize("shape", [(0, C), (0,), (N, 0), (N, C, 1), (N, 1, 1)])
 def test_logits_of_another_shape_are_refused(path: Path, shape: tuple[int, ...]) -> None:
     refused(path, "not N rows of C classes", logits=np.zeros(shape, np.float32))
 
