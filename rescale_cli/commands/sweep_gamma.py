@@ -76,9 +76,9 @@ def sweep_gamma(
     choice, tried = of.choice(counts), adjustments(method, normalize, bias)
     with progress_bar(model.name) as progress:
         trial = try_on(
-            model, choice, data, heads=of.head or (),
+            model, choice, data, heads=of.named(),
             accept=frozenset(of.accept_global or ()), labelled=not wanted.unlabeled,
-            adjustment=None if apply is None else tried[0], progress=progress, notes=notes,
+            adjustment=None if apply is None else tried[0], tried=tried, progress=progress, notes=notes,
         )  # fmt: skip
     if trial is None:
         return

@@ -18,7 +18,7 @@ from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
 from rescale_cli.measures.per_sample import PerSample
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
-from rescale_cli.patching.locate_head import locate, one_size
+from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice, locate, one_size
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 from rescale_cli.patching.record import find_records
 
@@ -35,7 +35,7 @@ class Terms:
     """Many is more than the first, few is less than the second, training samples."""
     adjustment: Adjustment | None = None
     """Measured as if it had been applied; it needs counts, unless it is only a temperature."""
-    heads: tuple[str, ...] = ()
+    heads: HeadChoice = ANY_HEAD
     accept: frozenset[str] = frozenset()
 
     @property
@@ -120,13 +120,14 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
 def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjustment) -> Subject:
     checkpoint = open_checkpoint(path, terms.accept)
     plan = make_plan(checkpoint, counts, adjustment, heads=terms.heads, compose=True)
+    plan.joint.refuse(adjustment)
     head, warnings = plan.heads[0], list(plan.warnings)
     if plan.records:
         text = f"{path.name} was re-scaled before; what is measured is once more, on top of that"
         warnings.append(("rescaled-before", text))
     c = head.keys.num_classes
     names = terms.classes or checkpoint.names_of(c)
-    return Subject(path, c, names, plan.counts, head.update, head.before.bias, tuple(warnings))
+    return Subject(path, c, names, plan.counts, head.update, plan.joint.as_one.bias, tuple(warnings))
 
 
 def score(

@@ -66,7 +66,7 @@ def score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None) 
     if graph.is_last(m):
         evidence.append((1.5, "the last of its sequence"))
     times = graph.repeats(m)
-    if times > 1:
+    if times > 1 and not graph.is_sibling(m):
         evidence.append((-1 if times == 2 else -3, f"one of {times} alike"))
     evidence.append((1 if len(m.path) <= 2 else -0.25 * (len(m.path) - 3), ""))
     # Widths are round numbers, and hardly a data set has 1280 classes.
@@ -116,13 +116,18 @@ def _classes_in(config: Mapping[str, object]) -> int | None:
     return None
 
 
-def ambiguous(options: Sequence[Scored]) -> AmbiguousHead:
+def ambiguous(options: Sequence[Scored], what: str = "") -> AmbiguousHead:
     """The error that lists what could be the head, the likeliest first."""
     shown = options[:10]
+    first = shown[0].matrix.weight.name
+    fix = f"name one: --head {first}"
+    if len(options) > 1 and len({s.matrix.rows for s in options}) == 1:
+        every = " ".join(f"--head {s.matrix.weight.name}" for s in shown)
+        fix = f"if they decide together: {every}; if one decides alone: --head {first} --only"
     return AmbiguousHead(
-        f"{len(options)} tensors could be the head",
+        what or f"{len(options)} tensors could be the head",
         saw=", ".join(f"{s.matrix.weight.name} {s.matrix.weight.shape}" for s in shown),
-        fix=f"name one: --head {shown[0].matrix.weight.name}",
+        fix=fix,
         candidates=tuple(
             {"weight": s.matrix.weight.name, "shape": list(s.matrix.weight.shape), "why": s.why}
             for s in shown

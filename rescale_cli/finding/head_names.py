@@ -23,10 +23,10 @@ WRAPPERS = frozenset(
 FOLLOWERS = re.compile(r"ema|swa|averag|teacher|momentum|current_model_state|shadow|target|_k$")
 
 #: Words that only a layer over classes bears.
-CLASSES = re.compile(r"^(class|classes|classif\w*|cls|clf|logits?|scores?|labels?)$")
+CLASSES = re.compile(r"^(class|classes|classif\w*|cls|clf|logits?|scores?|labels?|zeroshot)$")
 
 #: Words that any last layer may bear.
-FINAL = re.compile(r"^(heads?|fc|last|final|outputs?|out|predict\w*|summary|softmax|linear)$")
+FINAL = re.compile(r"^(heads?|fcs?|last|final|outputs?|out|predict\w*|summary|softmax|linears?)$")
 
 #: Words of what is in the file but is no layer of the network.
 FOREIGN = re.compile(r"^(optim\w*|criterion|loss|losses|metrics?|\w*confmat|confusion|scheduler)$")
@@ -114,7 +114,7 @@ def _segment(segment: str) -> tuple[bool, float, tuple[tuple[float, bool, str], 
     words = words_of(segment)
     classes = any(CLASSES.match(word) for word in words)
     final = 3.0 if classes or segment == "l" or any(FINAL.match(w) for w in words) else 0.0
-    if final and not classes and (words[0] == "linear" or "conv" in words):
+    if final and not classes and (words[0] in ("linear", "linears") or "conv" in words):
         final = 1.5  # any layer may be called linear, and conv_head is the last of the features
     against = tuple(
         (points, soft, reason)

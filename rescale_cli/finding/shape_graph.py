@@ -23,8 +23,8 @@ _NEIGHBOURS = 64
 class Graph:
     """The widths of one model: who has, who takes, who normalises how many."""
 
-    def __init__(self, tensors: Sequence[TensorInfo]) -> None:
-        self.matrices = matrices(tensors)
+    def __init__(self, tensors: Sequence[TensorInfo], *, turn: bool = True) -> None:
+        self.matrices = upright(tensors) if turn else matrices(tensors)
         biases = {m.bias.name for m in self.matrices if m.bias}
         self._mentions: Counter[int] = Counter()
         self._norms: Counter[int] = Counter()
@@ -66,8 +66,18 @@ class Graph:
         return 1 + (m.bias is not None) + (m.direction is not None)
 
     def is_unique(self, m: Matrix) -> bool:
-        """Whether no other tensor has the row count among its sizes."""
-        return self._mentions[m.rows] <= self.own_mentions(m) and m.rows > 1
+        """Whether no tensor but its own and its siblings' has the row count among its sizes."""
+        own = self.own_mentions(m) * (self.repeats(m) if self.is_sibling(m) else 1)
+        return self._mentions[m.rows] <= own and m.rows > 1
+
+    def is_sibling(self, m: Matrix) -> bool:
+        """Whether it is one of several final layers side by side: `linears.0`, `linears.1`.
+
+        They sound final, differ in one number only, and nothing takes their rows.
+        """
+        if self.repeats(m) < 2 or opinion(m.path).points <= 0 or m.layout == "conv1x1":
+            return False
+        return sum(any(c.isdigit() for c in step) for step in m.path) == 1 and self.is_end(m)
 
     def is_end(self, m: Matrix) -> bool:
         """Whether no matrix takes the rows as input width and no norm has their length."""
@@ -81,14 +91,18 @@ class Graph:
         """How many layers have this shape and, numbers aside, this name."""
         return self._alike[_template(m)]
 
-    def turned(self) -> list[Matrix]:
-        """Matrices that read as (D, C): their rows are an inner width, their columns come once."""
+    def turned(self, k: int | None = None) -> list[Matrix]:
+        """Matrices that read as (D, C): their rows are an inner width, their columns come once.
+
+        With the class count k, also those with k columns and another number of rows.
+        """
         found = []
         for m in self.matrices:
             if m.bias or m.layout != "linear" or not m.weight.is_contiguous:
                 continue
             other = replace(m, layout="transposed", rows=m.width, width=m.rows)
-            if self.is_unique(other) and not self.is_unique(m):
+            told = other.rows == k != m.rows and opinion(m.path).points > 0
+            if (self.is_unique(other) or told) and not self.is_unique(m):
                 found.append(other)
         return found
 
@@ -125,6 +139,41 @@ class Graph:
         if m.rows != m.width and len(m.path) > 1 and m.rows in self._norm_scopes[m.path[:-1]]:
             return "a norm beside it"
         return None
+
+
+def upright(tensors: Sequence[TensorInfo]) -> list[Matrix]:
+    """All matrices, those that the flow of widths shows to be stored as (D, C) turned.
+
+    Such a head says so without a bias: its first size is the width of other layers, and its second
+    is the output of none. It could only be the width of a flattened map, a multiple of another, so
+    then it stays as it is.
+    """
+    found = matrices(tensors)
+    made: Counter[int] = Counter()
+    alike: Counter[tuple[str, tuple[int, ...]]] = Counter(_role(t.name, t.shape) for t in tensors)
+    for tensor in tensors:
+        if tensor.shape and not is_integer(tensor):
+            made[tensor.shape[0]] += 1
+    widths = [size for size in made if size >= 16]
+
+    def turned(m: Matrix) -> Matrix:
+        rows, width = m.rows, m.width
+        if m.bias or m.layout != "linear" or len(m.weight.shape) != 2 or width < 2:
+            return m
+        if not m.weight.is_contiguous or opinion(m.path).points <= 0:
+            return m
+        inner = made[rows] > alike[_role(m.weight.name, m.weight.shape)]
+        flattened = width > rows and any(width % size == 0 for size in widths)
+        if rows < 8 or not inner or made[width] or flattened:
+            return m
+        return replace(m, layout="transposed", rows=width, width=rows)
+
+    return [turned(m) for m in found]
+
+
+def _role(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """What the heads of all copies and experts have in common: the last steps and the shape."""
+    return re.sub(r"\d+", "#", ".".join(name.split(".")[-3:])), shape
 
 
 def _template(m: Matrix) -> tuple[str, tuple[int, ...]]:

@@ -49,6 +49,7 @@ def _head_keys(found: Inspected, keys: HeadKeys) -> dict[str, Any]:
         "dtype": found.checkpoint.tensor(keys.weight).dtype,
         "layout": keys.layout,
         "why": keys.why,
+        "no_effect": keys.no_effect,
     }
 
 

@@ -12,6 +12,8 @@ from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Predictions
 from rescale_cli.evaluating.evaluation import DataChoice, Notes, Progress, predictions_of
+from rescale_cli.patching.joint_head import JointHead
+from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 
 
@@ -24,6 +26,8 @@ class Trial:
     counts: ClassCounts
     predictions: Predictions
     warnings: Warnings
+    joint: JointHead
+    """Says which methods the logits of several heads allow."""
 
 
 def try_on(
@@ -31,10 +35,11 @@ def try_on(
     counts: CountsChoice,
     choice: DataChoice,
     *,
-    heads: Sequence[str] = (),
+    heads: HeadChoice = ANY_HEAD,
     accept: frozenset[str] = frozenset(),
     labelled: bool = True,
     adjustment: Adjustment | None = None,
+    tried: Sequence[Adjustment] = (),
     progress: Progress | None = None,
     notes: Notes = lambda _: None,
 ) -> Trial | None:
@@ -44,10 +49,11 @@ def try_on(
         path: a checkpoint file or folder.
         counts: of the training set.
         choice: the data, or logits that were computed before.
-        heads: names of the heads, where the tool cannot tell.
+        heads: what the user says of the heads.
         accept: full names of pickle globals that are let pass, still without being run.
         labelled: whether it is an error that nobody knows the labels.
         adjustment: of what will be written, so that a head which cannot hold it is refused now.
+        tried: what will be swept, so that what several heads do not allow is refused now.
         progress: called as the images go through.
         notes: told what the user should know.
 
@@ -64,6 +70,8 @@ def try_on(
     if plan.records:
         text = f"{path.name} was re-scaled before; what is chosen here would come on top of that"
         warnings.append(("rescaled-before", text))
+    for one in tried:
+        plan.joint.refuse(one)
     first = plan.heads[0]
     predictions = predictions_of(
         path, choice, num_classes=first.keys.num_classes, classes=counts.classes, accept=accept,
@@ -71,4 +79,6 @@ def try_on(
     )  # fmt: skip
     if predictions is None:
         return None
-    return Trial(path, first.before, plan.counts, predictions, tuple(warnings))
+    return Trial(
+        path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint
+    )
