@@ -22,9 +22,8 @@ from rescale_cli.sources.data_spec import paths_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rescale_cli.patching.locate_head import HeadChoice
-
     from rescale_cli.evaluating.scoring import Terms
+    from rescale_cli.patching.locate_head import HeadChoice
 
 
 @spread

@@ -78,7 +78,8 @@ def sweep_gamma(
         trial = try_on(
             model, choice, data, heads=of.named(),
             accept=frozenset(of.accept_global or ()), labelled=not wanted.unlabeled,
-            adjustment=None if apply is None else tried[0], tried=tried, progress=progress, notes=notes,
+            adjustment=None if apply is None else tried[0], tried=tried,
+            progress=progress, notes=notes,
         )  # fmt: skip
     if trial is None:
         return

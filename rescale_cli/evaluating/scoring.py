@@ -127,7 +127,9 @@ def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjust
         warnings.append(("rescaled-before", text))
     c = head.keys.num_classes
     names = terms.classes or checkpoint.names_of(c)
-    return Subject(path, c, names, plan.counts, head.update, plan.joint.as_one.bias, tuple(warnings))
+    return Subject(
+        path, c, names, plan.counts, head.update, plan.joint.as_one.bias, tuple(warnings)
+    )
 
 
 def score(

@@ -221,8 +221,17 @@ def _decide(
         raise ambiguous([*winners, *rivals])
     others = [s for s in scored[: 10 + len(winners)] if s not in winners][:10]
     # Of a distilled pair the one that learned from the labels comes first.
-    winners.sort(key=lambda s: any("dist" in step or "aux" in step for step in s.matrix.path))
+    winners.sort(key=lambda s: (_follows(s), [*map(_numbered, s.matrix.path)]))
     return winners, others
+
+
+def _follows(s: Scored) -> bool:
+    return any("dist" in step or "aux" in step for step in s.matrix.path)
+
+
+def _numbered(step: str) -> tuple[int, str]:
+    """Numbers in the order of their size."""
+    return (int(step[-18:]), "") if step.isascii() and step.isdigit() else (0, step)
 
 
 def _auxiliary(s: Scored) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rescale_cli.errors import AmbiguousHead
-from rescale_cli.finding.head_names import opinion, says_class, says_conv
+from rescale_cli.finding.head_names import ZERO_SHOT, opinion, says_class, says_conv
 from rescale_cli.finding.matrices import WEIGHTS, Matrix
 from rescale_cli.finding.shape_graph import Graph
 
@@ -57,7 +57,8 @@ def score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None) 
     if m.bias:
         evidence.append((1, "a bias of that length"))
     said = opinion(m.path)
-    bare = m.weight.name.rpartition(".")[2] not in (*WEIGHTS, "weight_g", "original0")
+    leaf = m.weight.name.rpartition(".")[2]
+    bare = leaf not in (*WEIGHTS, "weight_g", "original0") and not ZERO_SHOT.fullmatch(leaf)
     evidence.append((min(said.points, 0) if bare else said.points, said.reason))
     if bare:
         evidence.append((-2, "a bare parameter"))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from rescale_cli.core.tensor_info import TensorInfo
-from rescale_cli.finding.head_names import layer_path, opinion
+from rescale_cli.finding.head_names import ZERO_SHOT, layer_path, opinion
 from rescale_cli.finding.matrices import Matrix, is_integer, matrices
 
 #: So many neighbours of a layer are looked at, the last; real networks have a third of it.
@@ -28,6 +28,7 @@ class Graph:
         biases = {m.bias.name for m in self.matrices if m.bias}
         self._mentions: Counter[int] = Counter()
         self._norms: Counter[int] = Counter()
+        self._made: Counter[int] = Counter()
         self._takes: Counter[tuple[bool, int]] = Counter()
         self._alike: Counter[tuple[str, tuple[int, ...]]] = Counter()
         self._scopes: dict[tuple[tuple[str, ...], int], deque[Matrix]] = defaultdict(
@@ -39,6 +40,7 @@ class Graph:
         for tensor in tensors:
             if is_integer(tensor):
                 continue
+            self._made[tensor.shape[0] if tensor.shape else 0] += 1
             for size in set(tensor.shape[:2]):
                 self._mentions[size] += 1
             if len(tensor.shape) == 1 and tensor.name not in biases:
@@ -73,9 +75,13 @@ class Graph:
     def is_sibling(self, m: Matrix) -> bool:
         """Whether it is one of several final layers side by side: `linears.0`, `linears.1`.
 
-        They sound final, differ in one number only, and nothing takes their rows.
+        They sound final, or have a bias and a number for a name; they differ in one number only,
+        and nothing takes their rows.
         """
-        if self.repeats(m) < 2 or opinion(m.path).points <= 0 or m.layout == "conv1x1":
+        if self.repeats(m) < 2 or m.layout == "conv1x1":
+            return False
+        said = opinion(m.path).points
+        if said <= 0 and not (said > -2 and m.bias and m.path[-1].isdigit()):
             return False
         return sum(any(c.isdigit() for c in step) for step in m.path) == 1 and self.is_end(m)
 
@@ -102,7 +108,8 @@ class Graph:
                 continue
             other = replace(m, layout="transposed", rows=m.width, width=m.rows)
             told = other.rows == k != m.rows and opinion(m.path).points > 0
-            if (self.is_unique(other) or told) and not self.is_unique(m):
+            inner = self._made[m.rows] > 1 or m.rows == m.width
+            if ((self.is_unique(other) and inner) or told) and not self.is_unique(m):
                 found.append(other)
         return found
 
@@ -154,6 +161,7 @@ def upright(tensors: Sequence[TensorInfo]) -> list[Matrix]:
     for tensor in tensors:
         if tensor.shape and not is_integer(tensor):
             made[tensor.shape[0]] += 1
+    taken = Counter(t.shape[1] for t in tensors if len(t.shape) == 2)
     widths = [size for size in made if size >= 16]
 
     def turned(m: Matrix) -> Matrix:
@@ -163,6 +171,8 @@ def upright(tensors: Sequence[TensorInfo]) -> list[Matrix]:
         if not m.weight.is_contiguous or opinion(m.path).points <= 0:
             return m
         inner = made[rows] > alike[_role(m.weight.name, m.weight.shape)]
+        if ZERO_SHOT.fullmatch(m.path[-1]):
+            inner = inner or taken[rows] > 0  # CLIP's own projections are (in, out) as well
         flattened = width > rows and any(width % size == 0 for size in widths)
         if rows < 8 or not inner or made[width] or flattened:
             return m

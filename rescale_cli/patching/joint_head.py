@@ -87,4 +87,3 @@ class JointHead:
             saw=", ".join(self.names),
             fix=fix,
         )
-

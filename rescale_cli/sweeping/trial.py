@@ -79,6 +79,4 @@ def try_on(
     )  # fmt: skip
     if predictions is None:
         return None
-    return Trial(
-        path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint
-    )
+    return Trial(path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint)
