@@ -135,7 +135,7 @@ def _find(
         for name, part in module.named_modules()
     }
     names = (head,) if head else ()
-    found = find_heads(tensors, num_classes=num_classes, names=names, owners=owners)
+    found = find_heads(tensors, num_classes=num_classes, names=names, only=True, owners=owners)
     refuse_no_effect(found)
     for keys in found.heads:
         if keys.layout not in ("linear", "conv1x1", "weight_norm"):
