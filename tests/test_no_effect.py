@@ -197,7 +197,8 @@ def test_a_network_with_two_summed_classifiers_is_refused_with_the_line_to_type(
     low, high = (f"classifier.{name}_classifier.weight" for name in ("low", "high"))
     with pytest.raises(AmbiguousHead) as caught:
         find_heads(infos(model))
-    assert f"--head {low} --head {high}" in caught.value.fix
+    assert f"--head {low}" in caught.value.fix
+    assert f"--head {high}" in caught.value.fix
     found = find_heads(infos(model), names=[low, high])
     assert len(found.together) == 2
     assert JointHead((low, high), ()).combined == "sum"

@@ -164,12 +164,13 @@ def _left_out(
     weights = {s.matrix.weight.name for s in named}
     likely = [s for s in scored if s.points > ENOUGH - 1 and not s.excluded]
     mine = [s for s in likely if s.matrix.weight.name in weights]
-    return [
+    left = [
         s
         for s in scored
         if s.matrix.weight.name not in weights
         and any(s.matrix.rows == m.matrix.rows and (s in likely or _partners(m, s)) for m in mine)
     ]
+    return sorted(left, key=_place)
 
 
 def _with_rows(scored: list[Scored], k: int) -> list[Scored]:
@@ -221,12 +222,14 @@ def _decide(
         raise ambiguous([*winners, *rivals])
     others = [s for s in scored[: 10 + len(winners)] if s not in winners][:10]
     # Of a distilled pair the one that learned from the labels comes first.
-    winners.sort(key=lambda s: (_follows(s), [*map(_numbered, s.matrix.path)]))
+    winners.sort(key=_place)
     return winners, others
 
 
-def _follows(s: Scored) -> bool:
-    return any("dist" in step or "aux" in step for step in s.matrix.path)
+def _place(s: Scored) -> tuple[bool, list[tuple[int, str]]]:
+    """A key that sorts the heads of one model: those beside the labelled one last, then by name."""
+    path = s.matrix.path
+    return any("dist" in step or "aux" in step for step in path), [_numbered(step) for step in path]
 
 
 def _numbered(step: str) -> tuple[int, str]:

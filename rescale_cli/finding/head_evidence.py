@@ -64,10 +64,12 @@ def score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None) 
         evidence.append((-2, "a bare parameter"))
     if not m.bias and said.points <= 0 and not graph.is_last(m):
         evidence.append((-1.5, ""))  # a table more likely than a layer
-    if graph.is_last(m):
+    times, sibling = graph.repeats(m), graph.is_sibling(m)
+    if sibling:
+        evidence.append((1.5, f"one of {times} final layers side by side"))
+    elif graph.is_last(m):
         evidence.append((1.5, "the last of its sequence"))
-    times = graph.repeats(m)
-    if times > 1 and not graph.is_sibling(m):
+    if times > 1 and not sibling:
         evidence.append((-1 if times == 2 else -3, f"one of {times} alike"))
     evidence.append((1 if len(m.path) <= 2 else -0.25 * (len(m.path) - 3), ""))
     # Widths are round numbers, and hardly a data set has 1280 classes.

@@ -81,7 +81,7 @@ class Graph:
         if self.repeats(m) < 2 or m.layout == "conv1x1":
             return False
         said = opinion(m.path).points
-        if said <= 0 and not (said > -2 and m.bias and m.path[-1].isdigit()):
+        if said <= 0 and not (said >= -2 and m.bias and m.path[-1].isdigit()):
             return False
         return sum(any(c.isdigit() for c in step) for step in m.path) == 1 and self.is_end(m)
 
