@@ -22,7 +22,7 @@ from rescale_cli.core.summary import warnings_of
 from rescale_cli.errors import BadHead, RescaleError
 from rescale_cli.files.text_file import refuse_input
 from rescale_cli.finding.find_head import FoundHeads
-from rescale_cli.patching.locate_head import locate, one_size
+from rescale_cli.patching.locate_head import HeadChoice, locate, one_size
 from rescale_cli.patching.patch import Patched, Target, apply_plan, default_output, files_beside
 from rescale_cli.patching.plan import CountsChoice, Plan, make_plan
 from rescale_cli.patching.record import Record, find_records
@@ -82,6 +82,8 @@ def inspect(
     *,
     num_classes: int | None = None,
     heads: Sequence[str] = (),
+    only: bool = False,
+    plain_head: bool = False,
     classes: str | PathLike[str] | Sequence[str] | None = None,
     accept_global: Sequence[str] = (),
 ) -> Inspected:
@@ -93,6 +95,8 @@ def inspect(
             norms follow them.
         num_classes: C, where it is known.
         heads: names of the heads, where they are known.
+        only: let `heads` leave out final layers with as many rows as the named ones.
+        plain_head: the named heads are ordinary linear layers, whatever they look like.
         classes: names in head order, or a file of them.
         accept_global: full names of pickle globals that are let pass, still without being run.
 
@@ -105,7 +109,7 @@ def inspect(
     names = _as_names(classes)
     raw = None if counts is None else as_raw_counts(counts)
     said = len(names) if names else len(raw.values) if raw and len(raw.values) > 1 else None
-    found = locate(checkpoint, heads, num_classes, said)
+    found = locate(checkpoint, HeadChoice(tuple(heads), only, plain_head), num_classes, said)
     first = one_size(found)
     own = names or checkpoint.names_of(first.classes)
     matched = None
@@ -116,6 +120,11 @@ def inspect(
     notes = [("head", text) for text in found.warnings] + [("record", text) for text in odd]
     if first.binary and raw is None:
         notes.append(("binary-head", ASSUMED))
+    notes += [
+        ("no-effect", f"re-scaling {keys.weight} probably has no effect: {keys.no_effect}")
+        for keys in found.together
+        if keys.no_effect is not None
+    ]
     weights = [checkpoint.tensor(keys.weight) for keys in found.heads]
     biases = [checkpoint.tensor(keys.bias) for keys in found.heads if keys.bias is not None]
     try:
@@ -136,6 +145,8 @@ def apply(
     normalize: bool = False,
     bias: str = "",
     heads: Sequence[str] = (),
+    only: bool = False,
+    plain_head: bool = False,
     num_classes: int | None = None,
     classes: str | PathLike[str] | Sequence[str] | None = None,
     zero_count: Literal["error", "one", "skip"] = "error",
@@ -162,6 +173,8 @@ def apply(
         normalize: rows to equal length first.
         bias: keep, scale or drop; keep if left out, drop with `normalize`.
         heads: names of the heads, where the tool cannot tell.
+        only: let `heads` leave out final layers with as many rows as the named ones.
+        plain_head: the named heads are ordinary linear layers, whatever they look like.
         num_classes: C, where the counts do not say it.
         classes: names in head order, or a file of them.
         zero_count: what a class without samples is: an error, counted as one, or left alone.
@@ -190,8 +203,9 @@ def apply(
         str(counts) if isinstance(counts, str | PathLike) else "FILE",
     )
     checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
+    named = HeadChoice(tuple(heads), only, plain_head)
     plan = make_plan(
-        checkpoint, choice, adjustment, heads=heads, num_classes=num_classes, compose=compose
+        checkpoint, choice, adjustment, heads=named, num_classes=num_classes, compose=compose
     )
     if dry_run:
         return Applied(plan, None)

@@ -124,6 +124,12 @@ class AmbiguousHead(NeedsDecision):
         self.candidates = candidates
 
 
+class NoEffect(NeedsDecision):
+    """Scaling the rows of this head changes no logit, as far as the checkpoint shows."""
+
+    code = "no-effect"
+
+
 class UnknownClassOrder(NeedsDecision):
     """Counts carry names, and nothing says which row of the head each name is."""
 

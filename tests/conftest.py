@@ -265,9 +265,8 @@ def bias_in_a_column(folder: Path, *, legacy: bool = False) -> Made:
 def stored_transposed(folder: Path) -> Made:
     torch.manual_seed(3)
     state = net().state_dict()
-    del state["fc.bias"]
     state["fc.weight"] = torch.randn(D, C)
-    return _saved(folder, state, {"fc.weight": 1}, (), layout="transposed")
+    return _saved(folder, state, {"fc.weight": 1}, layout="transposed")
 
 
 def conv1x1(folder: Path) -> Made:

@@ -239,13 +239,14 @@ def test_a_one_by_one_convolution_is_a_head() -> None:
     assert find_heads(backbone() + conv).heads[0].layout == "conv1x1"
 
 
-def test_a_transposed_head_is_told_by_its_bias_and_else_with_a_warning() -> None:
+def test_a_transposed_head_is_plain_with_a_bias_and_doubtful_without_one() -> None:
     stored = [info("fc.weight", 64, 10), info("fc.bias", 10)]
     keys = find_heads(backbone() + stored).heads[0]
     assert (keys.layout, keys.num_classes, keys.feature_dim) == ("transposed", 10, 64)
     found = find_heads([*backbone(), info("linear.weight", 64, 10)])
     assert found.heads[0].layout == "transposed"
-    assert "re-scaling does nothing" in found.warnings[0]
+    assert keys.no_effect is None
+    assert "stored as (D, C) without a bias" in str(found.heads[0].no_effect)
 
 
 def test_a_transposed_view_is_an_ordinary_linear_layer() -> None:
@@ -254,9 +255,9 @@ def test_a_transposed_view_is_an_ordinary_linear_layer() -> None:
 
 
 @pytest.mark.parametrize("sign", ["sigma", "scale", "logit_scale"])
-def test_a_cosine_head_is_refused_with_the_reason(sign: str) -> None:
-    with pytest.raises(NoClassifier, match="cosine"):
-        find_heads([*backbone(), info("fc.weight", 10, 64), info(f"fc.{sign}", 1)])
+def test_a_scale_beside_the_weight_is_a_sign_of_a_cosine_head(sign: str) -> None:
+    found = find_heads([*backbone(), info("fc.weight", 10, 64), info(f"fc.{sign}", 1)])
+    assert f"fc.{sign}" in str(found.heads[0].no_effect)
 
 
 def test_a_quantised_head_is_refused_with_the_reason() -> None:

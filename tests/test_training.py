@@ -520,8 +520,11 @@ def test_a_cosine_head_is_built_again_and_told_from_one_that_can_be_re_scaled(
     head = found.module.get_submodule("linear")
     assert type(head).__name__ == "CosineHead"
     assert main(["evaluate", str(folder.path), "--data", recipe.val_data, "--device", "cpu"]) == 0
-    assert main(["inspect", str(folder.path)]) == 3
-    assert "cosine head" in capsys.readouterr().err
+    assert main(["inspect", str(folder.path)]) == 0
+    assert "probably has no effect" in capsys.readouterr().err
+    words = ["--counts", str(folder.path / "counts.json"), "-g", "0.3"]
+    assert main(["apply", str(folder.path), *words]) == 4
+    assert "cosine classifier" in capsys.readouterr().err
 
 
 def test_a_users_own_network_is_trained_and_run_only_when_named(

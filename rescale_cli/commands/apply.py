@@ -52,6 +52,8 @@ def apply(
         typer.Option("--bias", help="What becomes of the bias. Default: keep; drop with -n."),
     ] = None,
     head: options.Heads = None,
+    only: options.Only = False,
+    plain_head: options.PlainHead = False,
     num_classes: options.NumClasses = None,
     classes: options.Classes = None,
     zero_count: Annotated[
@@ -119,6 +121,8 @@ def apply(
             normalize=what.normalize,
             bias=what.bias,
             heads=head or (),
+            only=only,
+            plain_head=plain_head,
             num_classes=num_classes,
             classes=classes,
             zero_count=counted.zero_count.value,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
+from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import UsageError
 from rescale_cli.options.data_options import DataOptions
 from rescale_cli.options.option_groups import spread
@@ -49,7 +50,8 @@ def compare(
     choice = of.choice(counts)
     with progress_bar(model.name) as progress:
         trial = try_on(
-            model, choice, data, heads=of.head or (),
+            model, choice, data, heads=of.named(),
+            tried=[Adjustment(bias=bias.value if bias else "")],
             accept=frozenset(of.accept_global or ()), progress=progress, notes=notes,
         )  # fmt: skip
     if trial is None:

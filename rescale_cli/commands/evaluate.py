@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rescale_cli.evaluating.scoring import Terms
+    from rescale_cli.patching.locate_head import HeadChoice
 
 
 @spread
@@ -50,6 +51,8 @@ def evaluate(
         ),
     ] = "100,20",
     head: options.Heads = None,
+    only: options.Only = False,
+    plain_head: options.PlainHead = False,
     classes: options.Classes = None,
     bootstrap: Annotated[
         int,
@@ -62,6 +65,7 @@ def evaluate(
 ) -> None:
     """Measure models on labelled data, side by side; fail where a quality gate is not met."""
     from rescale_cli.evaluating.side_by_side import Watch, side_by_side
+    from rescale_cli.patching.locate_head import HeadChoice
     from rescale_cli.reports.evaluate_report import evaluate_result
     from rescale_cli.reports.evaluate_tables import show_evaluate
     from rescale_cli.reports.progress import Notes, progress_bar
@@ -72,7 +76,8 @@ def evaluate(
     choices = on.choices(len(models) if models else None, force=force)
     outputs.check(len(choices), force=force, inputs=read, other=on.save_logits)
     trials = list(zip(models or on.logits or (), choices, strict=True))
-    terms = _terms(counts, classes, groups, adjust, head or (), accept_global or ())
+    heads = HeadChoice(tuple(head or ()), only, plain_head)
+    terms = _terms(counts, classes, groups, adjust, heads, accept_global or ())
     screen, notes = Screen("evaluate", json), Notes(json)
     found = side_by_side(
         trials,
@@ -104,7 +109,7 @@ def _terms(
     classes: str | None,
     groups: str,
     adjust: AdjustOptions,
-    heads: Sequence[str],
+    heads: HeadChoice,
     accept: Sequence[str],
 ) -> Terms:
     """How the models are measured, from what was typed."""
@@ -122,4 +127,4 @@ def _terms(
     # Only a factor cannot be had from no sample; a class without any is one of the few.
     zero = adjust.zero_count if adjustment is not None else options.ZeroPolicy.ONE
     raw = None if counts is None else CountsChoice(as_raw_counts(counts), names, zero.value)
-    return Terms(raw, names, group_sizes(groups), adjustment, tuple(heads), frozenset(accept))
+    return Terms(raw, names, group_sizes(groups), adjustment, heads, frozenset(accept))

@@ -11,6 +11,8 @@ def inspect(
     counts: options.OptionalCounts = None,
     num_classes: options.NumClasses = None,
     head: options.Heads = None,
+    only: options.Only = False,
+    plain_head: options.PlainHead = False,
     classes: options.Classes = None,
     accept_global: options.AcceptGlobal = None,
     json: options.Json = False,
@@ -24,6 +26,8 @@ def inspect(
         counts,
         num_classes=num_classes,
         heads=head or (),
+        only=only,
+        plain_head=plain_head,
         classes=classes,
         accept_global=accept_global or (),
     )

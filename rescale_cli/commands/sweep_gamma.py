@@ -80,7 +80,7 @@ def sweep_gamma(
         trial = logits_alone(choice, data, labelled=not wanted.unlabeled, notes=notes) if (
             model is None
         ) else try_on(
-            model, choice, data, heads=of.head or (),
+            model, choice, data, heads=of.named(),
             accept=frozenset(of.accept_global or ()), labelled=not wanted.unlabeled,
             adjustment=None if apply is None else tried[0], tried=tried,
             progress=progress, notes=notes,

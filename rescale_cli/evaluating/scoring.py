@@ -19,7 +19,7 @@ from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
 from rescale_cli.measures.per_sample import PerSample
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
-from rescale_cli.patching.locate_head import locate, one_size
+from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice, locate, one_size
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 from rescale_cli.patching.record import find_records
 
@@ -36,7 +36,7 @@ class Terms:
     """Many is more than the first, few is less than the second, training samples."""
     adjustment: Adjustment | None = None
     """Measured as if it had been applied; it needs counts, unless it is only a temperature."""
-    heads: tuple[str, ...] = ()
+    heads: HeadChoice = ANY_HEAD
     accept: frozenset[str] = frozenset()
 
     @property
@@ -109,7 +109,7 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
         if must_have_head:
             raise
         return Subject(path, classes=terms.classes)
-    refuse_multi_label(checkpoint.contents.config or {}, terms.heads, keys.num_classes)
+    refuse_multi_label(checkpoint.contents.config or {}, terms.heads.names, keys.num_classes)
     own = checkpoint.names_of(keys.classes)
     label = f"{keys.weight} ({keys.num_classes}, {keys.feature_dim}) in {path.name}"
     choice = terms.counts
@@ -140,14 +140,17 @@ def subject_of_logits(path: Path, terms: Terms) -> Subject:
 def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjustment) -> Subject:
     checkpoint = open_checkpoint(path, terms.accept)
     plan = make_plan(checkpoint, counts, adjustment, heads=terms.heads, compose=True)
+    plan.joint.refuse(adjustment)
     head, warnings = plan.heads[0], list(plan.warnings)
     if plan.records:
         text = f"{path.name} was re-scaled before; what is measured is once more, on top of that"
         warnings.append(("rescaled-before", text))
     rows = head.keys.num_classes
-    refuse_multi_label(checkpoint.contents.config or {}, terms.heads, rows)
+    refuse_multi_label(checkpoint.contents.config or {}, terms.heads.names, rows)
     names = terms.classes or checkpoint.names_of(head.keys.classes)
-    return Subject(path, rows, names, plan.counts, head.update, head.before.bias, tuple(warnings))
+    return Subject(
+        path, rows, names, plan.counts, head.update, plan.joint.as_one.bias, tuple(warnings)
+    )
 
 
 def score(

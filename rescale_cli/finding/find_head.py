@@ -22,10 +22,10 @@ from rescale_cli.finding.head_checks import (
 )
 from rescale_cli.finding.head_evidence import Scored, ambiguous, score
 from rescale_cli.finding.head_names import opinion, words_of
-from rescale_cli.finding.matrices import matrices
 from rescale_cli.finding.model_copies import copies, in_model
 from rescale_cli.finding.named_head import named_heads
-from rescale_cli.finding.shape_graph import Graph
+from rescale_cli.finding.no_effect import sign_of_no_effect
+from rescale_cli.finding.shape_graph import Graph, upright
 
 #: A winner needs so many points, and so many more than the next that is not its partner.
 ENOUGH, CLEAR = 4.0, 1.5
@@ -46,6 +46,10 @@ class HeadKeys:
     why: str
     direction: str | None = None
     """The v tensor of a weight norm."""
+    no_effect: str | None = None
+    """The sign that scaling the rows changes no logit: see `no_effect`."""
+    is_copy: bool = False
+    """Whether it is the head of another copy of the model, an average for example."""
 
     @property
     def binary(self) -> bool:
@@ -75,6 +79,11 @@ class FoundHeads:
     candidates: tuple[Candidate, ...]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def together(self) -> tuple[HeadKeys, ...]:
+        """The heads of one model: without those of its copies."""
+        return tuple(head for head in self.heads if not head.is_copy) or self.heads[:1]
+
 
 def find_heads(
     tensors: Sequence[TensorInfo],
@@ -82,6 +91,8 @@ def find_heads(
     config: Mapping[str, object] | None = None,
     num_classes: int | None = None,
     names: Sequence[str] = (),
+    only: bool = False,
+    owners: Mapping[str, str] | None = None,
 ) -> FoundHeads:
     """Find the final linear layer(s) of a classifier.
 
@@ -91,13 +102,15 @@ def find_heads(
         num_classes: the class count, if the user knows it; only matrices with so many rows remain.
             Of two classes a single row may be the head, too.
         names: what the user calls the head: a tensor, its module, or a unique dotted end of one.
+        only: let the names leave out final layers that have as many rows as the named ones.
+        owners: the full class name of a module by the module's name, where the file has it.
 
     Returns:
         all final heads: of distilled pairs and ensembles, and of every copy of the model.
 
     Raises:
         NoClassifier: nothing in the file is a classifier; the reason is in the error.
-        AmbiguousHead: several could be, and only the user knows which.
+        AmbiguousHead: several could be, and only the user knows which; or the names leave some out.
         BadInput: no matrix has `num_classes` rows, or nothing has the name given.
     """
     model = in_model(tensors)
@@ -105,9 +118,21 @@ def find_heads(
     leading = [t for t in model if not t.name.startswith(roots[1:])] if roots else model
     if names:
         refuse_parametrized(names, model)
-        winners = named_heads(matrices(model), matrices(leading), names, num_classes)
+        winners = named_heads(upright(model), upright(leading), names, num_classes)
         others: list[Scored] = []
         warnings: tuple[str, ...] = ()
+        left_out = _left_out(winners, leading, config or {})
+        if left_out and not only:
+            raise ambiguous(
+                [*winners, *left_out],
+                f"--head leaves out final layers that have {winners[0].matrix.rows} rows as well",
+            )
+        if left_out:
+            names_left = ", ".join(s.matrix.weight.name for s in left_out)
+            warnings = (
+                f"--only leaves {names_left} as it is; if the model adds its logits, "
+                "the decisions are not those of the named head alone",
+            )
     else:
         # However many classes are told: a regression may well have as many outputs.
         warnings = refuse_by_config(config or {})
@@ -118,7 +143,10 @@ def find_heads(
         refuse_unfit(winner.matrix, leading)
     if winners[0].matrix.rows == 1:
         warnings = ()  # of one row: many labels are no more than two classes
-    heads = [_keys(s) for s in winners]
+    heads = [_keys(s, model, owners or {}) for s in winners]
+    inside = {t.name for t in leading}
+    if any(head.weight in inside for head in heads):
+        heads = [replace(head, is_copy=head.weight not in inside) for head in heads]
     heads += _copied(heads, roots, model)
     listed = tuple(Candidate(s.matrix.weight.name, s.matrix.weight.shape, s.why) for s in others)
     return FoundHeads(tuple(heads), listed, (*warnings, *_warnings(winners, heads)))
@@ -127,10 +155,35 @@ def find_heads(
 def _evidence(
     tensors: Sequence[TensorInfo], config: Mapping[str, object], k: int | None
 ) -> list[Scored]:
-    graph = Graph(tensors)
-    turned = [m for m in graph.turned() if opinion(m.path).points > 0 or m.rows == k]
+    scored = _scored(Graph(tensors), config, k)
+    straight = [s for s in scored if s.matrix.layout != "transposed" or s.matrix.bias]
+    if straight and len(straight) < len(scored) and straight[0].points >= ENOUGH:
+        # Beside a head that stands upright, a matrix that reads as (D, C) is the first layer.
+        return _scored(Graph(tensors, turn=False), config, k)
+    return scored
+
+
+def _scored(graph: Graph, config: Mapping[str, object], k: int | None) -> list[Scored]:
+    turned = [m for m in graph.turned(k) if opinion(m.path).points > 0 or m.rows == k]
     scored = [score(m, graph, config, k) for m in [*graph.matrices, *turned]]
     return sorted(scored, key=lambda s: -s.points)
+
+
+def _left_out(
+    named: Sequence[Scored], tensors: Sequence[TensorInfo], config: Mapping[str, object]
+) -> list[Scored]:
+    """The final layers with as many rows as the named ones, if those are final layers as well."""
+    scored = [s for s in _evidence(tensors, config, named[0].matrix.rows) if s.end]
+    weights = {s.matrix.weight.name for s in named}
+    likely = [s for s in scored if s.points > ENOUGH - 1 and not s.excluded]
+    mine = [s for s in likely if s.matrix.weight.name in weights]
+    left = [
+        s
+        for s in scored
+        if s.matrix.weight.name not in weights
+        and any(s.matrix.rows == m.matrix.rows and (s in likely or _partners(m, s)) for m in mine)
+    ]
+    return sorted(left, key=_place)
 
 
 def _with_rows(scored: list[Scored], k: int) -> list[Scored]:
@@ -184,8 +237,19 @@ def _decide(
         raise ambiguous([*winners, *rivals])
     others = [s for s in scored[: 10 + len(winners)] if s not in winners][:10]
     # Of a distilled pair the one that learned from the labels comes first.
-    winners.sort(key=lambda s: any("dist" in step or "aux" in step for step in s.matrix.path))
+    winners.sort(key=_place)
     return winners, others
+
+
+def _place(s: Scored) -> tuple[bool, list[tuple[int, str]]]:
+    """A key that sorts the heads of one model: those beside the labelled one last, then by name."""
+    path = s.matrix.path
+    return any("dist" in step or "aux" in step for step in path), [_numbered(step) for step in path]
+
+
+def _numbered(step: str) -> tuple[int, str]:
+    """Numbers in the order of their size."""
+    return (int(step[-18:]), "") if step.isascii() and step.isdigit() else (0, step)
 
 
 def _auxiliary(s: Scored) -> bool:
@@ -214,7 +278,7 @@ def _partners(best: Scored, other: Scored) -> bool:
     return bool(one and two) and (one <= two or two <= one)
 
 
-def _keys(s: Scored) -> HeadKeys:
+def _keys(s: Scored, tensors: Sequence[TensorInfo], owners: Mapping[str, str]) -> HeadKeys:
     m = s.matrix
     return HeadKeys(
         weight=m.weight.name,
@@ -224,16 +288,12 @@ def _keys(s: Scored) -> HeadKeys:
         feature_dim=m.width,
         why=s.why,
         direction=m.direction.name if m.direction else None,
+        no_effect=sign_of_no_effect(m, tensors, owners),
     )
 
 
 def _warnings(winners: Sequence[Scored], heads: Sequence[HeadKeys]) -> list[str]:
     found = []
-    if any(s.matrix.layout == "transposed" and not s.matrix.bias for s in winners):
-        found.append(
-            "stored as (D, C) without a bias, as heads are that bring their rows to length 1; on "
-            "such a head re-scaling does nothing"
-        )
     if len(heads) > len(winners):
         found.append(f"the file holds {len(heads) // len(winners)} copies of the model")
     return found
@@ -254,5 +314,9 @@ def _copied(
             weight, bias, direction = twins
             if weight and weight != head.weight and alike:
                 why = f"a copy of {head.weight}"
-                found.append(replace(head, weight=weight, bias=bias, direction=direction, why=why))
+                found.append(
+                    replace(
+                        head, weight=weight, bias=bias, direction=direction, why=why, is_copy=True
+                    )
+                )
     return found

@@ -15,9 +15,6 @@ from rescale_cli.errors import BadHead, NoClassifier
 from rescale_cli.finding.head_names import layer_path, opinion, words_of
 from rescale_cli.finding.matrices import Matrix
 
-#: Parameters beside a weight whose rows are brought to length 1 before they are used.
-_COSINE = ("sigma", "scale", "logit_scale", "temperature", "tau", "s", "m")
-
 #: What quantisers keep beside, or instead of, a weight.
 _QUANTISED = re.compile(
     r"(^|\.)(SCB|qweight|qzeros|scales|weight_scale(_inv)?|_packed_params.*|weight\.absmax"
@@ -89,7 +86,7 @@ def refuse_multi_label(config: Mapping[str, object], heads: Sequence[str], rows:
 
 
 def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
-    """Raise if a head cannot be re-scaled: 8-bit or frozen rows, or rows normalised at run time."""
+    """Raise if a head cannot be re-scaled: 8-bit or frozen rows, or spectral norm."""
     where = f"{m.weight.name} {m.weight.shape}, {m.weight.dtype}"
     if _FROZEN.fullmatch(m.weight.name):
         raise _frozen(where)
@@ -107,13 +104,6 @@ def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
             saw=f"{where}; {m.module}.weight_u",
             fix="call torch.nn.utils.remove_spectral_norm on the layer, save, and re-scale that",
         )
-    for rest, tensor in inside.items():
-        if rest in _COSINE and tensor.numel == 1:
-            raise NoClassifier(
-                "this is a cosine head: it brings its rows to length 1, so re-scaling does nothing",
-                saw=f"{where}; beside it {tensor.name}",
-                fix="adjust the logits where the model is used: z_i - tau * log(n_i / N)",
-            )
 
 
 def refuse_parametrized(names: Sequence[str], tensors: Sequence[TensorInfo]) -> None:

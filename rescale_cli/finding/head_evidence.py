@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rescale_cli.errors import AmbiguousHead
-from rescale_cli.finding.head_names import opinion, says_class, says_conv
+from rescale_cli.finding.head_names import ZERO_SHOT, opinion, says_class, says_conv
 from rescale_cli.finding.matrices import WEIGHTS, Matrix
 from rescale_cli.finding.shape_graph import Graph
 
@@ -57,16 +57,19 @@ def score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None) 
     if m.bias:
         evidence.append((1, "a bias of that length"))
     said = opinion(m.path)
-    bare = m.weight.name.rpartition(".")[2] not in (*WEIGHTS, "weight_g", "original0")
+    leaf = m.weight.name.rpartition(".")[2]
+    bare = leaf not in (*WEIGHTS, "weight_g", "original0") and not ZERO_SHOT.fullmatch(leaf)
     evidence.append((min(said.points, 0) if bare else said.points, said.reason))
     if bare:
         evidence.append((-2, "a bare parameter"))
     if not m.bias and said.points <= 0 and not graph.is_last(m):
         evidence.append((-1.5, ""))  # a table more likely than a layer
-    if graph.is_last(m):
+    times, sibling = graph.repeats(m), graph.is_sibling(m)
+    if sibling:
+        evidence.append((1.5, f"one of {times} final layers side by side"))
+    elif graph.is_last(m):
         evidence.append((1.5, "the last of its sequence"))
-    times = graph.repeats(m)
-    if times > 1:
+    if times > 1 and not sibling:
         evidence.append((-1 if times == 2 else -3, f"one of {times} alike"))
     evidence.append((1 if len(m.path) <= 2 else -0.25 * (len(m.path) - 3), ""))
     # Widths are round numbers, and hardly a data set has 1280 classes.
@@ -116,13 +119,18 @@ def _classes_in(config: Mapping[str, object]) -> int | None:
     return None
 
 
-def ambiguous(options: Sequence[Scored]) -> AmbiguousHead:
+def ambiguous(options: Sequence[Scored], what: str = "") -> AmbiguousHead:
     """The error that lists what could be the head, the likeliest first."""
     shown = options[:10]
+    first = shown[0].matrix.weight.name
+    fix = f"name one: --head {first}"
+    if len(options) > 1 and len({s.matrix.rows for s in options}) == 1:
+        every = " ".join(f"--head {s.matrix.weight.name}" for s in shown)
+        fix = f"if they decide together: {every}; if one decides alone: --head {first} --only"
     return AmbiguousHead(
-        f"{len(options)} tensors could be the head",
+        what or f"{len(options)} tensors could be the head",
         saw=", ".join(f"{s.matrix.weight.name} {s.matrix.weight.shape}" for s in shown),
-        fix=f"name one: --head {shown[0].matrix.weight.name}",
+        fix=fix,
         candidates=tuple(
             {"weight": s.matrix.weight.name, "shape": list(s.matrix.weight.shape), "why": s.why}
             for s in shown

@@ -25,8 +25,14 @@ FOLLOWERS = re.compile(r"ema|swa|averag|teacher|momentum|current_model_state|sha
 #: Words that only a layer over classes bears.
 CLASSES = re.compile(r"^(class|classes|classif\w*|cls|clf|logits?|scores?|labels?)$")
 
+#: A matrix of text embeddings, one for each class, in place of a trained layer.
+ZERO_SHOT = re.compile(r"zero_?shot\w*|text_(features|embeds|embeddings|weights)")
+
 #: Words that any last layer may bear.
-FINAL = re.compile(r"^(heads?|fc|last|final|outputs?|out|predict\w*|summary|softmax|linear)$")
+FINAL = re.compile(
+    r"^(heads?|fcs?|last|final|outputs?|out|predict\w*|summary|softmax|linears?"
+    r"|cosine|arcface|cosface|arcmargin|normedlinear)$"
+)
 
 #: Words of what is in the file but is no layer of the network.
 FOREIGN = re.compile(r"^(optim\w*|criterion|loss|losses|metrics?|\w*confmat|confusion|scheduler)$")
@@ -52,8 +58,9 @@ AGAINST: tuple[tuple[re.Pattern[str], float, bool, str], ...] = tuple(
         (5, False, "a projection of features",
          "projection|projector|aligner|neck|adaptor|merger|connector|resampler"),
         (3, True, "inside a block",
-         "gate|gating|router|se|squeeze|excitation|mlp|ffn|experts?|moe|reduction|downsample"
+         "gate|gating|router|se|squeeze|excitation|mlp|ffn|moe|reduction|downsample"
          "|shortcut|skip|norm|bn|ln"),
+        (1, True, "in an expert", "experts?"),
         (1, True, "inside the network",
          "dense|layers?|blocks?|stages?|encoder|decoder|features?|transformer|backbone"),
     )
@@ -114,7 +121,7 @@ def _segment(segment: str) -> tuple[bool, float, tuple[tuple[float, bool, str], 
     words = words_of(segment)
     classes = any(CLASSES.match(word) for word in words)
     final = 3.0 if classes or segment == "l" or any(FINAL.match(w) for w in words) else 0.0
-    if final and not classes and (words[0] == "linear" or "conv" in words):
+    if final and not classes and (words[0] in ("linear", "linears") or "conv" in words):
         final = 1.5  # any layer may be called linear, and conv_head is the last of the features
     against = tuple(
         (points, soft, reason)
@@ -139,6 +146,8 @@ def opinion(path: tuple[str, ...]) -> Opinion:
         >>> opinion(("head", "fc")).points > 0 > opinion(("blocks", "3", "attn", "proj")).points
         True
     """
+    if path and ZERO_SHOT.fullmatch(path[-1]):
+        return Opinion(3.0, f"named {path[-1]}")
     named = [_segment(segment) for segment in path if not segment.isdigit()]
     if not named:
         return Opinion(0.0, "")

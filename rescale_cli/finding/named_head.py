@@ -48,7 +48,8 @@ def named_heads(
             raise ambiguous([Scored(m, 0, (f"its name ends in {name}",)) for m in hits])
         m = hits[0]
         if k is not None and m.rows not in (k, 1) and m.width == k and not m.bias:
-            m = replace(m, layout="transposed", rows=m.width, width=m.rows)
+            layout = "linear" if m.layout == "transposed" else "transposed"
+            m = replace(m, layout=layout, rows=m.width, width=m.rows)
         if k is not None and m.rows != k and (m.rows, k) != (1, 2):
             raise BadInput(
                 f"{name} has {m.rows} rows, but there are {k} classes",

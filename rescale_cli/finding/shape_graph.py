@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from rescale_cli.core.tensor_info import TensorInfo
-from rescale_cli.finding.head_names import layer_path, opinion
+from rescale_cli.finding.head_names import ZERO_SHOT, layer_path, opinion
 from rescale_cli.finding.matrices import Matrix, is_integer, matrices
 
 #: So many neighbours of a layer are looked at, the last; real networks have a third of it.
@@ -23,11 +23,12 @@ _NEIGHBOURS = 64
 class Graph:
     """The widths of one model: who has, who takes, who normalises how many."""
 
-    def __init__(self, tensors: Sequence[TensorInfo]) -> None:
-        self.matrices = matrices(tensors)
+    def __init__(self, tensors: Sequence[TensorInfo], *, turn: bool = True) -> None:
+        self.matrices = upright(tensors) if turn else matrices(tensors)
         biases = {m.bias.name for m in self.matrices if m.bias}
         self._mentions: Counter[int] = Counter()
         self._norms: Counter[int] = Counter()
+        self._made: Counter[int] = Counter()
         self._takes: Counter[tuple[bool, int]] = Counter()
         self._alike: Counter[tuple[str, tuple[int, ...]]] = Counter()
         self._scopes: dict[tuple[tuple[str, ...], int], deque[Matrix]] = defaultdict(
@@ -39,6 +40,7 @@ class Graph:
         for tensor in tensors:
             if is_integer(tensor):
                 continue
+            self._made[tensor.shape[0] if tensor.shape else 0] += 1
             for size in set(tensor.shape[:2]):
                 self._mentions[size] += 1
             if len(tensor.shape) == 1 and tensor.name not in biases:
@@ -66,8 +68,22 @@ class Graph:
         return 1 + (m.bias is not None) + (m.direction is not None)
 
     def is_unique(self, m: Matrix) -> bool:
-        """Whether no other tensor has the row count among its sizes."""
-        return self._mentions[m.rows] <= self.own_mentions(m) and m.rows > 1
+        """Whether no tensor but its own and its siblings' has the row count among its sizes."""
+        own = self.own_mentions(m) * (self.repeats(m) if self.is_sibling(m) else 1)
+        return self._mentions[m.rows] <= own and m.rows > 1
+
+    def is_sibling(self, m: Matrix) -> bool:
+        """Whether it is one of several final layers side by side: `linears.0`, `linears.1`.
+
+        They sound final, or have a bias and a number for a name; they differ in one number only,
+        and nothing takes their rows.
+        """
+        if self.repeats(m) < 2 or m.layout == "conv1x1":
+            return False
+        said = opinion(m.path).points
+        if said <= 0 and not (said >= -2 and m.bias and m.path[-1].isdigit()):
+            return False
+        return sum(any(c.isdigit() for c in step) for step in m.path) == 1 and self.is_end(m)
 
     def is_end(self, m: Matrix) -> bool:
         """Whether no matrix takes the rows as input width and no norm has their length."""
@@ -81,14 +97,19 @@ class Graph:
         """How many layers have this shape and, numbers aside, this name."""
         return self._alike[_template(m)]
 
-    def turned(self) -> list[Matrix]:
-        """Matrices that read as (D, C): their rows are an inner width, their columns come once."""
+    def turned(self, k: int | None = None) -> list[Matrix]:
+        """Matrices that read as (D, C): their rows are an inner width, their columns come once.
+
+        With the class count k, also those with k columns and another number of rows.
+        """
         found = []
         for m in self.matrices:
             if m.bias or m.layout != "linear" or not m.weight.is_contiguous:
                 continue
             other = replace(m, layout="transposed", rows=m.width, width=m.rows)
-            if self.is_unique(other) and not self.is_unique(m):
+            told = other.rows == k != m.rows and opinion(m.path).points > 0
+            inner = self._made[m.rows] > 1 or m.rows == m.width
+            if ((self.is_unique(other) and inner) or told) and not self.is_unique(m):
                 found.append(other)
         return found
 
@@ -125,6 +146,44 @@ class Graph:
         if m.rows != m.width and len(m.path) > 1 and m.rows in self._norm_scopes[m.path[:-1]]:
             return "a norm beside it"
         return None
+
+
+def upright(tensors: Sequence[TensorInfo]) -> list[Matrix]:
+    """All matrices, those that the flow of widths shows to be stored as (D, C) turned.
+
+    Such a head says so without a bias: its first size is the width of other layers, and its second
+    is the output of none. It could only be the width of a flattened map, a multiple of another, so
+    then it stays as it is.
+    """
+    found = matrices(tensors)
+    made: Counter[int] = Counter()
+    alike: Counter[tuple[str, tuple[int, ...]]] = Counter(_role(t.name, t.shape) for t in tensors)
+    for tensor in tensors:
+        if tensor.shape and not is_integer(tensor):
+            made[tensor.shape[0]] += 1
+    taken = Counter(t.shape[1] for t in tensors if len(t.shape) == 2)
+    widths = [size for size in made if size >= 16]
+
+    def turned(m: Matrix) -> Matrix:
+        rows, width = m.rows, m.width
+        if m.bias or m.layout != "linear" or len(m.weight.shape) != 2 or width < 2:
+            return m
+        if not m.weight.is_contiguous or opinion(m.path).points <= 0:
+            return m
+        inner = made[rows] > alike[_role(m.weight.name, m.weight.shape)]
+        if ZERO_SHOT.fullmatch(m.path[-1]):
+            inner = inner or taken[rows] > 0  # CLIP's own projections are (in, out) as well
+        flattened = width > rows and any(width % size == 0 for size in widths)
+        if rows < 8 or not inner or made[width] or flattened:
+            return m
+        return replace(m, layout="transposed", rows=width, width=rows)
+
+    return [turned(m) for m in found]
+
+
+def _role(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """What the heads of all copies and experts have in common: the last steps and the shape."""
+    return re.sub(r"\d+", "#", ".".join(name.split(".")[-3:])), shape
 
 
 def _template(m: Matrix) -> tuple[str, tuple[int, ...]]:

@@ -46,4 +46,6 @@ class Contents:
     """Every list of class names found in the file, in row order; the head's length selects one."""
     globals: tuple[str, ...] = ()
     """What a pickle names beyond tensors and plain containers, sorted; none of it was imported."""
+    module_classes: Mapping[str, str] = field(default_factory=dict)
+    """Of a pickled module: the full class name of each layer that has a weight, by its name."""
     checksums: tuple[Checksum, ...] = ()

@@ -43,6 +43,20 @@ Heads = Annotated[
     list[str] | None,
     typer.Option("--head", metavar="NAME", help="The head, where it cannot be told; repeatable."),
 ]
+Only = Annotated[
+    bool,
+    typer.Option(
+        "--only",
+        help="Change only the layers named with --head, although others have as many rows.",
+    ),
+]
+PlainHead = Annotated[
+    bool,
+    typer.Option(
+        "--plain-head",
+        help="The layer named with --head is an ordinary linear layer, not a cosine classifier.",
+    ),
+]
 Classes = Annotated[
     str | None,
     typer.Option("--classes", metavar="FILE", help="Class names in the order of the head's rows."),

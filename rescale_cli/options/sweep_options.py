@@ -16,6 +16,7 @@ from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
 
 if TYPE_CHECKING:
+    from rescale_cli.patching.locate_head import HeadChoice
     from rescale_cli.patching.plan import CountsChoice
     from rescale_cli.sweeping.wanted import Wanted
 
@@ -150,6 +151,8 @@ class HeadOptions:
     """See `option_groups.spread`: each field is an option, and one of `apply`, too."""
 
     head: options.Heads = None
+    only: options.Only = False
+    plain_head: options.PlainHead = False
     classes: options.Classes = None
     zero_count: Annotated[
         options.ZeroPolicy, typer.Option("--zero-count", help="A class without samples is …")
@@ -167,6 +170,12 @@ class HeadOptions:
         ),
     ] = None
     accept_global: options.AcceptGlobal = None
+
+    def named(self) -> HeadChoice:
+        """What is said of the head."""
+        from rescale_cli.patching.locate_head import HeadChoice
+
+        return HeadChoice(tuple(self.head or ()), self.only, self.plain_head)
 
     def choice(self, counts: str) -> CountsChoice:
         """The counts, and how they become those of the head's rows."""
@@ -197,6 +206,8 @@ class HeadOptions:
         return {
             "--counts": [counts],
             "--head": self.head or [],
+            "--only": [""] if self.only else [],
+            "--plain-head": [""] if self.plain_head else [],
             "--classes": [self.classes] if self.classes else [],
             "--zero-count": zero,
             "--exclude-class": self.exclude_class or [],

@@ -17,6 +17,7 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import BadHead, NoClassifier
 from rescale_cli.finding.find_head import find_heads
+from rescale_cli.patching.locate_head import refuse_no_effect
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,7 @@ def rescale_(
 
     Raises:
         NoClassifier, AmbiguousHead: no head, or several.
+        NoEffect: a cosine classifier, which normalises its rows whenever it runs.
         BadHead: NaN in it, or a result that its dtype cannot hold.
         BadCounts, UnknownClassOrder: the counts are not those of its rows.
     """
@@ -131,7 +133,13 @@ def _find(
         )
         for name, tensor in state.items()
     ]
-    found = find_heads(tensors, num_classes=num_classes, names=(head,) if head else ())
+    owners = {
+        name: f"{type(part).__module__}.{type(part).__qualname__}"
+        for name, part in module.named_modules()
+    }
+    names = (head,) if head else ()
+    found = find_heads(tensors, num_classes=num_classes, names=names, only=True, owners=owners)
+    refuse_no_effect(found)
     for keys in found.heads:
         if keys.layout not in ("linear", "conv1x1", "weight_norm"):
             raise NoClassifier(

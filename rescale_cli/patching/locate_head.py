@@ -2,37 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint
-from rescale_cli.errors import AmbiguousHead, BadInput, RescaleError
+from rescale_cli.errors import AmbiguousHead, BadInput, NoEffect, RescaleError, UsageError
 from rescale_cli.finding.find_head import FoundHeads, HeadKeys, find_heads
 
 
+@dataclass(frozen=True, slots=True)
+class HeadChoice:
+    """What the user says of the head.
+
+    Raises:
+        UsageError: `only` or `plain` without a name.
+    """
+
+    names: tuple[str, ...] = ()
+    """As `--head` gives them; empty: the head is found."""
+    only: bool = False
+    """Whether the names may leave out final layers with as many rows."""
+    plain: bool = False
+    """Whether the named layers are ordinary linear layers, whatever they look like."""
+
+    def __post_init__(self) -> None:
+        for option, given in (("--only", self.only), ("--plain-head", self.plain)):
+            if given and not self.names:
+                raise UsageError(
+                    f"{option} needs the name of the head", fix=f"--head NAME {option}"
+                )
+
+
+#: The head is found.
+ANY_HEAD = HeadChoice()
+
+
+def refuse_no_effect(found: FoundHeads) -> None:
+    """Refuse heads that normalise their rows whenever the model runs.
+
+    Raises:
+        NoEffect: scaling such a head changes nothing, and every number computed for it is wrong.
+    """
+    for head in found.heads:
+        if head.no_effect is not None:
+            named = " ".join(f"--head {other.weight}" for other in found.together)
+            raise NoEffect(
+                "re-scaling has no effect on this head: it looks like a cosine classifier, which "
+                "brings its rows to length 1 whenever the model runs",
+                saw=f"{head.weight} ({head.num_classes} classes, {head.feature_dim} features): "
+                f"{head.no_effect}",
+                fix=f"if it is an ordinary linear layer: {named} --plain-head; otherwise adjust "
+                "the logits where the model is used: z_i - tau * log(n_i / N)",
+            )
+
+
 def locate(
-    checkpoint: Checkpoint, heads: Sequence[str], num_classes: int | None, hint: int | None
+    checkpoint: Checkpoint, heads: HeadChoice, num_classes: int | None, hint: int | None
 ) -> FoundHeads:
     """The heads of a checkpoint.
 
     Args:
         checkpoint: opened.
-        heads: their names, where the user gives them.
+        heads: what the user says of them.
         num_classes: C, where the user gives it.
         hint: C, as the counts have it. If no layer fits it, but one is the head without doubt, that
             one is returned: the counts are what is wrong, and whoever compares them can say so.
     """
-    contents = checkpoint.contents
     try:
-        return find_heads(
-            contents.tensors, config=contents.config, num_classes=num_classes or hint, names=heads
-        )
+        return _find(checkpoint, heads, num_classes or hint)
     except BadInput:
         if num_classes is not None or hint is None:
             raise
         with suppress(RescaleError):
-            return find_heads(contents.tensors, config=contents.config, names=heads)
+            return _find(checkpoint, heads, None)
         raise
+
+
+def _find(checkpoint: Checkpoint, heads: HeadChoice, num_classes: int | None) -> FoundHeads:
+    contents = checkpoint.contents
+    found = find_heads(
+        contents.tensors, config=contents.config, num_classes=num_classes, names=heads.names,
+        only=heads.only, owners=contents.module_classes,
+    )  # fmt: skip
+    if heads.plain:
+        found = replace(found, heads=tuple(replace(h, no_effect=None) for h in found.heads))
+    return found
 
 
 def one_size(found: FoundHeads) -> HeadKeys:

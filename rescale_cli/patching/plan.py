@@ -28,7 +28,14 @@ from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import AlreadyRescaled
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import clip
-from rescale_cli.patching.locate_head import locate, one_size
+from rescale_cli.patching.joint_head import JointHead
+from rescale_cli.patching.locate_head import (
+    ANY_HEAD,
+    HeadChoice,
+    locate,
+    one_size,
+    refuse_no_effect,
+)
 from rescale_cli.patching.record import Record, find_records
 from rescale_cli.patching.rewrite import RowScaling
 
@@ -107,6 +114,12 @@ class Plan:
         return list(found.values())
 
     @property
+    def joint(self) -> JointHead:
+        """The heads whose logits the model combines."""
+        mine = [h for h in self.heads if not h.keys.is_copy] or list(self.heads[:1])
+        return JointHead(tuple(h.keys.weight for h in mine), tuple(h.before for h in mine))
+
+    @property
     def files(self) -> list[Path]:
         """The files that change, that of the first head first."""
         return list(dict.fromkeys(edit.info.file for head in self.heads for edit in head.edits))
@@ -117,7 +130,7 @@ def make_plan(
     choice: CountsChoice,
     adjustment: Adjustment,
     *,
-    heads: Sequence[str] = (),
+    heads: HeadChoice = ANY_HEAD,
     num_classes: int | None = None,
     compose: bool = False,
 ) -> Plan:
@@ -127,17 +140,19 @@ def make_plan(
         checkpoint: opened.
         choice: the counts.
         adjustment: the method and its strength.
-        heads: names of the heads, where the user gives them.
+        heads: what the user says of the heads.
         num_classes: C, where the user knows it; else the number of counts says it.
         compose: whether a checkpoint that was re-scaled before may be re-scaled again.
 
     Raises:
         AmbiguousHead, NoClassifier, BadHead: no one head that can be re-scaled.
+        NoEffect: a head that normalises its rows when the model runs.
         BadCounts, UnknownClassOrder: the counts are not those of its rows.
         AlreadyRescaled: it was re-scaled before, and `compose` is not given.
     """
     found = locate(checkpoint, heads, num_classes, _rows_said(choice))
     first = one_size(found)
+    refuse_no_effect(found)
     own = checkpoint.names_of(first.classes)
     label = f"{first.weight} ({first.num_classes}, {first.feature_dim}) in {checkpoint.path.name}"
     counts = choice.resolve(first.classes, own, label)
@@ -155,7 +170,7 @@ def make_plan(
         ("other-weights", f"{name} holds weights, too, and is copied as it is: do not load it")
         for name in checkpoint.other_weights
     ]
-    return Plan(
+    plan = Plan(
         checkpoint,
         tuple(planned),
         counts,
@@ -164,6 +179,8 @@ def make_plan(
         (*notes, *(() if records else warnings_of(planned[0].before, counts))),
         tuple(records),
     )
+    plan.joint.refuse(adjustment, written=True)
+    return plan
 
 
 def _about_choice(

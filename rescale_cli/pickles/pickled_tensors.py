@@ -100,6 +100,15 @@ def list_views(value: object, path: FilePath) -> list[tuple[str, View]]:
     return list(views.items())
 
 
+def module_classes(value: object) -> dict[str, str]:
+    """The full class name of every pickled module that has a weight of its own, by its name."""
+    return {
+        place.name(): found.func.full
+        for place, found, children in walk(value)
+        if type(found) is Built and any(key == "weight" for key, _ in children)
+    }
+
+
 def bad_tensor(path: FilePath, name: str, saw: str) -> BadCheckpoint:
     """The error for a tensor that cannot be where the file says it is."""
     return BadCheckpoint(

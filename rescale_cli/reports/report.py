@@ -50,6 +50,7 @@ def _head_keys(found: Inspected, keys: HeadKeys) -> dict[str, Any]:
         "layout": keys.layout,
         "binary": keys.binary,
         "why": keys.why,
+        "no_effect": keys.no_effect,
     }
 
 

@@ -74,7 +74,7 @@ class Outputs:
 
             adjustment, choice, of = decided
             checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
-            plan = make_plan(checkpoint, choice, adjustment, heads=of.head or ())
+            plan = make_plan(checkpoint, choice, adjustment, heads=of.named())
             command = shlex.join(["rescale-cli", *sys.argv[1:]])
             patched = apply_plan(plan, Target(self.apply, self.force, command=command))
         write_texts(texts, force=self.force)

@@ -165,13 +165,14 @@ def apply_line(
     Args:
         model: the checkpoint.
         adjustment: method, strength, policies.
-        options: further options of `apply`, each with its values: `{"--counts": ["c.json"]}`.
+        options: further options of `apply`, each with its values: `{"--counts": ["c.json"]}`; a
+            flag has an empty value.
         output: where to, if not the default.
     """
     knob = METHODS.entry(adjustment.method).facts["knob"]
     words = ["rescale-cli", "apply", str(model)]
     for option, values in options.items():
-        words += [word for value in values for word in (option, value)]
+        words += [word for value in values for word in ((option, value) if value else (option,))]
     words += [f"--{knob}", repr(adjustment.strength)]  # every digit: it is to be the same head
     if adjustment.method != "rescale":
         words += ["--method", adjustment.method]

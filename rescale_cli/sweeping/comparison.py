@@ -9,7 +9,7 @@ import numpy as np
 
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels
-from rescale_cli.errors import BadHead
+from rescale_cli.errors import BadHead, NeedsDecision
 from rescale_cli.measures.significance import Interval, bootstrap_difference
 from rescale_cli.sweeping.choose import Objective
 from rescale_cli.sweeping.straight_lines import Family
@@ -92,10 +92,11 @@ def compare_methods(
             found[name] = family, None
             continue
         try:
+            trial.joint.refuse(family.adjustment)
             outcome = decide(
                 family, predictions, parts, wanted, objective, target / target.sum(), device
             )
-        except BadHead as error:
+        except (BadHead, NeedsDecision) as error:
             left_out[name] = error.what
         else:
             found[name] = family, outcome

@@ -14,6 +14,8 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Predictions
 from rescale_cli.evaluating.evaluation import DataChoice, Notes, Progress, predictions_of
 from rescale_cli.finding.head_checks import refuse_multi_label
+from rescale_cli.patching.joint_head import JointHead
+from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 
 
@@ -27,6 +29,8 @@ class Trial:
     counts: ClassCounts
     predictions: Predictions
     warnings: Warnings
+    joint: JointHead
+    """Says which methods the logits of several heads allow."""
 
 
 def logits_alone(
@@ -49,7 +53,7 @@ def logits_alone(
     c = predictions.num_classes
     resolved = counts.resolve(c, None, f"logits ({len(predictions.logits)}, {c}) in {file.name}")
     head = Head.of_logits(c, binary=predictions.binary)
-    return Trial(None, head, resolved, predictions, ())
+    return Trial(None, head, resolved, predictions, (), JointHead((file.name,), (head,)))
 
 
 def try_on(
@@ -57,7 +61,7 @@ def try_on(
     counts: CountsChoice,
     choice: DataChoice,
     *,
-    heads: Sequence[str] = (),
+    heads: HeadChoice = ANY_HEAD,
     accept: frozenset[str] = frozenset(),
     labelled: bool = True,
     adjustment: Adjustment | None = None,
@@ -71,11 +75,11 @@ def try_on(
         path: a checkpoint file or folder.
         counts: of the training set.
         choice: the data, or logits that were computed before.
-        heads: names of the heads, where the tool cannot tell.
+        heads: what the user says of the heads.
         accept: full names of pickle globals that are let pass, still without being run.
         labelled: whether it is an error that nobody knows the labels.
         adjustment: of what will be written, so that a head which cannot hold it is refused now.
-        tried: what will be swept, so that a head on which it has no effect is refused now.
+        tried: what will be swept, so that what the heads do not allow is refused now.
         progress: called as the images go through.
         notes: told what the user should know.
 
@@ -92,8 +96,10 @@ def try_on(
     if plan.records:
         text = f"{path.name} was re-scaled before; what is chosen here would come on top of that"
         warnings.append(("rescaled-before", text))
+    for one in tried:
+        plan.joint.refuse(one)
     first = plan.heads[0]
-    refuse_multi_label(checkpoint.contents.config or {}, heads, first.keys.num_classes)
+    refuse_multi_label(checkpoint.contents.config or {}, heads.names, first.keys.num_classes)
     for method in (a.method for a in tried if a.method != "logit-adjust"):
         if first.keys.binary:
             data = ("--data", choice.data) if choice.logits is None else ("--logits", choice.logits)
@@ -104,4 +110,4 @@ def try_on(
     )  # fmt: skip
     if predictions is None:
         return None
-    return Trial(path, first.before, plan.counts, predictions, tuple(warnings))
+    return Trial(path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint)
