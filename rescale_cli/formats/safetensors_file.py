@@ -144,23 +144,24 @@ class HeaderEdit:
         return text[: self.at] + self.replaced + text[len(text) - tail :] + b" " * self.spaces
 
 
-def plan_edit(header: bytes) -> HeaderEdit:
-    """Where the record of a re-scaling goes: into `__metadata__`, made new if it is missing."""
+def plan_edit(header: bytes) -> HeaderEdit | None:
+    """Where the record of a re-scaling goes: into `__metadata__`, beside what stands there.
+
+    None if the file has no metadata. It stays without: loaders take such a file as it is, but
+    require a `format` as soon as there is any metadata.
+    """
     # latin-1 maps bytes to characters one to one, and no byte of a UTF-8 sequence is structural.
     text = header.decode("latin-1")
+    start, _ = _members(text, 0).get("__metadata__", (0, 0))
+    inner = _members(text, start) if start else {}
+    if not inner:
+        return None
     spaces = len(text) - len(text.rstrip(" "))
-    whole = HeaderEdit(at=1, size=len(text), spaces=spaces, replaced=b"")
-    members = _members(text, 0)
-    if "__metadata__" not in members:
-        after = b"}," if members else b"}"
-        return replace(whole, before=b'"__metadata__":{"rescale_cli":', after=after)
-    start, _ = members["__metadata__"]
-    inner = _members(text, start)
+    whole = HeaderEdit(at=start + 1, size=len(text), spaces=spaces, replaced=b"")
     if RECORD_KEY in inner:
         first, last = inner[RECORD_KEY]
         return replace(whole, at=first, replaced=header[first:last])
-    after = b"," if inner else b""
-    return replace(whole, at=start + 1, before=b'"rescale_cli":', after=after)
+    return replace(whole, before=b'"rescale_cli":', after=b",")
 
 
 def _members(text: str, brace: int) -> dict[str, tuple[int, int]]:
