@@ -65,10 +65,16 @@ def read_header(path: Path) -> tuple[bytes, int]:
     """The header as it stands, padding included, and the size of the file."""
     with opened(path) as fd:
         size = os.fstat(fd).st_size
-        length = struct.unpack("<Q", read_at(fd, 0, 8))[0] if size >= 8 else 0
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise _damaged(path, "the header's size cannot be right", f"{length:,} of {size:,}")
-        return read_at(fd, 8, length), size
+        if size < 8:
+            raise _damaged(path, "the file is truncated", f"{size} bytes; the shortest has 10")
+        length = struct.unpack("<Q", read_at(fd, 0, 8))[0]
+        if 2 <= length <= min(MAX_HEADER, size - 8):
+            return read_at(fd, 8, length), size
+        if 2 <= length <= MAX_HEADER and read_at(fd, 8, min(size - 8, 1)) in (b"{", b""):
+            saw = f"its header alone has {length:,} bytes"
+            raise _damaged(path, f"truncated after {size:,} of {8 + length:,} bytes or more", saw)
+        what = f"invalid header length {length:,} in a file of {size:,} bytes"
+        raise _damaged(path, what, f"its first bytes are {read_at(fd, 0, min(size, 16))!r}")
 
 
 def _tensor(path: Path, name: str, entry: object, base: int) -> TensorInfo:
@@ -102,8 +108,10 @@ def _check_cover(path: Path, tensors: tuple[TensorInfo, ...], base: int, size: i
             )
         end = info.stop
     if end != size:
-        word = "shorter" if size < end else "longer"
-        raise _damaged(path, f"the file is {word} than its header says", f"{size:,}, not {end:,}")
+        what = f"the file has {size - end:,} bytes too many"
+        if size < end:
+            what = f"truncated after {size:,} of {end:,} bytes"
+        raise _damaged(path, what, f"{size:,} bytes; its header says {end:,}")
 
 
 def _damaged(path: Path, what: str, saw: str) -> BadCheckpoint:
