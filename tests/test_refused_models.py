@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -283,6 +284,15 @@ def test_apply_mentions_every_other_model_of_a_folder(tmp_path: Path) -> None:
     assert done.patched is not None
     put(tmp_path / "alone.pth")
     assert others(tmp_path / "alone.pth") == []
+
+
+def test_an_index_stands_for_its_shards(containers: Containers, tmp_path: Path) -> None:
+    root = tmp_path / "hf"
+    shutil.copytree(containers("Hugging Face shards").path, root)
+    assert others(root) == []
+    for file in containers("Hugging Face .bin shards").path.glob("*.bin*"):
+        shutil.copy(file, root)
+    assert others(root) == ["pytorch_model.bin.index.json"]
 
 
 def test_the_warning_is_printed_and_in_the_json(

@@ -27,7 +27,7 @@ from rescale_cli.formats.sharded_folder import WEIGHTS, file_format
 _DEPTH = 4
 _MOST_ENTRIES = 5_000
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-_SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
+_SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}(\.\w+)")
 #: Files of training that hold no model, by the names that Trainer and accelerate give them.
 _SIDE = re.compile(
     r"(optimizer|scheduler|lr_scheduler|scaler|rng_state|random_states|training_args)"
@@ -97,7 +97,8 @@ def _model_of(file: Path) -> Inner | None:
     """A file as a model; None if it holds no matrix of a network."""
     if file.name in WEIGHTS and file.suffix == ".json":
         return Inner(file)
-    if _SHARD.fullmatch(file.name) and any(file.parent.glob("*.index.json")):
+    shard = _SHARD.fullmatch(file.name)
+    if shard and (file.parent / f"{shard[1]}{shard[2]}.index.json").exists():
         return None  # the index stands for its shards
     try:
         module = file_format(file)
@@ -182,13 +183,11 @@ def other_models(path: Path, used: tuple[Path, ...]) -> list[str]:
             the other conventional names count.
         used: the files that were opened.
     """
-    folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        taken = (
-            {path / name for name in WEIGHTS if name.endswith(".json")} if len(used) > 1 else set()
-        )
-        found = [i.path for i in models_in(folder) if i.path not in {*used, *taken}]
-        return [str(other.relative_to(folder)) for other in found]
+        # Where an index led to the shards, it is the first conventional name in the folder.
+        index = next((path / n for n in WEIGHTS if (path / n).exists()), None)
+        found = [i.path for i in models_in(path) if i.path not in (*used, index)]
+        return [str(other.relative_to(path)) for other in found]
     if path.name not in WEIGHTS:
         return []
-    return [n for n in WEIGHTS if n != path.name and (folder / n).exists()]
+    return [n for n in WEIGHTS if n != path.name and (path.parent / n).exists()]

@@ -131,6 +131,12 @@ def refuse_distributed_file(path: Path) -> None:
     """
     if path.suffix == ".distcp" or path.name == ".metadata":
         refuse_distributed(path.parent)
+    if path.suffix == ".distcp":
+        raise TrainingState(
+            f"{path.name} is a part of a distributed checkpoint (DCP, FSDP) without its .metadata",
+            saw=f"no .metadata in {path.parent}",
+            fix="fetch the whole folder, then name it",
+        )
 
 
 def refuse_distributed(folder: Path) -> None:
@@ -175,4 +181,6 @@ def holds_optimizer(folder: Path) -> bool:
         return False
     state = value.state if type(value) is Built else None
     names = state.get("state_dict_metadata") if type(state) is dict else None
-    return type(names) is dict and bool(names) and all(is_optimizer_entry(str(n)) for n in names)
+    if type(names) is not dict or not names:
+        return False
+    return all(is_optimizer_entry(str(n)) or str(n).startswith("state.") for n in names)
