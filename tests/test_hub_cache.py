@@ -11,7 +11,7 @@ import pytest
 from conftest import COUNTS, GAMMA, Made
 
 from rescale_cli import api
-from rescale_cli.errors import BadCheckpoint
+from rescale_cli.errors import BadCheckpoint, NeedsDecision
 from rescale_cli.patching.proof import verify
 from rescale_cli.patching.restore import revert
 
@@ -82,6 +82,13 @@ def test_a_local_folder_of_links_into_the_cache_is_patched(made: Made, tmp_path:
     assert not any(path.is_symlink() for path in output.iterdir())
     made.use(output)
     assert blobs(tmp_path / "hub") == before
+
+
+def test_of_a_repository_in_the_cache_the_snapshot_is_named(made: Made, tmp_path: Path) -> None:
+    snapshot = cached(made.path, tmp_path / "hub")
+    with pytest.raises(NeedsDecision) as refused:
+        api.inspect(snapshot.parent.parent, COUNTS)
+    assert refused.value.fix == f"name it: {snapshot}"
 
 
 @pytest.mark.parametrize("where", ["elsewhere", "another repository", "beside the blobs"])

@@ -417,6 +417,16 @@ def test_scikit_learn_models_are_named(compress: Any, tmp_path: Path) -> None:
         assert "coef_" in error.fix
 
 
+def test_other_pickles_are_named_by_what_they_hold(tmp_path: Path) -> None:
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps({"fc.weight": torch.ones(3, 4)}))
+    assert "torch tensors" in refusal(path).what
+    path.write_bytes(pickle.dumps({"model": {"fc.weight": np.ones((3, 4))}}))
+    assert "numpy" in refusal(path).what
+    path.write_bytes(pickle.dumps({"a": 1}))
+    assert "a pickle of plain objects" in refusal(path).what
+
+
 def test_folders_of_other_frameworks_are_named(tmp_path: Path) -> None:
     for name, inside, kind in (
         ("saved", "saved_model.pb", "SavedModel"),

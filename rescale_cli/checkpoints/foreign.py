@@ -55,6 +55,14 @@ _FLAX = (
 )
 
 
+#: The package of a class or function that a pickle names, in the older and the newer spelling.
+_GLOBAL = re.compile(
+    rb"c([A-Za-z_]\w*)[\w.]*\n\w+\n|\x8c.([A-Za-z_]\w*)[\w.]*\x94?\x8c.\w+\x94?\x93", re.DOTALL
+)
+#: How every file of torch.save from before 1.6 begins.
+_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
 @dataclass(frozen=True, slots=True)
 class Foreign:
     """A model of another framework, or a file around a model."""
@@ -96,6 +104,8 @@ def foreign_file(path: Path) -> Foreign | None:
         return Foreign("a Flax checkpoint (msgpack)", _FLAX.format(path))
     if head[:1] == b"\x08" and size > 8:
         return _protobuf(path, head)
+    if path.suffix == ".pb":
+        return Foreign("a TensorFlow graph", _LAYER)
     if tail == b"\x57\xfb\x80\x8b\x24\x75\x47\xdb" or re.search(r"\.data-\d{5}-of-", path.name):
         return Foreign("a part of a TensorFlow checkpoint", _LAYER)
     beside = path.with_suffix(".xml")
@@ -173,23 +183,24 @@ def _pickle(head: bytes) -> Foreign | None:
             "paddle.load('FILE').items()}, 'model.pth')\", then name model.pth"
         )
         return Foreign("a PaddlePaddle checkpoint", fix)
-    if b"torch" in head[:4096] and b"sklearn" not in head:
-        return None
-    modules = re.findall(rb"([a-z_][a-z0-9_]+)(?:\.[A-Za-z0-9_]+)+", head)
-    named = [
-        m.decode() for m in modules if m not in (b"numpy", b"joblib", b"collections", b"copyreg")
-    ]
+    if head.startswith(_TORCH_MAGIC[: len(head)]):
+        return None  # a file of torch.save, and damaged
+    modules = [one or other for one, other in _GLOBAL.findall(head)]
+    known = (b"numpy", b"joblib", b"collections", b"copyreg", b"builtins", b"_codecs")
+    named = [m.decode() for m in modules if m not in known]
     if "sklearn" in named:
         return Foreign("a scikit-learn model (pickle)", _sklearn_fix(), "sklearn in its pickle")
-    fix = (
-        "if you trust its maker, load it in Python and write its arrays with "
-        "safetensors.numpy.save_file({name: array}, 'model.safetensors'), then name that"
+    trust = "if you trust its maker, load it in Python and "
+    if "torch" in named:
+        fix = trust + "save it with torch.save, then name that file"
+        return Foreign("a pickle of torch tensors that torch.save did not write", fix)
+    library = next(iter(named), "numpy" if b"numpy" in head else "plain")
+    fix = trust + (
+        "write its arrays with safetensors.numpy.save_file({name: array}, 'model.safetensors'), "
+        "then name that file"
     )
-    if named or b"numpy" in head:
-        library = next(iter(named), "numpy")
-        saw = f"{library} in its pickle"
-        return Foreign(f"a pickle of {library} objects", fix, saw, is_model=False)
-    return None
+    saw = f"the first names in it: {', '.join(dict.fromkeys(named)) or 'none'}"[:120]
+    return Foreign(f"a pickle of {library} objects", fix, saw, is_model=False)
 
 
 def _compressed_pickle(head: bytes) -> Foreign | None:

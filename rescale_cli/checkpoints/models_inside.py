@@ -77,6 +77,8 @@ def models_in(folder: Path, depth: int = _DEPTH, left: list[int] | None = None) 
 
 def _is_visible(entry: Path) -> bool:
     beside = entry.name.endswith((".bak", ".rescale.json", ".rescale.undo"))
+    # A repository in the Hugging Face cache: the snapshots are links to these.
+    beside = beside or (entry.name == "blobs" and entry.with_name("snapshots").is_dir())
     return not beside and not entry.name.startswith((".", MARK))
 
 
