@@ -382,6 +382,8 @@ def test_flax_is_recognised_at_any_depth(tmp_path: Path) -> None:
         error = refusal(path)
         assert "Flax" in error.what
         assert "flatten_dict" in error.fix
+    (tmp_path / "config.json").write_text("{}")
+    assert "from_flax=True" in refusal(tmp_path).fix, "the folder is one of transformers"
 
 
 def test_the_line_for_npz_files_makes_a_checkpoint(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import re
 import shlex
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rescale_cli.errors import BadCheckpoint
@@ -86,6 +86,19 @@ class Foreign:
 
 def foreign_file(path: Path) -> Foreign | None:
     """What a regular file is, by its content; None if no other framework is recognised."""
+    found = _by_content(path)
+    option = {"tf_model.h5": "from_tf", "flax_model.msgpack": "from_flax"}.get(path.name)
+    if found is not None and option and path.with_name("config.json").is_file():
+        return replace(
+            found,
+            fix="with transformers 4, and AutoModelFor... the class for its task: AutoModelFor..."
+            f".from_pretrained({str(path.parent)!r}, {option}=True).save_pretrained('converted'), "
+            "then name converted",
+        )
+    return found
+
+
+def _by_content(path: Path) -> Foreign | None:
     with opened(path) as fd:
         size = path.stat().st_size
         head = read_at(fd, 0, min(size, 1 << 16))
