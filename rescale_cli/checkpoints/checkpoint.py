@@ -10,8 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 from rescale_cli import formats
+from rescale_cli.checkpoints.adapter import refuse_bare_adapter
+from rescale_cli.checkpoints.damage import unreadable
+from rescale_cli.checkpoints.training_state import refuse_distributed_file
 from rescale_cli.core.tensor_info import TensorInfo
-from rescale_cli.errors import BadCheckpoint, EnvironmentProblem
+from rescale_cli.errors import EnvironmentProblem
 from rescale_cli.files.regular_file import (
     Stamp,
     opened,
@@ -19,28 +22,8 @@ from rescale_cli.files.regular_file import (
     refuse_lfs_pointer,
     stamp_of,
 )
-from rescale_cli.formats import torch_zip
 from rescale_cli.formats._interface import Contents
 from rescale_cli.formats.sharded_folder import WEIGHTS, names_in_config, read_config
-
-#: First bytes of files that are models, but not of a kind that is read here.
-FOREIGN = {
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file (Keras)",
-    b"GGUF": "a GGUF file",
-    b"\x1f\x8b": "a gzip archive",
-    b"BZh": "a bzip2 archive",
-    b"\xfd7zXZ\x00": "an xz archive",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"\x28\xb5\x2f\xfd": "a zstd archive",
-    b"\x93NUMPY": "a NumPy array",
-    b"TFL3": "a TensorFlow Lite model",
-    b"PK\x03\x04": "a zip archive that torch.save did not write",
-    b"\x80": "a plain pickle, or a torch file that lacks its beginning",
-}
-
-
-#: What to do about a model whose weights another runtime keeps in a form of its own.
-_EXPORTED = "re-scale the checkpoint that it was exported from, and export that again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +67,11 @@ class Checkpoint:
         raise KeyError(name)
 
     @property
-    def other_weights(self) -> tuple[str, ...]:
-        """Files of a folder that hold weights, too, and are not the ones read here."""
-        if not self.is_folder:
-            return ()
-        used = {file.name for file in self.contents.files}
-        there = (name for name in WEIGHTS if not name.endswith(".json"))
-        return tuple(n for n in there if n not in used and (self.path / n).exists())
+    def other_models(self) -> list[str]:
+        """What else in the folder holds a model, and is not the one read here."""
+        from rescale_cli.checkpoints.models_inside import other_models
+
+        return other_models(self.path, self.contents.files)
 
     def names_of(self, num_classes: int) -> tuple[str, ...] | None:
         """The class names that the checkpoint carries, in row order, if it has that many."""
@@ -118,15 +99,17 @@ def open_checkpoint(path: Path, accept: frozenset[str] = frozenset()) -> Checkpo
         with opened(path) as fd:
             head = read_at(fd, 0, min(256, os.fstat(fd).st_size))
         refuse_lfs_pointer(path, head)
+    refuse_distributed_file(path)
     for module in all_formats():
         if module.matches(path):
             contents: Contents = module.list_tensors(path, accept)
+            refuse_bare_adapter(contents.files[0], contents.tensors)
             if not path.is_dir() and path.name.endswith(".json"):
                 path = path.parent
             elif path.is_file() and _is_of_folder(path):
                 contents = _with_config(contents, path)
             return Checkpoint(path, contents, tuple(map(stamp_of, contents.files)))
-    raise _unclaimed(path, head)
+    raise unreadable(path)
 
 
 def _is_of_folder(path: Path) -> bool:
@@ -142,20 +125,4 @@ def _with_config(contents: Contents, path: Path) -> Contents:
     config = read_config(path.parent)
     return replace(
         contents, config=config, class_names=names_in_config(config) + contents.class_names
-    )
-
-
-def _unclaimed(path: Path, head: bytes) -> BadCheckpoint:
-    kind = next((kind for magic, kind in FOREIGN.items() if head.startswith(magic)), None)
-    fix = "name a safetensors file, a file of torch.save, or a Hugging Face or timm folder"
-    if not head:
-        kind = "an empty file"
-    elif torch_zip.is_exported(path):
-        kind, fix = "an archive of torch.export", _EXPORTED
-    elif head[0] == 8 and path.suffix == ".onnx":  # the tag of ir_version, the first field
-        kind, fix = "an ONNX model", _EXPORTED
-    return BadCheckpoint(
-        f"{path.name} is not a checkpoint that this tool reads",
-        saw=kind or f"the first bytes {head[:8]!r}",
-        fix=fix,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rescale_cli.checkpoints.adapter import refuse_adapted_head
 from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.checkpoints.tensor_bytes import blocks, overlaps_itself, share_bytes
 from rescale_cli.core.floats import Float64, decode
@@ -29,6 +30,7 @@ def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
             belong to two of its elements.
     """
     weight = checkpoint.tensor(keys.weight)
+    refuse_adapted_head(keys.weight, checkpoint.contents.tensors)
     # First of all: a broadcast view may declare more rows or columns than any memory holds.
     _refuse_broadcast(weight)
     _refuse_dtype(weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,42 +17,54 @@ from rescale_cli.files.regular_file import opened
 MARK = ".rescale-cli-"
 
 
-def copy_folder(source: Path, target: Path, skip: Sequence[Path], home: Path | None = None) -> None:
+def copy_folder(source: Path, target: Path, skip: Sequence[Path], top: Path | None = None) -> None:
     """Copy a folder, all but the files in `skip`, and sync what was copied.
 
-    A link to a file inside `home` becomes the file; any other link stays a link. Pipes, devices
-    and sockets are left out, and so is what a killed run has left.
+    A link that `leads_home` becomes the file; any other link stays a link. Pipes, devices and
+    sockets are left out, and so is what a killed run has left.
 
     Args:
         source: the folder.
         target: must not exist. It has the mode of `source`, but its owner may write to it.
         skip: entries left out, as paths below `source`.
-        home: the folder itself if left out, or the Hugging Face cache that it is part of.
+        top: the whole folder that is copied, where `source` is a part of it.
 
     Raises:
         OSError: the system refused something.
     """
-    home = home or home_of(source)
+    top = top or source
     target.mkdir()
     for entry in sorted(source.iterdir()):
         if entry in skip or entry.name.startswith(MARK):
             continue
         copy = target / entry.name
         # Asked first: a link that leads to itself is no file, and cannot be resolved.
-        if entry.is_symlink() and not (entry.is_file() and entry.resolve().is_relative_to(home)):
+        if entry.is_symlink() and not (entry.is_file() and leads_home(entry, top)):
             copy.symlink_to(entry.readlink())
         elif entry.is_dir():
-            copy_folder(entry, copy, skip, home)
+            copy_folder(entry, copy, skip, top)
         elif entry.is_file():
             copy_file(entry, copy)
     target.chmod(stat.S_IMODE(source.stat().st_mode) | stat.S_IRWXU)
     sync_folder(target)
 
 
-def home_of(folder: Path) -> Path:
-    """What links in a folder may lead to: the folder, or the Hugging Face cache around it."""
-    real = folder.resolve()
-    return real.parent.parent if real.parent.name == "snapshots" else real
+def leads_home(file: Path, folder: Path) -> bool:
+    """Whether a file, its links followed, lies in the folder or in the Hugging Face cache.
+
+    The cache keeps the files of a repository in `blobs/`, named by their hash, and each revision
+    as a folder of links, `snapshots/REV/`. A snapshot may use the blobs of its own repository; a
+    folder elsewhere may link to blobs of any, as downloads into a local folder did.
+    """
+    real, home = file.resolve(), folder.resolve()
+    if real.is_relative_to(home):
+        return True
+    for snapshot in (home, *home.parents):
+        if snapshot.parent.name == "snapshots":
+            return real.parent == snapshot.parent.parent / "blobs"
+    repository = re.match(r"(models|datasets|spaces)--", real.parent.parent.name)
+    blob = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", real.name)
+    return real.parent.name == "blobs" and repository is not None and blob is not None
 
 
 def refuse_other_tree(source: Path, target: Path) -> None:

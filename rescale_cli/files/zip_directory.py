@@ -33,10 +33,10 @@ class Listed:
     crc_at: int
 
 
-def bad_zip(path: Path, saw: str) -> BadCheckpoint:
+def bad_zip(path: Path, saw: str, kind: str = "a damaged zip archive") -> BadCheckpoint:
     """The error for an archive that is not as it should be."""
     return BadCheckpoint(
-        f"{path.name} is a damaged or ambiguous zip archive",
+        f"{path.name} is {kind}",
         saw=saw,
         fix="fetch the file again, or save it again with torch.save",
     )
@@ -48,7 +48,8 @@ def find_directory(fd: int, path: Path, size: int) -> tuple[int, int, int]:
     tail = read_at(fd, tail_at, size - tail_at)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
-        raise bad_zip(path, "it has no directory at its end: it is cut short")
+        saw = f"truncated after {size:,} bytes: the end of central directory is missing"
+        raise bad_zip(path, saw, "an incomplete zip archive")
     _, disk, first_disk, here, count, length, start, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):
         raise bad_zip(path, "bytes after the end of the archive")

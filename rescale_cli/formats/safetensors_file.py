@@ -65,10 +65,16 @@ def read_header(path: Path) -> tuple[bytes, int]:
     """The header as it stands, padding included, and the size of the file."""
     with opened(path) as fd:
         size = os.fstat(fd).st_size
-        length = struct.unpack("<Q", read_at(fd, 0, 8))[0] if size >= 8 else 0
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise _damaged(path, "the header's size cannot be right", f"{length:,} of {size:,}")
-        return read_at(fd, 8, length), size
+        if size < 8:
+            raise _damaged(path, "the file is truncated", f"{size} bytes; the shortest has 10")
+        length = struct.unpack("<Q", read_at(fd, 0, 8))[0]
+        if 2 <= length <= min(MAX_HEADER, size - 8):
+            return read_at(fd, 8, length), size
+        if 2 <= length <= MAX_HEADER and read_at(fd, 8, min(size - 8, 1)) in (b"{", b""):
+            saw = f"its header alone has {length:,} bytes"
+            raise _damaged(path, f"truncated after {size:,} of {8 + length:,} bytes or more", saw)
+        what = f"invalid header length {length:,} in a file of {size:,} bytes"
+        raise _damaged(path, what, f"its first bytes are {read_at(fd, 0, min(size, 16))!r}")
 
 
 def _tensor(path: Path, name: str, entry: object, base: int) -> TensorInfo:
@@ -102,8 +108,10 @@ def _check_cover(path: Path, tensors: tuple[TensorInfo, ...], base: int, size: i
             )
         end = info.stop
     if end != size:
-        word = "shorter" if size < end else "longer"
-        raise _damaged(path, f"the file is {word} than its header says", f"{size:,}, not {end:,}")
+        what = f"the file has {size - end:,} bytes too many"
+        if size < end:
+            what = f"truncated after {size:,} of {end:,} bytes"
+        raise _damaged(path, what, f"{size:,} bytes; its header says {end:,}")
 
 
 def _damaged(path: Path, what: str, saw: str) -> BadCheckpoint:
@@ -144,23 +152,24 @@ class HeaderEdit:
         return text[: self.at] + self.replaced + text[len(text) - tail :] + b" " * self.spaces
 
 
-def plan_edit(header: bytes) -> HeaderEdit:
-    """Where the record of a re-scaling goes: into `__metadata__`, made new if it is missing."""
+def plan_edit(header: bytes) -> HeaderEdit | None:
+    """Where the record of a re-scaling goes: into `__metadata__`, beside what stands there.
+
+    None if the file has no metadata. It stays without: loaders take such a file as it is, but
+    require a `format` as soon as there is any metadata.
+    """
     # latin-1 maps bytes to characters one to one, and no byte of a UTF-8 sequence is structural.
     text = header.decode("latin-1")
+    start, _ = _members(text, 0).get("__metadata__", (0, 0))
+    inner = _members(text, start) if start else {}
+    if not inner:
+        return None
     spaces = len(text) - len(text.rstrip(" "))
-    whole = HeaderEdit(at=1, size=len(text), spaces=spaces, replaced=b"")
-    members = _members(text, 0)
-    if "__metadata__" not in members:
-        after = b"}," if members else b"}"
-        return replace(whole, before=b'"__metadata__":{"rescale_cli":', after=after)
-    start, _ = members["__metadata__"]
-    inner = _members(text, start)
+    whole = HeaderEdit(at=start + 1, size=len(text), spaces=spaces, replaced=b"")
     if RECORD_KEY in inner:
         first, last = inner[RECORD_KEY]
         return replace(whole, at=first, replaced=header[first:last])
-    after = b"," if inner else b""
-    return replace(whole, at=start + 1, before=b'"rescale_cli":', after=after)
+    return replace(whole, before=b'"rescale_cli":', after=b",")
 
 
 def _members(text: str, brace: int) -> dict[str, tuple[int, int]]:

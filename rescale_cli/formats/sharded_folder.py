@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rescale_cli.errors import BadCheckpoint, NeedsDecision
-from rescale_cli.files.regular_file import opened, read_whole, refuse_lfs_pointer
+from rescale_cli.errors import BadCheckpoint
+from rescale_cli.files.output_folder import leads_home
+from rescale_cli.files.regular_file import read_whole
 from rescale_cli.formats._interface import Contents
 from rescale_cli.json_text import clip, parse_json
 
@@ -66,28 +67,16 @@ def weights_of(folder: Path) -> Path:
     """The file that holds a folder's weights, or the index of its shards.
 
     Raises:
-        BadCheckpoint: no weights in the folder.
-        NeedsDecision: several files, and no convention says which.
+        BadCheckpoint: no weights in the folder, or such as cannot be re-scaled.
+        NeedsDecision: several models, and no convention says which.
     """
+    from rescale_cli.checkpoints.models_inside import choose_model, refuse_several
+
     for name in WEIGHTS:
         if (folder / name).exists():
+            refuse_several(folder, name)
             return folder / name
-    for suffixes in ((".safetensors",), (".bin", ".pt", ".pth", ".ckpt", ".tar")):
-        files = sorted(f for f in folder.iterdir() if f.suffix in suffixes and f.is_file())
-        if len(files) == 1:
-            return files[0]
-        if files:
-            names = ", ".join(file.name for file in files)
-            raise NeedsDecision(
-                f"{folder} holds {len(files)} files of weights",
-                saw=clip(names),
-                fix=f"name one: {files[0]}",
-            )
-    raise BadCheckpoint(
-        f"{folder} holds no weights",
-        saw=clip(", ".join(sorted(f.name for f in folder.iterdir())) or "an empty folder"),
-        fix="name a checkpoint file, or a folder with model.safetensors or pytorch_model.bin",
-    )
+    return choose_model(folder)
 
 
 def _shards(folder: Path, index: Path, accept: frozenset[str]) -> list[Contents]:
@@ -129,10 +118,7 @@ def _shard_path(folder: Path, index: Path, name: str) -> Path:
 
 def _stay_inside(folder: Path, file: Path) -> None:
     """Refuse a link out of the folder, but for the Hugging Face cache, which is made of links."""
-    home = folder.resolve()
-    if home.parent.name == "snapshots":
-        home = home.parent.parent
-    if not file.resolve().is_relative_to(home):
+    if not leads_home(file, folder):
         raise BadCheckpoint(
             f"{file.name} is a link that leaves its folder",
             saw=f"it leads to {file.resolve()}",
@@ -143,13 +129,9 @@ def _stay_inside(folder: Path, file: Path) -> None:
 def _list_file(file: Path, accept: frozenset[str]) -> Contents:
     module = file_format(file)
     if module is None:
-        with opened(file) as fd:
-            refuse_lfs_pointer(file, os.pread(fd, 64, 0))
-        raise BadCheckpoint(
-            f"{file.name} is no checkpoint file",
-            saw="neither safetensors nor a torch file",
-            fix="fetch or export the file again",
-        )
+        from rescale_cli.checkpoints.damage import unreadable
+
+        raise unreadable(file)
     contents: Contents = module.list_tensors(file, accept)
     return contents
 

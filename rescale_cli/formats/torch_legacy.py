@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rescale_cli.checkpoints.training_state import refuse_training_state
 from rescale_cli.core.tensor_info import ITEM_SIZES, TensorInfo
 from rescale_cli.errors import BadCheckpoint, UnsafePickle
 from rescale_cli.files.regular_file import opened, read_at
@@ -55,6 +56,7 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
             raise _bad(path, "it is empty")
         with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
             pickles = _read_pickles(data, accept, path)
+        refuse_training_state(pickles.value, pickles.named, path)
         views = list_views(pickles.value, path)
         starts = _find_storages(fd, size, pickles, path)
     tensors = [_placed(path, name, view, starts) for name, view in views]

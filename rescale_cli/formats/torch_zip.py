@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from rescale_cli.checkpoints.training_state import refuse_training_state
 from rescale_cli.core.tensor_info import ITEM_SIZES, TensorInfo
 from rescale_cli.errors import BadCheckpoint
 from rescale_cli.files.regular_file import opened, read_at
@@ -75,6 +76,7 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
     script = f"{root}/constants.pkl" in table.entries
     order = _byteorder(table, root)
     loaded = _load(table, f"{root}/data.pkl", accept)
+    refuse_training_state(loaded.value, loaded.named, path)
     tensors = _place(list_views(loaded.value, path), table, f"{root}/data/", order)
     named = set(loaded.named)
     if script:

@@ -167,8 +167,12 @@ def make_plan(
     notes = _about_choice(choice, own, planned[0])
     notes += [("head", text) for text in found.warnings] + [("record", text) for text in odd]
     notes += [
-        ("other-weights", f"{name} holds weights, too, and is copied as it is: do not load it")
-        for name in checkpoint.other_weights
+        (
+            "other-weights",
+            f"{name} also holds a model, and it is not re-scaled: whoever loads {name} gets the "
+            "old head; remove it, or re-scale it as well",
+        )
+        for name in checkpoint.other_models
     ]
     plan = Plan(
         checkpoint,

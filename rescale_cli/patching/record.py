@@ -1,7 +1,7 @@
 """The record of a re-scaling: what was done to which file, and what takes it back.
 
-A safetensors file carries it in `__metadata__["rescale_cli"]`; any other file has it beside itself,
-as `FILE.rescale.json`.
+A safetensors file that has metadata carries it in `__metadata__["rescale_cli"]`; any other file has
+it beside itself, as `FILE.rescale.json`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ class Record:
     file: Path
     """The patched file that it speaks of."""
     fields: Mapping[str, Any]
+
+    @property
+    def inside(self) -> bool:
+        """Whether it stands in the header of its file, and so says how it got there."""
+        return "header" in self.fields
 
     def edits(self, checkpoint: Checkpoint) -> list[RowScaling]:
         """The changes that it says were made to the tensors of its file.
@@ -84,7 +89,7 @@ def damaged(saw: str) -> NotProven:
 
 
 def sidecar_of(file: Path) -> Path:
-    """Where the record of a file stands whose format has no room for it."""
+    """Where the record of a file stands that has no metadata."""
     return file.with_name(file.name + ".rescale.json")
 
 
@@ -101,7 +106,7 @@ def find_records(checkpoint: Checkpoint) -> tuple[list[Record], list[str]]:
     """
     found, odd = [], []
     for file in checkpoint.contents.files:
-        text = _text_of(file)
+        text, inside = _text_of(file)
         if text is None:
             continue
         fields = parse_json(
@@ -114,7 +119,7 @@ def find_records(checkpoint: Checkpoint) -> tuple[list[Record], list[str]]:
                 found.append(Record(file, candidate))
                 break
         else:
-            if safetensors_file.matches(file):
+            if inside:
                 found.append(Record(file, fields))
                 odd.append(f"the head of {file.name} was changed after it was re-scaled")
             else:
@@ -124,13 +129,16 @@ def find_records(checkpoint: Checkpoint) -> tuple[list[Record], list[str]]:
     return found, odd
 
 
-def _text_of(file: Path) -> str | None:
+def _text_of(file: Path) -> tuple[str | None, bool]:
+    """The record of a file as text, if it has one, and whether it stands in the file itself."""
     if safetensors_file.matches(file):
-        return safetensors_file.list_tensors(file).metadata.get(safetensors_file.RECORD_KEY)
+        own = safetensors_file.list_tensors(file).metadata.get(safetensors_file.RECORD_KEY)
+        if own is not None:
+            return own, True
     sidecar = sidecar_of(file)
     if not sidecar.is_file():
-        return None
-    return read_whole(sidecar, MAX_SIDECAR, NotProven).decode("utf-8", "replace")
+        return None, False
+    return read_whole(sidecar, MAX_SIDECAR, NotProven).decode("utf-8", "replace"), False
 
 
 def _describes(fields: Mapping[str, Any], checkpoint: Checkpoint) -> bool:

@@ -61,10 +61,10 @@ class RecordWriter:
             base["undo_file"] = hashlib.sha256(beside).hexdigest()
         else:
             base["undo"] = text
-        if not safetensors_file.matches(source):
+        header = read_header(source)[0] if safetensors_file.matches(source) else b""
+        edit = plan_edit(header) if header else None
+        if edit is None:
             return cls(base | _earlier(plan, source, final), changed, beside)
-        header, _ = read_header(source)
-        edit = plan_edit(header)
         place = {"at": edit.at, "size": edit.size, "spaces": edit.spaces}
         base["header"] = {**place, "replaced": pack(edit.replaced)}
         return cls(base, changed, beside, header, edit)

@@ -17,7 +17,6 @@ from rescale_cli.files.output_folder import copy_file, copy_folder, refuse_other
 from rescale_cli.files.regular_file import opened, read_whole
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors, write_new
 from rescale_cli.files.text_file import refuse_input
-from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import read_header
 from rescale_cli.patching.patch import files_beside, refuse_source
 from rescale_cli.patching.patched_file import Written, write_changed
@@ -128,7 +127,7 @@ def _undone(checkpoint: Checkpoint, record: Record, aside: Path) -> Written:
     edits = [edit for edit in record.edits(checkpoint) if edit.info.file == record.file]
     undo: Sequence[Restoring] = restorings(_undo_part(record), edits)
     checks = [check for check in checkpoint.contents.checksums if check.file == record.file]
-    if not safetensors_file.matches(record.file):
+    if not record.inside:
         return write_changed(record.file, aside, undo, checks)
     new, _ = read_header(record.file)
     old = header_edit(record).remove(new)
