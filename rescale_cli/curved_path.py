@@ -16,16 +16,13 @@ float64, and nothing depends on a step width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from rescale_cli.core.cores import in_blocks
-from rescale_cli.core.head import Float64
+from rescale_cli.core.curves import Basis, Curves, basis_of
 from rescale_cli.strength_path import PredictedPath
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
 #: Elements of a block whose passes stay in the cache of a CPU, and of one on another device.
@@ -38,26 +35,10 @@ _HELD = 1 << 21
 _STEEP, _MOST_CELLS = 0.6, 64
 #: Cells narrower than this share of the limit are not split again.
 _NARROW = 2.0**-46
-#: Order of the Taylor series of q, whose terms fall by 1/16 and faster.
-_ORDER = 11
+#: What rounding may make of a score, relative to its terms: less is a tie.
+_EPSILON = 2.0**-50
 #: Stands for a score of minus infinity, which has no exponential.
 _LOWEST = -1e150
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Curves:
-    """What a head and its counts say of the curves g_k; the scores u (N, C) come from the data."""
-
-    rates: Float64
-    """r, (C,)."""
-    offsets: Float64
-    """b, (C,)."""
-    shares: Float64
-    """Of the exponentials in q, (J,), sum 1."""
-    exponents: Float64
-    """Of the exponentials in q, (J,)."""
-    follows: NDArray[np.bool_]
-    """(C,), classes whose factor is q instead of exp(gamma * r_k): tau-norm leaves them alone."""
 
 
 def curved_path(scores: Tensor, curves: Curves, limit: float = 4.0) -> PredictedPath:
@@ -81,7 +62,7 @@ def curved_path(scores: Tensor, curves: Curves, limit: float = 4.0) -> Predicted
     import torch
 
     scores = scores.detach()
-    basis = _basis(curves, limit, scores.device)
+    basis = basis_of(curves, limit, scores.device)
     nodes = _nodes(basis, curves, limit)
     on_cpu = scores.device.type == "cpu"
     step = max(1, (_CHUNK if on_cpu else _LARGE_BLOCK) // scores.shape[1])
@@ -94,85 +75,6 @@ def curved_path(scores: Tensor, curves: Curves, limit: float = 4.0) -> Predicted
     in_blocks(len(scores), step, lambda: follow, on_cpu=on_cpu)
     columns = zip(*(found[first] for first in sorted(found)), strict=True)
     return PredictedPath(*(torch.cat(column) for column in columns))
-
-
-class _Basis(NamedTuple):
-    """The functions that every curve is made of, at any gamma."""
-
-    rates: Tensor
-    offsets: Tensor
-    follows: Tensor | None
-    kinds: Tensor
-    """(C,), equal where rate, offset and factor are."""
-    table: Tensor | None
-    """(K, order), the Taylor series of q around K strengths; None if q = 1."""
-    step: float
-    """Between those strengths."""
-
-    def common(self, gamma: Tensor, order: int = 0) -> Tensor:
-        """Q(gamma), or its first or second derivative."""
-        import torch
-
-        if self.table is None:
-            return torch.zeros_like(gamma) if order else torch.ones_like(gamma)
-        near = (gamma / self.step).round().clamp_(0, len(self.table) - 1).long()
-        away, total = gamma - near * self.step, torch.zeros_like(gamma)
-        for power in reversed(range(order, self.table.shape[1])):
-            total = total * away + self.table[near, power] * math.perm(power, order)
-        return total
-
-    def factor(self, row: Tensor, gamma: Tensor, order: int = 0) -> Tensor:
-        """The factor of u of some classes, or its first or second derivative."""
-        import torch
-
-        rate = self.rates[row]
-        own = (rate * gamma).exp() * rate**order if order else (rate * gamma).exp()
-        if self.follows is None:
-            return own
-        return torch.where(self.follows[row], self.common(gamma, order), own)
-
-    def value(self, u: Tensor, row: Tensor, gamma: Tensor, order: int = 0) -> Tensor:
-        """g_k(gamma) of some classes, or its first or second derivative."""
-        if self.table is None and order:
-            return u * self.factor(row, gamma, order)
-        return u * self.factor(row, gamma, order) + self.offsets[row] * self.common(gamma, order)
-
-    def bend(self, u: Tensor, b: Tensor, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """A bound of u * factor'' + b * q'' from `low` to `high`, for u, b of at least 0."""
-        import torch
-
-        bound = u * torch.maximum(self.factor(row, low, 2), self.factor(row, high, 2))
-        if self.table is None:
-            return bound
-        return bound + b * torch.maximum(self.common(low, 2), self.common(high, 2))
-
-    def dent(self, u: Tensor, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """A bound of -g_k'' from `low` to `high`: how far a curve is from being convex."""
-        return self.bend(u.clamp_max(0).neg(), self.offsets[row].clamp_max(0).neg(), row, low, high)
-
-
-def _basis(curves: Curves, limit: float, device: torch.device) -> _Basis:
-    import torch
-
-    def tensor(values: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(values).to(device)
-
-    rates, offsets, follows = map(tensor, (curves.rates, curves.offsets, curves.follows))
-    kinds = torch.stack([rates, offsets, follows.to(rates.dtype)]).unique(dim=1, return_inverse=True)
-    table, step = None, limit
-    if curves.exponents.any():
-        steepest = float(abs(curves.exponents).max())
-        nodes = max(8, math.ceil(limit * steepest * 8))  # half a step times the exponent: 1/16
-        step = limit / nodes
-        exponents, shares = tensor(curves.exponents), tensor(curves.shares)
-        at = torch.arange(nodes + 1, dtype=torch.float64, device=device)[:, None] * step
-        terms, columns = shares * (exponents * at).exp(), []
-        for power in range(_ORDER):
-            columns.append(terms.sum(1) / math.factorial(power))
-            terms = terms * exponents
-        table = torch.stack(columns, 1)
-    some = follows if bool(follows.any()) and table is not None else None
-    return _Basis(rates, offsets, some, kinds[1], table, step)
 
 
 class _Cells(NamedTuple):
@@ -194,7 +96,8 @@ class _Cells(NamedTuple):
         """Some cells, a mask (P,), with some of their candidates, a mask (M,)."""
         place = cells.cumsum(0) - 1
         keep = keep & cells[self.cell]
-        return _Cells(*(x[cells] for x in self[:5]), place[self.cell[keep]], self.label[keep])
+        row, low, high, first, last = (column[cells] for column in self[:5])
+        return _Cells(row, low, high, first, last, place[self.cell[keep]], self.label[keep])
 
 
 class _Nodes(NamedTuple):
@@ -212,7 +115,7 @@ class _Nodes(NamedTuple):
     """A bound of how far the added terms are from being convex, (K, C)."""
 
 
-def _nodes(basis: _Basis, curves: Curves, limit: float) -> _Nodes:
+def _nodes(basis: Basis, curves: Curves, limit: float) -> _Nodes:
     import torch
 
     steepest = float(max(abs(curves.rates).max(), abs(curves.exponents).max()))
@@ -233,6 +136,7 @@ def _first_pass(u: Tensor, nodes: _Nodes, offset: int, held: list[_Cells]) -> Te
     low, tested, negative = torch.empty_like(u), torch.empty_like(u), u.clamp_max(0)
     high = torch.addcmul(nodes.offset[0][0], u, nodes.factor[0][0])
     start = last = high.argmax(1)
+    moving = bool(nodes.offset[1].any())
     most = high.gather(1, last[:, None])[:, 0]
     for i in range(len(nodes.at) - 1):
         width = float(nodes.at[i + 1] - nodes.at[i])
@@ -246,20 +150,23 @@ def _first_pass(u: Tensor, nodes: _Nodes, offset: int, held: list[_Cells]) -> Te
         lines = []
         for label, end, sign in ((first, i, -0.5), (last, i + 1, 0.5)):
             score = u.gather(1, label[:, None])[:, 0]
-            dent = nodes.dent[i][label] - score.clamp_max(0) * nodes.bend[i][label]
-            slope = score * nodes.factor[1][end][label] + nodes.offset[1][end][label]
-            lines.append(slope + sign * width * dent)
+            dent = score.clamp_max(0).neg_().mul_(nodes.bend[i][label])
+            slope = score * nodes.factor[1][end][label]
+            if moving:  # else what is added does not change with gamma
+                dent, slope = dent + nodes.dent[i][label], slope + nodes.offset[1][end][label]
+            lines.append(slope.add_(dent, alpha=sign * width))
         share, floor = _floor(least, lines[0], most, lines[1], width)
         torch.lerp(low, high, share[:, None], out=tested)
         tested.addcmul_(negative, nodes.bend[i], value=-(width**2) / 2)
-        if nodes.dent[i].any():
+        if moving:
             tested.add_(nodes.dent[i], alpha=width**2 / 2)
         ends = torch.stack([first, last], 1)
         tested.scatter_(1, ends, -torch.inf)
         some = ((tested.amax(1) >= floor) | (first != last)).nonzero()[:, 0]
         found = (tested[some] >= floor[some, None]).scatter_(1, ends[some], True).nonzero()
-        bounds = (at.expand(len(some)) for at in (nodes.at[i], nodes.at[i + 1]))
-        held.append(_Cells(some + offset, *bounds, first[some], last[some], *found.unbind(1)))
+        begin, finish = nodes.at[i : i + 2, None].expand(-1, len(some))
+        cell, label = found.unbind(1)
+        held.append(_Cells(some + offset, begin, finish, first[some], last[some], cell, label))
     return start
 
 
@@ -292,22 +199,22 @@ def _joined(held: list[_Cells]) -> _Cells:
     return _Cells(*columns)
 
 
-def _settle(u: Tensor, basis: _Basis, cells: _Cells, limit: float) -> list[_Events]:
+def _settle(u: Tensor, basis: Basis, cells: _Cells, limit: float) -> list[_Events]:
     """Split cells until each has one winner, or two that cross once, u (n, C)."""
     import torch
 
-    events: list[_Events] = []
+    events = [(cells.row[:0], cells.low[:0], cells.low[:0], cells.row[:0])]
     while len(cells.row):
         ends = [u[cells.row, label] for label in (cells.first, cells.last)]
         width = cells.high - cells.low
-        lines = []
+        values, slopes = [], []
         for label, score, at, sign in (
             (cells.first, ends[0], cells.low, -0.5), (cells.last, ends[1], cells.high, 0.5)
         ):  # fmt: skip
             dent = basis.dent(score, label, cells.low, cells.high)
-            lines.append(basis.value(score, label, at)) 
-            lines.append(basis.value(score, label, at, 1) + sign * width * dent)
-        share, floor = _floor(*lines, width)
+            values.append(basis.value(score, label, at))
+            slopes.append(basis.value(score, label, at, 1) + sign * width * dent)
+        share, floor = _floor(values[0], slopes[0], values[1], slopes[1], width)
         keep = _may_win(u, basis, cells, ends, share, floor)
         rivals = torch.zeros_like(cells.row)
         rivals.index_add_(0, cells.cell, keep.long())
@@ -319,13 +226,13 @@ def _settle(u: Tensor, basis: _Basis, cells: _Cells, limit: float) -> list[_Even
         events.append((cells.row[jump], cells.low[jump], cells.high[jump], cells.last[jump]))
         going = ~narrow & ~once & (crossing | (rivals > 0))
         keep |= (cells.label == cells.first[cells.cell]) | (cells.label == cells.last[cells.cell])
-        split = (cells.low + share.clamp(0.1, 0.9) * width)[going]
+        split = (cells.low + share.clamp(0.2, 0.8) * width)[going]
         cells = _halves(u, basis, cells.take(going, keep), split)
     return events
 
 
 def _may_win(
-    u: Tensor, basis: _Basis, cells: _Cells, ends: list[Tensor], share: Tensor, floor: Tensor
+    u: Tensor, basis: Basis, cells: _Cells, ends: list[Tensor], share: Tensor, floor: Tensor
 ) -> Tensor:
     """Which candidates (M,), besides the winners at the ends, may win inside their cell."""
     import torch
@@ -335,7 +242,8 @@ def _may_win(
     values = [basis.value(score, label, at) for at in (low, high)]
     line = torch.lerp(values[0], values[1], share[cell])
     line += basis.dent(score, label, low, high) * (high - low) ** 2 / 2
-    keep = line >= floor[cell]
+    rounding = (line.abs() + floor[cell].abs() + basis.offsets[label].abs()) * _EPSILON
+    keep = line > floor[cell] + rounding
     for winner, best in zip((cells.first, cells.last), ends, strict=True):
         # A curve of the same kind never crosses it, and zero times any factor is of every kind.
         other, zero = winner[cell], (score == 0) & (best[cell] == 0)
@@ -346,7 +254,7 @@ def _may_win(
     return keep
 
 
-def _cross_once(basis: _Basis, cells: _Cells, ends: list[Tensor]) -> Tensor:
+def _cross_once(basis: Basis, cells: _Cells, ends: list[Tensor]) -> Tensor:
     """Where the winners at the ends, (P,), cross just once between them.
 
     With q = 1 the difference of two curves has three exponentials and so at most two zeros, and its
@@ -361,10 +269,11 @@ def _cross_once(basis: _Basis, cells: _Cells, ends: list[Tensor]) -> Tensor:
         slopes.append([basis.value(score, label, at, 1) for at in (low, high)])
         bends.append(basis.bend(score.abs(), basis.offsets[label].abs(), label, low, high))
     rise = slopes[1][0] - slopes[0][0] + slopes[1][1] - slopes[0][1]
-    return rise > (bends[0] + bends[1]) * (high - low)
+    alike = basis.kinds[cells.first] == basis.kinds[cells.last]
+    return (rise > (bends[0] + bends[1]) * (high - low)) | alike
 
 
-def _crossings(basis: _Basis, cells: _Cells, ends: list[Tensor], which: Tensor) -> _Events:
+def _crossings(basis: Basis, cells: _Cells, ends: list[Tensor], which: Tensor) -> _Events:
     """Where the two winners of some cells cross, a mask (P,): Newton's method within brackets."""
     import torch
 
@@ -396,7 +305,7 @@ def _crossings(basis: _Basis, cells: _Cells, ends: list[Tensor], which: Tensor) 
     return cells.row[which], low, gamma, last
 
 
-def _halves(u: Tensor, basis: _Basis, cells: _Cells, split: Tensor) -> _Cells:
+def _halves(u: Tensor, basis: Basis, cells: _Cells, split: Tensor) -> _Cells:
     """Each cell as two, divided at `split` (P,), with the winners there."""
     import torch
 
@@ -417,9 +326,7 @@ def _halves(u: Tensor, basis: _Basis, cells: _Cells, split: Tensor) -> _Cells:
 _Events = tuple["Tensor", "Tensor", "Tensor", "Tensor"]
 
 
-def _chunk(
-    u: Tensor, basis: _Basis, nodes: _Nodes, limit: float, offset: int
-) -> PredictedPath:
+def _chunk(u: Tensor, basis: Basis, nodes: _Nodes, limit: float, offset: int) -> PredictedPath:
     """The steps of some rows, u (n, C)."""
     import torch
 
@@ -436,7 +343,7 @@ def _chunk(
         if sum(len(cells.label) for cells in held) > _HELD:
             events += _settle(u, basis, _joined(held), limit)
             held.clear()
-    if held:
+    if held or not events:
         events += _settle(u, basis, _joined(held), limit)
     row, low, gamma, label = (torch.cat(column) for column in zip(*events, strict=True))
     order = low.argsort(stable=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescale_cli import curved_path as module
 from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.curves import Curves
 from rescale_cli.core.head import Float64, Head
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.curved_path import Curves, curved_path
+from rescale_cli.curved_path import curved_path
 from rescale_cli.strength_path import PredictedPath
 from rescale_cli.sweeping.decision_path import by_curves
 from rescale_cli.sweeping.straight_lines import Family
@@ -54,6 +55,7 @@ def assert_brute_force(family: Family, logits: Float64, limit: float, seed: int)
 
 
 @pytest.mark.parametrize("adjustment", ADJUSTMENTS, ids=str)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**9), samples=st.integers(1, 40), classes=st.integers(2, 40),
     limit=st.sampled_from([0.3, 2.0, 4.0]), left_out=st.booleans(),
@@ -91,7 +93,7 @@ def test_two_curves_that_cross_twice_give_two_events() -> None:
     path = curved_path(torch.tensor([[1.0, 4.0]]), curves, 2.0)
     assert path.label.tolist() == [0, 1, 0]
     np.testing.assert_allclose(path.gamma, [0.0, 0.0, np.log(3.0)], rtol=1e-15, atol=1e-300)
-    later = curved_path(torch.tensor([[1.0, 3.9]]), curves, 2.0)
+    later = curved_path(torch.tensor([[1.0, 3.9]], dtype=torch.float64), curves, 2.0)
     roots = np.log((3.9 + np.array([-1, 1]) * np.sqrt(3.9**2 - 12)) / 2)
     np.testing.assert_allclose(later.gamma[1:], roots, rtol=1e-13)
 

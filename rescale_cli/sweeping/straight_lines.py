@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.curves import Curves
 from rescale_cli.core.head import Float64, Head, RowUpdate
 from rescale_cli.core.methods import METHODS, Adjustment
-from rescale_cli.curved_path import Curves
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +50,6 @@ class Family:
         update, kept, bias = self.at(0.0), self.counts.kept, self.head.bias
         classes = self.head.num_classes
         whole = np.zeros(classes) if bias is None else update.on_bias(bias)
-        stays = ~kept | (self.adjustment.bias_policy == "keep")
-        offsets = np.where(stays, whole, 0.0)
         factors = np.log(self.counts.factors(1.0))
         shares, exponents, follows = np.ones(1), np.zeros(1), ~kept
         if self.adjustment.method == "tau-norm":
@@ -61,6 +59,9 @@ class Family:
             exponents = exponents - middle
             factors = np.zeros(classes)
             factors[kept] = exponents
+        # Where factor and q are one, u takes the offset in, so that equal scores are equal curves.
+        apart = kept & (exponents.any() | (factors != 0))
+        offsets = np.where(apart & (self.adjustment.bias_policy == "keep"), whole, 0.0)
 
         def scores(logits: NDArray[np.generic]) -> Float64:
             own = np.asarray(logits, np.float64) - (0.0 if bias is None else bias)
