@@ -7,7 +7,8 @@ a grid, a multiplication and an arg max, in rounds, one after the other; and how
 decisions differ from brute force in float64. (2) `sweep-gamma` on images beside `evaluate` on the
 same images, as whole commands. (3) `sweep-gamma` on logits of iNaturalist's size, 24,426 x 8,142,
 with its time and its peak memory. (4) Curved scores, a kept bias, beside straight lines, a dropped
-one, on 20,000 samples of 10, 100, 200 and 1,000 classes, in rounds. The logits are made: a long-tailed classifier's shape, random.
+one, on 20,000 samples of 10, 100, 200 and 1,000 classes, in rounds. The
+logits are made: a long-tailed classifier's shape, random.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def beside_straight_lines(runs: int) -> None:
         ratios = []
         for _ in range(runs):
             took = [
-                seconds(lambda f=find, g=family: f(g, logits, labels, 2.0))
+                seconds(lambda f=find, g=family, x=logits, y=labels: f(g, x, y, 2.0))
                 for find, family in (
                     (by_curves, curves), (by_intervals, lines), (by_envelope, lines)
                 )
