@@ -18,7 +18,7 @@ from rescale_cli.sweeping.sweep_result import Sweep, sweep
 from rescale_cli.sweeping.trial import Trial, try_on
 from rescale_cli.sweeping.wanted import Wanted
 
-#: The head has a bias; without it the scores are straight lines, and every strength is exact.
+#: What becomes of the bias of the bundled head.
 BIAS = "drop"
 
 

@@ -15,7 +15,7 @@ ROOT = Path(rescale_cli.__file__).parent
 #: exactly one layer: its own, or that of its folder.
 LAYERS = {
     "ground": "errors registry json_text signals",
-    "core": "core finding measures strength_path",
+    "core": "core finding measures strength_path curved_path",
     "io": """
         files pickles formats checkpoints sources loading loading.logits_only
         training.networks training.layers training.cosine_head training.heads

@@ -29,7 +29,7 @@ from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.options.sweep_options import Metric
 from rescale_cli.reports.sweep_tables import chart
 from rescale_cli.sweeping.choose import CHOICES, choose, distance_to, first_within, halves
-from rescale_cli.sweeping.decision_path import by_envelope, by_grid, by_intervals, grid_predictions
+from rescale_cli.sweeping.decision_path import by_curves, by_envelope, by_intervals
 from rescale_cli.sweeping.straight_lines import Family
 from rescale_cli.sweeping.sweep_result import sweep
 from rescale_cli.sweeping.wanted import Wanted
@@ -74,7 +74,6 @@ def test_both_exact_paths_are_brute_force_at_every_strength(
     path = by_envelope(family, found.logits, found.labels, 2.0)
     gammas = np.linspace(0, 2, 101)
     rights, tallies = right.tallies(gammas), path.tallies(gammas)
-    assert right.exact
     assert path.knows_predictions
     for i, gamma in enumerate(gammas):
         predicted = family.scores(found.logits, gamma).argmax(axis=1)
@@ -85,20 +84,48 @@ def test_both_exact_paths_are_brute_force_at_every_strength(
         np.testing.assert_array_equal(tallies.predicted[i], np.bincount(predicted, minlength=10))
 
 
-def test_a_kept_bias_is_no_straight_line_and_its_grid_is_brute_force(
+CURVED = [
+    Adjustment(), Adjustment(normalize=True, bias="keep"), Adjustment("tau-norm"),
+    Adjustment("tau-norm", bias="scale"), Adjustment("tau-norm", bias="drop"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("excluded", [(), (0, 7)], ids=["all", "some"])
+@pytest.mark.parametrize("adjustment", CURVED, ids=str)
+def test_the_curved_path_is_brute_force_at_every_strength(
     example: tuple[Head, ClassCounts, Predictions],
+    adjustment: Adjustment,
+    excluded: tuple[int, ...],
 ) -> None:
     head, counts, found = example
-    family = Family(Adjustment(), head, counts)
-    assert family.slopes() is None
-    gammas = np.linspace(0, 1, 21)
-    path = by_grid(grid_predictions(family, found.logits, gammas), found.labels, gammas, 10)
-    assert not path.exact
-    for gamma in gammas:
+    family = Family(adjustment, head, counts.exclude(excluded))
+    path = by_curves(family, found.logits, found.labels, 4.0)
+    for gamma in np.random.default_rng(0).uniform(0, 4, 100):
         predicted = family.scores(found.logits, gamma).argmax(axis=1)
         np.testing.assert_array_equal(path.predicted(gamma), predicted)
+
+
+def test_a_kept_bias_is_no_straight_line_and_one_of_zeros_is_none(
+    example: tuple[Head, ClassCounts, Predictions],
+) -> None:
+    head, counts, _ = example
+    assert Family(Adjustment(), head, counts).slopes() is None
     zero = Family(Adjustment(), replace(head, bias=np.zeros(10)), counts)
-    assert zero.slopes() is not None, "a bias of zeros is none"
+    assert zero.slopes() is not None
+
+
+@pytest.mark.parametrize("adjustment", FAMILIES[:4], ids=str)
+def test_curves_and_straight_lines_give_the_same_events(
+    example: tuple[Head, ClassCounts, Predictions], adjustment: Adjustment
+) -> None:
+    head, counts, found = example
+    family = Family(adjustment, head, counts)
+    straight = by_envelope(family, found.logits, found.labels, 2.0)
+    curved = by_curves(family, found.logits, found.labels, 2.0)
+    np.testing.assert_array_equal(curved.start, straight.start)
+    np.testing.assert_allclose(curved.gamma, straight.gamma, rtol=0, atol=1e-12)
+    for name in ("sample", "before", "after"):
+        np.testing.assert_array_equal(getattr(curved, name), getattr(straight, name))
 
 
 def test_each_point_of_a_curve_is_what_evaluating_that_strength_gives(

@@ -39,7 +39,7 @@ def _entry(entry: Entry, found: Comparison, lines: dict[str, str]) -> dict[str, 
         "bias_policy": entry.adjustment.bias_policy,
         "gamma": outcome.choice.gamma if outcome else 0.0,
         "gamma_interval": outcome.interval if outcome else None,
-        "exact": outcome.path.exact if outcome else True,
+        "exact": True,
         "value": entry.at.metrics[found.metric],
         "interval": _ends(entry.at.intervals.get(found.metric)),
         "behind_best": None

