@@ -105,9 +105,10 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A strength, and the plateau of the metric whose middle it is."""
+    """A strength, and the plateau of the metric that it lies on."""
 
     gamma: float
+    """0 where the plateau begins there, else its middle."""
     value: float
     """Of the metric on the samples that it was chosen on."""
     plateau: tuple[float, float]
@@ -119,7 +120,9 @@ Rule = Callable[[Float64, Float64], NDArray[np.bool_]]
 def choose(
     gammas: Float64, values: Float64, limit: float, allowed: NDArray[np.bool_] | None = None
 ) -> Choice:
-    """The middle of the widest plateau of the largest value.
+    """0 if no strength has a larger value, else the middle of the widest plateau of the largest.
+
+    A change without effect on the metric is not harmless: probabilities and single classes move.
 
     Args:
         gammas: (B,), ascending, the first of them 0.
@@ -130,6 +133,8 @@ def choose(
     Example:
         >>> choose(np.array([0.0, 0.2, 0.6]), np.array([0.5, 0.9, 0.7]), limit=2.0)
         Choice(gamma=0.4, value=0.9, plateau=(0.2, 0.6))
+        >>> choose(np.array([0.0, 0.2, 0.6]), np.array([0.9, 0.5, 0.9]), limit=2.0)
+        Choice(gamma=0.0, value=0.9, plateau=(0.0, 0.2))
     """
     values = values if allowed is None else np.where(allowed, values, -np.inf)
     best = float(np.nanmax(values))
@@ -137,16 +142,14 @@ def choose(
     edges = np.flatnonzero(np.diff(np.concatenate([[False], high, [False]])))
     begins, ends = edges[::2], edges[1::2]
     ends_at = np.append(gammas, limit)[ends]
-    widest = int(np.argmax(ends_at - gammas[begins]))
+    widest = 0 if high[0] else int(np.argmax(ends_at - gammas[begins]))
     low, top = float(gammas[begins[widest]]), float(ends_at[widest])
-    return Choice(_rounded(low, top), best, (low, top))
+    return Choice(0.0 if high[0] else _rounded(low, top), best, (low, top))
 
 
 def _rounded(low: float, high: float) -> float:
     """The middle, with as few decimals as stay well inside: it is going to be typed."""
     middle = (low + high) / 2
-    if low == 0 and high == 0:
-        return 0.0
     for decimals in range(2, 17):
         short = round(middle, decimals)
         if abs(short - middle) <= (high - low) / 4:
