@@ -12,7 +12,11 @@ import typer
 from rescale_cli import options
 from rescale_cli.errors import UsageError
 from rescale_cli.files.text_file import refuse_input
-from rescale_cli.options.strength_option import read_adjustment, read_counted
+from rescale_cli.options.strength_option import (
+    read_adjustment,
+    read_counted,
+    verdict_warnings,
+)
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import last_step
 
@@ -110,6 +114,7 @@ def apply(
     if gamma.startswith("@") and output is not None:
         refuse_input(output, [Path(gamma[1:])])
     what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
+    unproven = verdict_warnings(gamma)
     counted = read_counted(gamma, exclude_class or (), target_prior, zero_count)
     with last_step():
         applied = api.apply(
@@ -141,5 +146,5 @@ def apply(
     result = report.apply_result(applied)
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
-    warnings = [*applied.plan.warnings, *counted.warnings(model)]
+    warnings = [*applied.plan.warnings, *counted.warnings(model), *unproven]
     Screen("apply", json).result(result, warnings, lambda: tables.show_apply(applied))

@@ -65,7 +65,7 @@ def compare(
             None,
         )
         for entry in found.entries
-        if entry.outcome is not None and entry.outcome.family.writable
+        if entry.outcome is not None and entry.outcome.family.writable and entry.verdict.helps
     }
     warnings = [
         warning
@@ -77,5 +77,7 @@ def compare(
     if output is not None:
         write_json(output, "compare", result, force=force)
     Screen("compare", json).result(
-        result, [*notes.kept, *trial.warnings, *warnings], lambda: show_comparison(found, lines)
+        result,
+        [*notes.kept, *trial.warnings, *warnings],
+        lambda: show_comparison(trial, found, lines),
     )

@@ -1,4 +1,4 @@
-"""`sweep-gamma`: every strength, exactly; one of them, honestly chosen; and who pays."""
+"""`sweep-gamma`: every strength, exactly; one of them, honestly chosen; and a verdict."""
 
 from __future__ import annotations
 
@@ -57,16 +57,28 @@ def sweep_gamma(
     ] = None,
     apply: Annotated[
         Path | None,
-        typer.Option("--apply", metavar="OUT", help="Write the checkpoint, too.", readable=False),
+        typer.Option(
+            "--apply",
+            metavar="OUT",
+            help="Write the checkpoint, too: with the chosen strength if the verdict is helps, "
+            "else unchanged (strength 0).",
+            readable=False,
+        ),
     ] = None,
+    require_gain: Annotated[
+        bool,
+        typer.Option("--require-gain", help="Exit 6 unless the verdict is helps."),
+    ] = False,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Try every strength at once, choose one on held-out data, and say who pays."""
+    """Try every strength at once, choose one, and judge it on other samples."""
+    from rescale_cli.core.methods import Adjustment
     from rescale_cli.reports import sweep_report
     from rescale_cli.reports.progress import Notes, progress_bar
     from rescale_cli.reports.sweep_outputs import Outputs, tell_github
     from rescale_cli.reports.sweep_tables import show_sweep
+    from rescale_cli.reports.verdict_text import no_gain
     from rescale_cli.sweeping.sweep_result import sweep
     from rescale_cli.sweeping.trial import logits_alone, try_on
 
@@ -91,18 +103,27 @@ def sweep_gamma(
     family = found.best.family
     best = replace(family.adjustment, strength=found.best.choice.gamma)
     best = replace(best, temperature=found.temperature or 1.0)
-    line = None
-    if family.writable:
+    helps, line = found.verdict.helps, None
+    if family.writable and helps:
         line = sweep_report.apply_line(model or "MODEL", best, of.of_apply(counts), apply)
     if model is None and line is not None:
         notes(f"no checkpoint was named; to write the strength into one, put it for MODEL: {line}")
         line = None
     result = sweep_report.sweep_result(trial, found, line, of.counted_with())
     with last_step():
-        patched = outputs.write(model, result, found, (best, choice, of))
-    tell_github(found, patched)
+        patched = outputs.write(model, result, found, (best if helps else Adjustment(), choice, of))
+    tell_github(trial, found, patched)
+    failed = no_gain(result) if require_gain else None
     Screen("sweep-gamma", json).result(
         result,
-        [*notes.kept, *trial.warnings, *sweep_report.not_writable(family)],
+        [
+            *notes.kept,
+            *trial.warnings,
+            *sweep_report.not_writable(family),
+            *sweep_report.left_alone(found, apply),
+        ],
         lambda: show_sweep(trial, found, line),
+        failed,
     )
+    if failed is not None:
+        raise typer.Exit(failed.exit_code)

@@ -15,7 +15,10 @@ _ROWS = 100
 
 
 def markdown(
-    title: str, models: Mapping[str, Mapping[str, float | None]], verdicts: Sequence[Verdict]
+    title: str,
+    models: Mapping[str, Mapping[str, float | None]],
+    verdicts: Sequence[Verdict],
+    text: str = "",
 ) -> str:
     r"""A heading, a table of metrics with one column a model, and a table of the gates.
 
@@ -23,6 +26,7 @@ def markdown(
         title: of the page.
         models: name of the model to its metrics.
         verdicts: of the gates.
+        text: a paragraph below the heading, already escaped.
 
     Example:
         >>> print(markdown("evaluate", {"a|b.pth": {"accuracy": 0.5, "few": None}}, []))
@@ -36,7 +40,13 @@ def markdown(
     """
     names = dict.fromkeys(name for metrics in models.values() for name in metrics)
     rows = [[name, *(_value(metrics.get(name)) for metrics in models.values())] for name in names]
-    page = [f"### {escaped(title)}", "", *_table(["metric", *map(escaped, models)], rows), ""]
+    page = [
+        f"### {escaped(title)}",
+        "",
+        *([text, ""] if text else []),
+        *_table(["metric", *map(escaped, models)], rows),
+        "",
+    ]
     if verdicts:
         judged = [
             [
@@ -49,9 +59,9 @@ def markdown(
     return "\n".join(page)
 
 
-def escaped(text: str) -> str:
-    """A text from outside as one cell that shows it and does nothing else."""
-    return _MARKS.sub(r"\\\g<0>", printable(clip(text, 200)))
+def escaped(text: str, most: int = 200) -> str:
+    """A text from outside, clipped, as a cell or paragraph that shows it and does no more."""
+    return _MARKS.sub(r"\\\g<0>", printable(clip(text, most)))
 
 
 def _value(value: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rescale_cli import options
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.errors import UsageError
+from rescale_cli.errors import NeedsDecision, UsageError
 
 
 def read_adjustment(
@@ -82,6 +82,27 @@ def read_counted(
     return CountedWith(tuple(exclude), prior, zero or options.ZeroPolicy.ERROR)
 
 
+def verdict_warnings(text: str) -> list[tuple[str, str]]:
+    """What to say where a swept strength is applied whose verdict is not `helps`.
+
+    Raises:
+        NeedsDecision: the verdict is `harms`.
+    """
+    said = _read(text)
+    verdict, why = said.get("verdict"), said.get("explanation")
+    if verdict in (None, "helps"):
+        return []
+    because = str(why.get("text", "")) if isinstance(why, dict) else ""
+    if verdict == "harms":
+        raise NeedsDecision(
+            "the sweep found that the chosen strength harms",
+            saw=f"{text[1:]}: {because}",
+            fix=f"keep the model as it is, or insist with the number: --gamma {said['gamma']!r}",
+        )
+    found = f"the verdict of {text[1:]} is {verdict}, and its strength is applied all the same: "
+    return [("unproven-strength", found + because)]
+
+
 def _read(text: str) -> dict[str, Any]:
     """Strength and, from a sweep, method, policies and temperature."""
     from rescale_cli.files.regular_file import read_whole
@@ -95,8 +116,13 @@ def _read(text: str) -> dict[str, Any]:
         chosen = {key: value for key, value in result["chosen"].items() if value is not None}
         fitted = result.get("temperature")
         numbers = {"gamma": chosen["gamma"], "temperature": 1.0 if fitted is None else fitted}
-        about = {"model": result.get("path"), "counted_with": result.get("counted_with")}
-        return about | chosen | {key: float(value) for key, value in numbers.items()}
+        about = {key: result.get(key) for key in ("counted_with", "verdict", "explanation")}
+        return (
+            about
+            | {"model": result.get("path")}
+            | chosen
+            | {key: float(value) for key, value in numbers.items()}
+        )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UsageError(
             "--gamma is neither a number nor a sweep's choice",

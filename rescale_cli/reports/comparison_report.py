@@ -9,6 +9,7 @@ from rich.text import Text
 
 from rescale_cli.measures.significance import Interval
 from rescale_cli.reports.screen import say
+from rescale_cli.reports.verdict_text import Scene, unit_of, verdict_result, verdict_text
 from rescale_cli.sweeping.comparison import Comparison, Entry
 from rescale_cli.sweeping.trial import Trial
 
@@ -23,14 +24,14 @@ def comparison_result(trial: Trial, found: Comparison, lines: dict[str, str]) ->
         "metric": found.metric,
         "samples": {"chosen_on": found.chosen_on, "reported_on": found.reported_on,
                     "apart": found.apart},
-        "methods": [_entry(entry, found, lines) for entry in found.entries],
+        "methods": [_entry(entry, trial, found, lines) for entry in found.entries],
         "not_told_apart": [entry.name for entry in found.entries if entry.level],
         "left_out": dict(found.left_out),
         "apply": lines.get(found.entries[0].name),
     }  # fmt: skip
 
 
-def _entry(entry: Entry, found: Comparison, lines: dict[str, str]) -> dict[str, Any]:
+def _entry(entry: Entry, trial: Trial, found: Comparison, lines: dict[str, str]) -> dict[str, Any]:
     outcome = entry.outcome
     return {
         "name": entry.name,
@@ -45,16 +46,27 @@ def _entry(entry: Entry, found: Comparison, lines: dict[str, str]) -> dict[str, 
         "behind_best": None
         if entry.behind is None
         else {"difference": entry.behind.value, "interval": _ends(entry.behind)},
+        **verdict_result(entry.verdict, _text(entry, trial, found), trial.counts.names),
         "metrics": dict(entry.at.metrics),
         "apply": lines.get(entry.name),
     }
+
+
+def _text(entry: Entry, trial: Trial, found: Comparison) -> str:
+    """The verdict on one method in sentences."""
+    (plain,) = (other for other in found.entries if other.outcome is None)
+    scene = Scene(
+        entry.adjustment, unit_of(trial), "others" if found.apart else "same",
+        len(trial.predictions.logits), trial.counts.names, (plain.at.recall, entry.at.recall),
+    )  # fmt: skip
+    return verdict_text(entry.verdict, scene)
 
 
 def _ends(interval: Interval | None) -> list[float] | None:
     return None if interval is None else [interval.low, interval.high]
 
 
-def show_comparison(found: Comparison, lines: dict[str, str]) -> None:
+def show_comparison(trial: Trial, found: Comparison, lines: dict[str, str]) -> None:
     """`compare` for a person: the methods ranked, and what the ranking is worth."""
     where = f"chosen on {found.chosen_on:,} samples, reported on {found.reported_on:,} others"
     say(where if found.apart else f"chosen and reported on the same {found.chosen_on:,} (oracle)")
@@ -62,7 +74,12 @@ def show_comparison(found: Comparison, lines: dict[str, str]) -> None:
     names = [n for n in names if any(e.at.metrics.get(n) is not None for e in found.entries)]
     table = Table(box=None, pad_edge=False)
     table.add_column("method")
-    for title in ("strength", *(name.replace("_", " ") for name in names), "behind [95 %]"):
+    for title in (
+        "strength",
+        *(name.replace("_", " ") for name in names),
+        "behind [95 %]",
+        "verdict",
+    ):
         table.add_column(title, justify="right")
     for entry in found.entries:
         strength = f"{entry.outcome.choice.gamma:g}" if entry.outcome else "-"
@@ -72,8 +89,9 @@ def show_comparison(found: Comparison, lines: dict[str, str]) -> None:
         shown = "" if behind is None else (
             f"{behind.value:.4f} [{behind.low:.4f}, {behind.high:.4f}]{' ~' if entry.level else ''}"
         )  # fmt: skip
-        table.add_row(Text(entry.name), strength, *cells, shown)
+        table.add_row(Text(entry.name), strength, *cells, shown, entry.verdict.kind)
     say(table)
+    say("", *(f"{e.name}: {_text(e, trial, found)}" for e in found.entries if e.outcome), "")
     best, level = found.entries[0], [entry.name for entry in found.entries if entry.level]
     if level:
         say(f"~ cannot be told apart from {best.name} on these samples: {', '.join(level)}")

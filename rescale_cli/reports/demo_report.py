@@ -13,6 +13,7 @@ from rescale_cli.reports.screen import say
 from rescale_cli.reports.sweep_report import apply_line, sweep_result
 from rescale_cli.reports.sweep_tables import payers, show_choice, show_curve
 from rescale_cli.reports.tables import show_apply, show_inspect
+from rescale_cli.reports.verdict_text import sweep_text
 
 
 def both(demo: Demo) -> tuple[Scored, Scored]:
@@ -24,8 +25,9 @@ def both(demo: Demo) -> tuple[Scored, Scored]:
 
 def sweep_of(demo: Demo) -> dict[str, Any]:
     """The JSON of its `sweep-gamma`."""
-    options = {"--counts": [str(demo.counts)]}
-    line = apply_line(demo.model, demo.applied.plan.adjustment, options, None)
+    options, line = {"--counts": [str(demo.counts)]}, None
+    if demo.swept.verdict.helps:
+        line = apply_line(demo.model, demo.applied.plan.adjustment, options, None)
     return sweep_result(demo.trial, demo.swept, line)
 
 
@@ -38,6 +40,7 @@ def demo_result(demo: Demo) -> dict[str, Any]:
         "sweep_gamma": sweep_of(demo),
         "apply": apply_result(demo.applied),
         "evaluate": evaluate_result(demo.evaluation, (), demo.terms),
+        "verdict": demo.swept.verdict.kind,
         "images": len(before.labels),
         "balanced_accuracy": {
             "before": before.metrics["balanced_accuracy"],
@@ -58,6 +61,7 @@ def show_demo(demo: Demo) -> None:
     kept = demo.model.parent / "sweep.json"
     data = f"--data npz:{demo.validation}"
     say("", f"$ rescale-cli sweep-gamma {model} {counts} {data} --bias {BIAS} -o {kept}")
+    say(sweep_text(demo.trial, demo.swept), "")
     show_choice(demo.swept)
     show_curve(demo.trial, demo.swept)
     say("", payers(demo.trial, demo.swept))

@@ -19,15 +19,17 @@ from rescale_cli.files.text_file import (
     write_text,
     write_texts,
 )
-from rescale_cli.measures.markdown import markdown
+from rescale_cli.measures.markdown import escaped, markdown
 from rescale_cli.options.data_options import DataOptions
 from rescale_cli.options.sweep_options import HeadOptions
 from rescale_cli.patching.patch import Patched, Target, apply_plan, refuse_source
 from rescale_cli.patching.plan import CountsChoice, make_plan
 from rescale_cli.reports.screen import finite
 from rescale_cli.reports.sweep_report import curve_csv
+from rescale_cli.reports.verdict_text import sweep_text
 from rescale_cli.sources.data_spec import paths_of
 from rescale_cli.sweeping.sweep_result import Sweep
+from rescale_cli.sweeping.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +83,21 @@ class Outputs:
         return patched
 
 
-def tell_github(found: Sweep, patched: Patched | None) -> None:
+def tell_github(trial: Trial, found: Sweep, patched: Patched | None) -> None:
     """The outputs and the summary page of a step, where one runs."""
-    gamma = found.best.choice.gamma
-    values: dict[str, object] = {"gamma": gamma}
+    gamma, verdict = found.best.choice.gamma, found.verdict
+    values: dict[str, object] = {"gamma": gamma, "verdict": verdict.kind}
+    if verdict.gain is not None and verdict.gain.difference is not None:
+        values["gain"] = verdict.gain.difference
     if patched is not None:
         written = next(iter(patched.files.values()))
         values |= {"output": patched.output, "sha256": written.sha256}
     append_outputs(values)
     names = {"0": "as it is", "chosen": f"strength {gamma:g}"}
     models = {names[key]: at.metrics for key, at in found.at.items()}
-    append_summary(markdown(f"rescale-cli sweep-gamma: strength {gamma:g}", models, ()))
+    title = f"rescale-cli sweep-gamma: {verdict.kind}, strength {gamma:g}"
+    page = markdown(title, models, (), escaped(sweep_text(trial, found), 2000))
+    append_summary(page)
 
 
 def as_json(command: str, result: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.measures.significance import Interval
 from rescale_cli.options.sweep_options import HeadOptions
+from rescale_cli.reports.verdict_text import sweep_text, verdict_result
 from rescale_cli.sweeping.straight_lines import Family
 from rescale_cli.sweeping.sweep import Outcome
 from rescale_cli.sweeping.sweep_result import At, Sweep
@@ -53,6 +54,7 @@ def sweep_result(
             "chosen_on": part(found, chosen_on=True),
             "reported_on": None if chosen is None else part(found, chosen_on=False),
         },
+        **verdict_result(found.verdict, sweep_text(trial, found), trial.counts.names),
         "plateau": list(best.choice.plateau),
         "oracle": None if found.oracle is None else {
             "gamma": found.oracle.gamma,
@@ -152,6 +154,18 @@ def not_writable(family: Family) -> list[tuple[str, str]]:
         return []
     text = f"{family.adjustment.method} changes the bias, and this head has none: "
     return [("not-writable", text + "add it to the logits yourself, `apply` cannot write it")]
+
+
+def left_alone(found: Sweep, output: Path | None) -> list[tuple[str, str]]:
+    """The warning where `--apply` writes a checkpoint without the chosen strength."""
+    if output is None or found.verdict.helps:
+        return []
+    text = (
+        f"{output} is written with strength 0, so its tensors are those of the original, because "
+        f"the verdict is {found.verdict.kind}; to write the chosen strength all the same, use "
+        f"`apply` with the number {found.best.choice.gamma:.12g}"
+    )
+    return [("left-alone", text)]
 
 
 def apply_line(

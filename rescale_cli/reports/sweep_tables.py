@@ -10,6 +10,7 @@ from rescale_cli.core.head import Float64
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.reports.screen import plain, say
 from rescale_cli.reports.sweep_report import part
+from rescale_cli.reports.verdict_text import sweep_text
 from rescale_cli.sweeping.sweep_result import Sweep
 from rescale_cli.sweeping.trial import Trial
 
@@ -20,7 +21,8 @@ _MOST = 5
 
 
 def show_sweep(trial: Trial, found: Sweep, line: str | None) -> None:
-    """`sweep-gamma` for a person."""
+    """`sweep-gamma` for a person: the verdict first."""
+    say(sweep_text(trial, found), "")
     show_choice(found)
     show_curve(trial, found)
     if found.at:

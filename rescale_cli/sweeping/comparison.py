@@ -16,6 +16,7 @@ from rescale_cli.sweeping.straight_lines import Family
 from rescale_cli.sweeping.sweep import Outcome, decide, parts_of
 from rescale_cli.sweeping.sweep_result import At, at_strength, objective_of
 from rescale_cli.sweeping.trial import Trial
+from rescale_cli.sweeping.verdict import Verdict, judge
 from rescale_cli.sweeping.wanted import Wanted
 
 #: What is compared, by the name that is shown.
@@ -41,6 +42,8 @@ class Entry:
     """On the samples to report on."""
     behind: Interval | None
     """The best one's metric less this one's, paired; None for the best, and without bootstrap."""
+    verdict: Verdict
+    """Compared with the head as it is, which itself has no gain."""
 
     @property
     def level(self) -> bool:
@@ -115,6 +118,8 @@ def compare_methods(
             name, found[name][0].adjustment, found[name][1], ats[name],
             None if name == order[0] or not wanted.replicates
             else _behind(decided[order[0]], decided[name], shown, objective, wanted),
+            judge(decided[_AS_IT_IS], decided[name], shown, objective,
+                  independent=parts.apart, seed=wanted.seed),
         )
         for name in order
     )  # fmt: skip

@@ -27,6 +27,7 @@ from rescale_cli.sweeping.sweep import (
     pick,
     right_as_it_is,
 )
+from rescale_cli.sweeping.verdict import Verdict, judge, without_labels
 from rescale_cli.sweeping.wanted import Wanted
 
 #: Points of the curve that is shown.
@@ -60,6 +61,8 @@ class Sweep:
     parts: Parts
     at: Mapping[str, At]
     """`0`, the head as it is, and `chosen`; empty without labels."""
+    verdict: Verdict
+    """Whether the chosen strength is better than the head as it is."""
     oracle: Choice | None
     """The best strength on the samples that are reported on."""
     curve: Mapping[str, Float64]
@@ -127,10 +130,26 @@ def sweep(
             right = right_as_it_is(predictions, rows) if wanted.head_drop is not None else None
             oracle = pick(best.path.of(rows), wanted, objective, target, right)
     return Sweep(
-        wanted, objective, best, tuple(o for o in tried if o is not best), parts, at, oracle,
-        curve, len(best.path.breakpoints()) - 1, _negative(best.family, predictions),
+        wanted, objective, best, tuple(o for o in tried if o is not best), parts, at,
+        _verdict(best, at, labels, parts, objective, wanted), oracle, curve,
+        len(best.path.breakpoints()) - 1, _negative(best.family, predictions),
         None if labels is None else best.path.never_right,
         _temperature(best, predictions, parts) if fit else None,
+    )  # fmt: skip
+
+
+def _verdict(
+    best: Outcome, at: Mapping[str, At], labels: Labels | None, parts: Parts,
+    objective: Objective, wanted: Wanted,
+) -> Verdict:  # fmt: skip
+    """On the samples to report on."""
+    if labels is None:
+        adjustment, bias = best.family.adjustment, best.family.head.bias
+        other = adjustment.normalize or (bias is not None and adjustment.bias_policy != "keep")
+        return without_labels(changes=other or best.choice.gamma > 0)
+    return judge(
+        at["0"].predicted, at["chosen"].predicted, labels[parts.reported], objective,
+        independent=parts.apart or wanted.unlabeled, seed=wanted.seed,
     )  # fmt: skip
 
 
