@@ -416,8 +416,12 @@ def test_a_step_on_github_gets_the_choice_and_what_was_written(
     _, result = run(capsys, *words, "--apply", out)
     gamma = result["chosen"]["gamma"]
     sha256 = hashlib.sha256(out.read_bytes()).hexdigest()
-    assert outputs.read_text() == f"gamma={gamma}\noutput={out}\nsha256={sha256}\n"
-    assert f"strength {gamma:g}" in page.read_text()
+    assert outputs.read_text() == (
+        f"gamma={gamma}\nverdict=helps\ngain={result['gain']['difference']}\n"
+        f"output={out}\nsha256={sha256}\n"
+    )
+    assert f"helps, strength {gamma:g}" in page.read_text()
+    assert "re-scaling helps" in page.read_text()
     assert "| balanced_accuracy |" in page.read_text()
     outputs.unlink()
     run(capsys, *words, "--unlabeled")
