@@ -18,6 +18,7 @@ LAYERS = {
     "core": "core finding measures strength_path curved_path",
     "io": """
         files pickles formats checkpoints sources loading loading.logits_only
+        loading.exported_network
         training.networks training.layers training.cosine_head training.heads
     """,
     "work": "patching predicting evaluating sweeping training training.ranked_norm api demo",
@@ -29,7 +30,8 @@ TOP = "__init__"
 
 #: Files of torch.nn.Module classes, whose base class torch must define: only functions import them.
 TORCH = {
-    "loading.logits_only", "training.layers", "training.cosine_head", "training.ranked_norm",
+    "loading.logits_only", "loading.exported_network", "training.layers", "training.cosine_head",
+    "training.ranked_norm",
 }  # fmt: skip
 
 #: Longer files, each with its reason.

@@ -558,7 +558,7 @@ def test_an_exported_program_is_told_by_its_content(tmp_path: Path) -> None:
     network = make_exported(tmp_path / "model.pt2")
     found = load_classifier(tmp_path / "model.pt2")
     assert found.arch == "pt2"
-    assert "graph code is run" in found.why
+    assert "no code of it is run" in found.why
     for n in (1, 5):
         same_logits(found, network, images(n))
 
@@ -572,7 +572,7 @@ def test_an_exported_program_for_one_size_of_batch_is_refused_with_the_way_out(
 
 def test_an_exported_program_that_is_no_classifier_is_refused(tmp_path: Path) -> None:
     make_exported(tmp_path / "model.pt2", network=nn.Conv2d(3, 8, 3).eval())
-    refused(tmp_path / "model.pt2", None, BadInput, "no image classifier")
+    refused(tmp_path / "model.pt2", None, BadInput, "not an image classifier")
 
 
 def test_a_pickle_hidden_in_an_exported_program_is_refused_unrun(tmp_path: Path) -> None:

@@ -1,23 +1,20 @@
-"""Models that bring their own code: TorchScript, and the .pt2 archives of torch.export."""
+"""Models that bring their own graph: TorchScript, and the .pt2 archives of torch.export.
+
+TorchScript is code that torch runs. The program of a .pt2 archive is data here.
+"""
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli.errors import BadCheckpoint, BadInput
-from rescale_cli.files.zip_table import ZipTable, read_record, read_zip_table
-from rescale_cli.formats import torch_zip
-from rescale_cli.json_text import clip, parse_json
+from rescale_cli.json_text import clip
+from rescale_cli.loading.export_archive import EXPORT, ExportArchive, read_export_archive
 
 if TYPE_CHECKING:
     from torch import nn
-
-#: Bytes of one pickled record, at most.
-MAX_PICKLED = 1 << 30
-_EXPORT = "export it again: torch.export.save(torch.export.export(model, ...), 'model.pt2')"
 
 
 def load_script(path: Path) -> nn.Module:
@@ -39,90 +36,51 @@ def load_script(path: Path) -> nn.Module:
 
 
 def load_exported(path: Path) -> tuple[nn.Module, int]:
-    """The program of a .pt2 file, on the CPU: the module and C.
-
-    Its graph is the file's own code. What is pickled in it is looked at first, and refused if it
-    is more than tensors.
+    """The program of a .pt2 file, on the CPU: the module and C. No code of the file is run.
 
     Raises:
-        BadCheckpoint: torch cannot load it, or it is compiled for one machine.
-        UnsafePickle: a pickle in it calls or names what no checkpoint needs.
+        BadCheckpoint: a record, an operator or a value that this tool does not know.
+        UnsafePickle: the example inputs call or name what no checkpoint needs.
         BadInput: it does not take (n, channels, H, W) of any n, and give (n, C).
     """
-    import torch
+    from rescale_cli.loading.exported_network import ExportedNetwork
 
-    _refuse_pickled_code(path)
+    archive = read_export_archive(path)
     try:
-        program = torch.export.load(path)
-        module: nn.Module = program.module()
-    except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
-        raise _unloadable(path, error, _EXPORT) from None
-    nodes = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    inputs = [nodes[str(name)] for name in program.graph_signature.user_inputs]
-    outputs = [nodes.get(str(name)) for name in program.graph_signature.user_outputs]
-    shapes = [tuple(getattr(value, "shape", ())) for value in (*inputs, *outputs)]
-    if len(inputs) != 1 or len(shapes) < 2 or len(shapes[0]) != 4 or len(shapes[1]) != 2:
+        network = ExportedNetwork(archive)
+    except RecursionError:
+        saw = "graphs nested too deeply"
+        raise BadCheckpoint(f"{path.name} is damaged", saw=saw, fix=EXPORT) from None
+    images, answer = network.ends()
+    shapes = [_shape(archive, name) for name in (*images, answer)]
+    if len(images) != 1 or len(shapes[0]) != 4 or len(shapes[1]) != 2:
         raise BadInput(
-            f"{path.name} is no image classifier",
+            f"{path.name} is not an image classifier",
             saw=clip(f"shapes of input and output: {shapes}"),
-            fix=_EXPORT,
+            fix=EXPORT,
         )
-    batch, channels, height, width = shapes[0]
-    fixed = [n for n in (channels, height, width, shapes[1][1]) if not isinstance(n, int)]
-    if isinstance(batch, int) or fixed:
+    batch, *sizes = shapes[0]
+    classes = shapes[1][1]
+    if batch is not None or None in sizes or classes is None:
         raise BadInput(
-            f"{path.name} takes batches of {batch} only"
-            if isinstance(batch, int)
-            else f"{path.name} does not say the size of its images",
+            f"{path.name} takes only batches of {batch}"
+            if batch is not None
+            else f"{path.name} does not give the size of its images",
             saw=f"input {shapes[0]}, output {shapes[1]}",
             fix="export it with dynamic_shapes=({0: torch.export.Dim('n')},)",
         )
-    return module, int(shapes[1][1])
+    return network.eval(), classes
 
 
-def _refuse_pickled_code(path: Path) -> None:
-    """Read the pickles of the archive as inert values: torch itself would run them."""
-    table = read_zip_table(path)
-    pickled = set[str]()
-    for name in table.entries:
-        if "/data/aotinductor/" in name:
-            saw = clip(name)
-            raise BadCheckpoint(f"{path.name} is compiled for one machine", saw=saw, fix=_EXPORT)
-        if "/data/sample_inputs/" in name or "custom_obj" in name:
-            pickled.add(name)
-        if name.endswith("_config.json"):
-            pickled |= _said_to_be_pickled(table, name)
-    for name in pickled:
-        _refuse_globals(path, name, read_record(table, name, MAX_PICKLED))
-
-
-def _said_to_be_pickled(table: ZipTable, name: str) -> set[str]:
-    """The records that a table of weights or constants has torch unpickle."""
-    said = parse_json(read_record(table, name, MAX_PICKLED), name)
-    folder = name.rpartition("/")[0]
-    entries = said.get("config", said).values() if isinstance(said, dict) else ()
-    return {
-        f"{folder}/{entry.get('path_name')}"
-        for entry in entries
-        if isinstance(entry, dict) and entry.get("use_pickle") is not False
-    }
-
-
-def _refuse_globals(path: Path, name: str, data: bytes) -> None:
-    with tempfile.TemporaryDirectory(prefix="rescale-cli-") as folder:
-        inner = Path(folder) / "inner.pt"
-        inner.write_bytes(data)
-        if not torch_zip.matches(inner):
-            raise _foreign_object(path, name)
-        contents = torch_zip.list_tensors(inner)
-    if contents.format != "torch-zip" or contents.globals:
-        raise _foreign_object(path, f"{name}: {', '.join(contents.globals[:3])}")
-
-
-def _foreign_object(path: Path, saw: str) -> BadCheckpoint:
-    return BadCheckpoint(
-        f"{path.name} holds a pickled object that is no tensor", saw=clip(saw), fix=_EXPORT
-    )
+def _shape(archive: ExportArchive, name: str | None) -> tuple[int | None, ...]:
+    """The shape of a value, None for each size that the graph leaves open."""
+    values = archive.graph["graph"].get("tensor_values")
+    said = values.get(name) if isinstance(values, dict) else None
+    sizes = said.get("sizes") if isinstance(said, dict) else None
+    if not isinstance(sizes, list):
+        return ()
+    found = [size.get("as_int") if isinstance(size, dict) else None for size in sizes]
+    return tuple(size if type(size) is int else None for size in found)
 
 
 def _unloadable(path: Path, error: Any, fix: str) -> BadCheckpoint:

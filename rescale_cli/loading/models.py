@@ -2,7 +2,7 @@
 
 A source takes what lies at the path and what `--arch` says behind its name, and gives the
 Classifier. Tensors are read by our own reader. Code from outside runs in two cases only, and `why`
-says so: TorchScript and .pt2 files are code, and `python:` names the user's own.
+says so: a TorchScript file is code, and `python:` names the user's own.
 """
 
 from __future__ import annotations
@@ -184,13 +184,13 @@ def torchscript(file: ModelFile, _: str) -> Classifier:
 
 @models.register("pt2", argument="")
 def pt2(file: ModelFile, _: str) -> Classifier:
-    """An archive of torch.export, which is a network and its code in one."""
+    """An archive of torch.export: a network and its graph, which this tool computes itself."""
     if file.checkpoint is not None:
         raise _wrong_kind(file, "torch.export", "torch.export.save")
     from rescale_cli.loading.logits_only import LogitsOnly
 
     module, num_classes = compiled_models.load_exported(file.path)
-    why = "an archive of torch.export, whose own graph code is run"
+    why = "an archive of torch.export; its graph is computed here and no code of it is run"
     return Classifier(LogitsOnly(module), num_classes, "pt2", why)
 
 
