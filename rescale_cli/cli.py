@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 import rescale_cli
+from rescale_cli import foreign_code
 from rescale_cli.errors import (
     EnvironmentProblem,
     Interrupted,
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _prepare_streams()
     speaker = Screen(_command_in(words), as_json="--json" in words)
+    foreign_code.listener.set(screen.tell_announced)
+    screen.announced.set(())
     try:
         with interruptible():
             code = app(words, standalone_mode=False, prog_name="rescale-cli")

@@ -810,7 +810,7 @@ def test_hugging_face_asks_no_network_unless_told(monkeypatch: pytest.MonkeyPatc
         seen.append((path, config, library.config.HF_HUB_OFFLINE))
         raise ConnectionError("nobody there")
 
-    monkeypatch.setattr(library, "load_dataset", load)
+    monkeypatch.setattr(library, "load_dataset_builder", load)
     refused("hf:some/where?config=x", "--download")
     refused("hf:some/where", "nobody there", download=True)
     assert seen == [("some/where", "x", True), ("some/where", None, False)]

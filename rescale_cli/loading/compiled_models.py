@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli.errors import BadCheckpoint, BadInput
+from rescale_cli.foreign_code import announce
 from rescale_cli.json_text import clip
 from rescale_cli.loading.export_archive import EXPORT, ExportArchive, read_export_archive
 
@@ -25,6 +26,10 @@ def load_script(path: Path) -> nn.Module:
     """
     import torch
 
+    announce(
+        f"{clip(path.name, 80)} is TorchScript: running the model runs the code in the file, "
+        "without a sandbox"
+    )
     with warnings.catch_warnings():
         # torch tells authors of models to move on; whoever has only the file cannot.
         warnings.filterwarnings("ignore", message="`?torch.jit")

@@ -39,6 +39,7 @@ def build(folder: Path, tensors: Sequence[TensorInfo]) -> nn.Module:
             config = transformers.AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
+            _refuse_kernels(config)
             model, report = _class_of(transformers, config).from_pretrained(
                 None, config=config, state_dict=state, output_loading_info=True
             )
@@ -74,6 +75,28 @@ def preprocessing(folder: Path, config: Mapping[str, Any]) -> Preprocessing | No
     # What the processor leaves out of its own description, it does not do.
     off = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), False)
     return from_hugging_face({**off, **processor.to_dict()})
+
+
+def _refuse_kernels(config: Any) -> None:
+    """Stop if config.json names a repository of compiled code for the library to fetch and run."""
+    said = [(key, value) for part in _parts(config.to_dict()) for key, value in part.items()]
+    said.append(("attn_implementation", getattr(config, "_attn_implementation", None)))
+    for key, value in said:
+        if "_implementation" in str(key) and "/" in str(value):
+            raise BadInput(
+                "config.json names code to fetch and run, which this tool never does",
+                saw=clip(f"{key}: {value!r}"),
+                fix=f"remove {clip(str(key), 80)} from config.json",
+            )
+
+
+def _parts(value: Any) -> Iterator[dict[Any, Any]]:
+    """Every table of a configuration, at any depth."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            yield from _parts(inner)
 
 
 def _class_of(transformers: Any, config: Any) -> Any:

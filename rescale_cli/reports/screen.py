@@ -37,6 +37,8 @@ def plain(text: object) -> str:
 #: What `-q` and `-v` said, for the command that is running.
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 verbosity: ContextVar[int] = ContextVar("verbosity", default=0)
+#: What code the command that is running has announced.
+announced: ContextVar[tuple[str, ...]] = ContextVar("announced", default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class Screen:
             if failed is not None:
                 self.error(failed)
             return
-        listed = [{"code": code, "message": message} for code, message in warnings]
+        every = [*(("runs-code", text) for text in announced.get()), *warnings]
+        listed = [{"code": code, "message": message} for code, message in every]
         said = {} if failed is None else {"error": _fields(failed)}
         self._document({"ok": failed is None, **said, "result": result, "warnings": listed})
 
@@ -103,6 +106,14 @@ def _fields(error: RescaleError) -> dict[str, Any]:
     if isinstance(error, AmbiguousHead):
         said["candidates"] = list(error.candidates)
     return said
+
+
+def tell_announced(text: str) -> None:
+    """Say at once, on stderr, what code is about to run; the JSON document repeats it."""
+    if text not in announced.get():
+        announced.set((*announced.get(), text))
+        if not quiet.get():
+            talk("note", text)
 
 
 def talk(kind: str, text: str, style: str = "") -> None:

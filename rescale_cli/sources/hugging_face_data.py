@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rescale_cli.core.class_order import RawCounts
 from rescale_cli.core.counts import few
 from rescale_cli.core.images import Image, Images
+from rescale_cli.errors import BadInput
 from rescale_cli.json_text import clip
 from rescale_cli.loading.libraries import library
 from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
@@ -22,6 +23,9 @@ from rescale_cli.sources.label_sources import bad_data, labels_of, tally_of
 from rescale_cli.sources.parquet_table import encoded_image, scalar_labels
 
 _OPTIONS = ("image", "label", "config")
+
+#: The readers of the library that take files as data alone. Its reader `pandas` unpickles them.
+_PLAIN = ("arrow", "cache", "csv", "imagefolder", "json", "parquet", "text", "webdataset")
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,26 @@ def _load(spec: DataSpec) -> Any:
         with _quiet(library_, offline=folder or not spec.download):
             if saved:
                 return library_.load_from_disk(path)
-            return library_.load_dataset(path, spec.options.get("config"))
+            builder = library_.load_dataset_builder(path, spec.options.get("config"))
+            _refuse_unsafe(builder)
+            builder.download_and_prepare()
+            return builder.as_dataset()
+    except BadInput:
+        raise
     except Exception as error:  # of a dozen kinds, by the library and those that it calls
         fix = f"name a folder: hf:DIR; or let it be fetched: --data hf:{spec.path} --download"
         if folder:
             fix = "save it again: data.save_to_disk(DIR); or folder:DIR, parquet:DIR"
         raise bad_data(f"hf:{path} cannot be loaded", str(error), fix) from None
+
+
+def _refuse_unsafe(builder: Any) -> None:
+    """Stop if the library would read the files in another way than as plain data."""
+    module = type(builder).__module__.rpartition(".")[2]
+    if module not in _PLAIN:
+        saw = f"its files would be read by datasets' module {module}"
+        what = "only data sets of plain files are loaded: other readers can run code of a file"
+        raise bad_data(what, saw, f"save it as Parquet; read here: {', '.join(_PLAIN)}")
 
 
 @contextmanager

@@ -23,6 +23,13 @@ from rescale_cli.sources.label_sources import bad_data
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
+#: Pillow's readers that are used. Its reader of EPS starts Ghostscript, which runs the file.
+READERS = (
+    "JPEG", "MPO", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000", "TGA",
+    "PCX", "ICO",
+)  # fmt: skip
+
+
 def decode(data: bytes, name: str) -> Image:
     """An encoded image as (H, W, 3) RGB, or (H, W, 1) where it is stored as 8-bit gray.
 
@@ -52,7 +59,9 @@ def _decoded(file: BinaryIO, name: str) -> Image:
     import PIL.Image as pillow  # noqa: N813 - it is a module
 
     try:
-        with pillow.open(file) as picture:
+        pillow.init()
+        readers = [name for name in READERS if name in pillow.OPEN]
+        with pillow.open(file, formats=readers) as picture:
             if picture.width * picture.height > (pillow.MAX_IMAGE_PIXELS or 1 << 62):
                 raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
             return from_picture(picture)

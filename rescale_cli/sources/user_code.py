@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from rescale_cli.errors import BadInput
+from rescale_cli.foreign_code import announce
 from rescale_cli.json_text import clip
 
 
@@ -27,6 +28,7 @@ def user_function(name: str, source: str) -> Callable[..., Any]:
     if not module or not path:
         saw = f"{source}:{clip(name, 80)}"
         raise BadInput("no function of a Python module is named", saw=saw, fix=fix)
+    announce(f"{source}:{clip(name, 80)} runs the Python code of that module")
     here = os.getcwd()  # noqa: PTH109 - a string is what sys.path takes
     if here not in sys.path:
         # It stays: what the function imports later, and worker processes, need it, too.
