@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from rescale_cli.errors import BadCheckpoint, RescaleError, UnsafePickle
+from rescale_cli.errors import BadCheckpoint, BadInput, UnsafePickle
 from rescale_cli.loading.compiled_models import load_exported
 
 Records = dict[str, bytes]
@@ -474,21 +475,16 @@ def test_code_in_a_string_of_the_graph_is_never_read(
         try:
             module, _ = load_exported(write(attack.records, tmp_path / "bad.pt2"))
             assert torch.equal(module(images), wanted)
-        except RescaleError as error:
-            assert error.exit_code == 3
+        except BadInput:
+            pass
 
 
 @pytest.mark.parametrize("name", ["legacy weights", "an opaque object"])
-def test_torch_itself_would_run_it(
-    name: str, good: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_torch_itself_would_run_it(name: str, good: Path, tmp_path: Path) -> None:
     """The attacks are real: torch's reader makes the folder."""
     made = Attack(good, tmp_path / "was-run")
     REFUSED[name](made)
     path = write(made.records, tmp_path / "bad.pt2")
-    try:
+    with contextlib.suppress(Exception):
         torch.export.load(path)
-    except Exception as error:
-        capfd.readouterr()
-        assert "pickle" not in type(error).__name__.lower()
     assert made.marker.exists()
