@@ -73,8 +73,10 @@ def versions(python: str) -> str:
 
 def loaders(python: str) -> list[str]:
     """The names of the table in loaders.py."""
-    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import loaders; print(*loaders.LOADERS, sep='|')"
-    done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+    code = "import loaders; print(*loaders.LOADERS, sep='|')"
+    done = subprocess.run(
+        [python, "-c", code], check=True, capture_output=True, text=True, cwd=HERE
+    )
     return done.stdout.strip().splitlines()[-1].split("|")
 
 
