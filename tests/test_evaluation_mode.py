@@ -142,7 +142,7 @@ def script(folder: Path, how: Callable[[nn.Module], Any]) -> Made:
     network = plain()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, and still in model repositories
-        how(copy.deepcopy(network)).save(str(folder / "m.pt"))
+        how(network).save(str(folder / "m.pt"))  # tracing in training mode updates its statistics
     return folder / "m.pt", None, network
 
 
