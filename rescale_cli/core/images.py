@@ -51,6 +51,8 @@ class Preprocessing:
     """The shorter side (int) or both sides before the crop; None: resize to `size` outright."""
     interpolation: str = "bilinear"
     """As Pillow names it: nearest, bilinear, bicubic, lanczos, box or hamming."""
+    keep_ratio: bool = False
+    """Whether a pair in `resize` is covered, the image keeping its aspect ratio, as timm does."""
     flip_channels: bool = False
     """Whether the network takes blue, green, red."""
     crop_rounds_down: bool = False

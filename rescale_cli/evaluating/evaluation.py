@@ -109,6 +109,8 @@ def _run(
     images = open_images(str(choice.data), download=choice.download)
     _check_labelled(images.labels, images.source, labelled)
     classifier = load_classifier(model, choice.arch, accept=accept)
+    if ranks.is_main() and any(word in classifier.why for word in ("weights from", "named by")):
+        notes(f"{model.name}: {classifier.why}")
     _check(model, num_classes, classifier.num_classes, classifier.arch)
     prepared = override(
         classifier.preprocessing, choice.preset, choice.size, choice.mean, choice.std

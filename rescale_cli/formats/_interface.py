@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rescale_cli.core.tensor_info import TensorInfo
 
@@ -44,6 +45,8 @@ class Contents:
     """The config.json beside the weights, where there is one."""
     class_names: tuple[tuple[str, ...], ...] = ()
     """Every list of class names found in the file, in row order; the head's length selects one."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What a pickle says of the network in plain values: `arch`, `args`, `hyper_parameters` ..."""
     globals: tuple[str, ...] = ()
     """What a pickle names beyond tensors and plain containers, sorted; none of it was imported."""
     module_classes: Mapping[str, str] = field(default_factory=dict)

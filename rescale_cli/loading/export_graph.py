@@ -15,6 +15,7 @@ from typing import Any
 
 from rescale_cli.errors import BadCheckpoint
 from rescale_cli.json_text import clip
+from rescale_cli.loading.evaluation_mode import in_evaluation
 from rescale_cli.loading.export_archive import DTYPES, EXPORT, member
 from rescale_cli.loading.export_steps import ON_NUMBERS, WITH_GRAPHS, Graph, Here, Ref, Step
 
@@ -144,7 +145,7 @@ class GraphReader:
             raise self.refused(
                 f"{clip(target, 120)} with the argument {clip(next(iter(given)), 80)}"
             )
-        return run, tuple(args), kwargs
+        return run, *in_evaluation(run, args, kwargs)
 
     def _output(self, said: Any) -> Any:
         kind, value = self.one(said)

@@ -11,16 +11,11 @@ from rescale_cli.json_text import clip
 
 
 class LogitsOnly(nn.Module):
-    """Takes (n, C) logits out of what a model answers; it stays in evaluation mode."""
+    """Takes (n, C) logits out of what a model answers."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.training = False
-
-    def train(self, mode: bool = True) -> LogitsOnly:
-        """Change nothing: exported programs have one mode and refuse to be asked."""
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (n, channels, H, W) to (n, C).

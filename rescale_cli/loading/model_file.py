@@ -11,6 +11,7 @@ from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.formats.sharded_folder import read_config
 from rescale_cli.formats.torch_zip import is_exported
+from rescale_cli.loading.origin import Origin, origin_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class ModelFile:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """Every tensor of the checkpoint, unread."""
         return self.checkpoint.contents.tensors if self.checkpoint else ()
+
+    @property
+    def origin(self) -> Origin | None:
+        """Which library wrote it, where its layout says so."""
+        return origin_of(self.checkpoint.contents) if self.checkpoint else None
 
     @property
     def folder(self) -> Path:

@@ -15,12 +15,25 @@ from rescale_cli.core.images import Classifier, Preprocessing
 from rescale_cli.errors import BadCheckpoint, BadInput, NeedsDecision, UsageError
 from rescale_cli.finding.find_head import find_heads
 from rescale_cli.json_text import clip
-from rescale_cli.loading import compiled_models, hugging_face, timm_models, user_model
+from rescale_cli.loading import (
+    compiled_models,
+    hugging_face,
+    mm_config,
+    timm_models,
+    user_model,
+)
+from rescale_cli.loading.evaluation_mode import in_evaluation_mode
 from rescale_cli.loading.fit_weights import CHANNELS, USUAL, Build, fit, load_strictly
 from rescale_cli.loading.known_networks import build_of, variant_of
 from rescale_cli.loading.model_file import ModelFile, open_model
-from rescale_cli.loading.preprocessing_config import from_run, from_timm, from_torchvision
-from rescale_cli.loading.recognize import recognize
+from rescale_cli.loading.origin import refuse_unbuilt, says
+from rescale_cli.loading.preprocessing_config import (
+    from_references,
+    from_run,
+    from_timm,
+    from_torchvision,
+)
+from rescale_cli.loading.recognize import network_named, recognize
 from rescale_cli.loading.state_tensors import choose
 from rescale_cli.registry import Registry
 from rescale_cli.training.heads import as_trained
@@ -64,7 +77,7 @@ def load_classifier(
             fix=usage,
         )
     found = entry.run(file, rest)
-    found.module.eval().requires_grad_(False)
+    in_evaluation_mode(found.module).requires_grad_(False)
     return found
 
 
@@ -79,7 +92,18 @@ def _arch_of(file: ModelFile) -> str:
     if "model_type" in file.config:
         return "hf"
     named = file.config.get("architecture")
-    return f"timm:{named}" if isinstance(named, str) and named else recognize(file.tensors)
+    if isinstance(named, str) and named:
+        return f"timm:{named}"
+    origin = file.origin
+    if origin is None:
+        return recognize(file.tensors)
+    refuse_unbuilt(origin, file.path.name)
+    try:
+        return network_named(origin, file.tensors) or recognize(file.tensors)
+    except BadInput as error:
+        if origin.library == "mmpretrain":
+            error.saw += "; mmpretrain wrote the file, and only its ResNets are known by name"
+        raise
 
 
 @models.register("torchvision", argument="NAME")
@@ -87,7 +111,14 @@ def torchvision(file: ModelFile, name: str) -> Classifier:
     """An image classifier of torchvision, with as many classes and channels as the weights have."""
     arch = f"torchvision:{name}"
     build = build_of(arch, variant_of(arch, file.tensors))
-    return _fitted(file, build, arch, from_torchvision(name))
+    default, origin = from_torchvision(name), file.origin
+    said = None
+    if origin is not None and origin.library == "mmpretrain":
+        mm_config.refuse_unlike(origin.args, arch)
+        said = mm_config.preprocessing(origin.args, default)
+    elif origin is not None and origin.library == "torchvision":
+        said = from_references(origin.args)
+    return _fitted(file, build, arch, said or default)
 
 
 @models.register("rescale", argument="NAME")
@@ -100,19 +131,21 @@ def rescale(file: ModelFile, name: str) -> Classifier:
 @models.register("timm", argument="NAME")
 def timm(file: ModelFile, name: str) -> Classifier:
     """A model of timm, by name; the arguments in a config.json are passed on."""
-    build = timm_models.build_of(name, file.config.get("model_args") or {})
-    default = from_timm(timm_models.pretrained_cfg(name), f"timm's default for {name}")
-    return _fitted(file, build, f"timm:{name}", default)
+    origin = file.origin
+    args = origin.args if origin is not None and origin.library == "timm" else {}
+    given = file.config.get("model_args") or timm_models.model_args(name, args)
+    cfg, source = timm_models.data_config(name, args)
+    return _fitted(file, timm_models.build_of(name, given), f"timm:{name}", from_timm(cfg, source))
 
 
 def _fitted(file: ModelFile, build: Build, arch: str, default: Preprocessing | None) -> Classifier:
     fitted = fit(as_trained(build, file.config), file.tensors, arch)
-    said = _preprocessing_of(file) or default
+    said, where = _preprocessing_of(file) or default, says(file.origin, arch)
     return Classifier(
         fitted.module,
         fitted.num_classes,
         arch,
-        "; ".join(filter(None, (f"{arch} fits every name and shape", fitted.why))),
+        "; ".join(filter(None, (f"{arch} fits every name and shape", where, fitted.why))),
         file.names_of(fitted.num_classes),
         said if said is not None and said.channels == fitted.channels else None,
     )

@@ -209,7 +209,10 @@ def _resized(p: Preprocessing, height: int, width: int) -> tuple[int, int]:
     if p.resize is None:
         return p.size
     if not isinstance(p.resize, int):
-        return p.resize
+        if not p.keep_ratio:
+            return p.resize
+        ratio = min(height / p.resize[0], width / p.resize[1])
+        return round(height / ratio), round(width / ratio)
     if height <= width:
         return p.resize, int(p.resize * width / height)
     return int(p.resize * height / width), p.resize

@@ -10,7 +10,7 @@ from rescale_cli.core.images import Preprocessing
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.json_text import clip
 from rescale_cli.loading.libraries import torchvision
-from rescale_cli.loading.preprocessing import checked
+from rescale_cli.loading.preprocessing import checked, presets
 
 #: Pillow's numbers, which Hugging Face writes down.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -73,7 +73,7 @@ def _from_timm(cfg: Mapping[str, Any], source: str) -> Preprocessing:
     channels, height, width = cfg["input_size"]
     share = float(cfg.get("crop_pct") or _CROP_PCT)
     resize = math.floor(height / share), math.floor(width / share)
-    squashed = cfg.get("crop_mode") == "squash" or resize[0] != resize[1]
+    square = resize[0] == resize[1] and cfg.get("crop_mode") != "squash"
     mean, std = _floats(cfg["mean"]), _floats(cfg["std"])
     if channels == 1 and len(mean) == 3:
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
@@ -81,8 +81,9 @@ def _from_timm(cfg: Mapping[str, Any], source: str) -> Preprocessing:
         size=(height, width),
         mean=mean,
         std=std,
-        resize=resize if squashed else resize[0],
+        resize=resize[0] if square else resize,
         interpolation=_interpolation(cfg.get("interpolation") or "bilinear"),
+        keep_ratio=cfg.get("crop_mode") != "squash",
         source=source,
     )
 
@@ -100,6 +101,17 @@ def from_torchvision(name: str) -> Preprocessing:
         interpolation=done.interpolation.value,
         source=f"torchvision's default for {name}",
     )
+
+
+def from_references(args: Mapping[str, Any], source: str = "args") -> Preprocessing | None:
+    """What torchvision's training script tests with, from its arguments; None if they lack it."""
+    crop, resize = args.get("val_crop_size"), args.get("val_resize_size")
+    if not isinstance(crop, int) or not isinstance(resize, int):
+        return None
+    base = presets["imagenet"]
+    said = {"mean": base.mean, "std": base.std, "size": (crop, crop), "resize": resize}  # type: ignore[union-attr]
+    said |= {"interpolation": args.get("interpolation") or "bilinear"}
+    return from_run({"preprocessing": said}, f"{source} of the checkpoint")
 
 
 def from_hugging_face(

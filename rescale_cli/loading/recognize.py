@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib.util import find_spec
 from typing import cast
 
 from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import BadInput, NeedsDecision
 from rescale_cli.finding.model_copies import copies, in_model
 from rescale_cli.json_text import clip
+from rescale_cli.loading import timm_models
 from rescale_cli.loading.fit_weights import (
     CHANNELS,
     CLASSES,
@@ -21,6 +23,7 @@ from rescale_cli.loading.fit_weights import (
 )
 from rescale_cli.loading.known_networks import AUXILIARY, build_of, torchvision_names, variant_of
 from rescale_cli.loading.libraries import torchvision
+from rescale_cli.loading.origin import Origin
 from rescale_cli.loading.state_tensors import choose
 from rescale_cli.training.networks import networks
 
@@ -57,6 +60,41 @@ def recognize(tensors: Sequence[TensorInfo]) -> str:
         saw=f"{len(model)} tensors: {clip(shown)}",
         fix="name the network: --arch timm:NAME, torchvision:NAME or python:module:callable",
     )
+
+
+def network_named(origin: Origin, tensors: Sequence[TensorInfo]) -> str | None:
+    """The network that a checkpoint names, if the weights fit it; None if it names none that does.
+
+    Raises:
+        NeedsDecision: timm wrote the file without the name of its model.
+        EnvironmentProblem: timm is needed and not installed.
+    """
+    if origin.library == "timm":
+        arch = origin.archs[0]
+        if timm_models.is_model(arch.partition(":")[2]):
+            return arch
+        raise NeedsDecision(
+            "timm wrote this file and does not say which of its models it is",
+            saw=clip(f"{origin.where}: {arch}"),
+            fix="name the model: --arch timm:NAME",
+        )
+    known = set(torchvision_names())
+    for named in origin.archs:
+        library, _, name = named.partition(":")
+        if library != "timm" and name in known and _fits(f"torchvision:{name}", tensors):
+            return f"torchvision:{name}"
+        wanted = library == "timm" or (not library and find_spec("timm") is not None)
+        if wanted and timm_models.is_model(name) and _fits(f"timm:{name}", tensors):
+            return f"timm:{name}"
+    return None
+
+
+def _fits(arch: str, tensors: Sequence[TensorInfo]) -> bool:
+    """Whether a network has exactly the names and shapes of the weights."""
+    source, _, name = arch.partition(":")
+    if source != "timm":
+        return _has(arch, tensors)
+    return _same(hollow_shapes(timm_models.build_of(name, {})), tensors)
 
 
 def _of_that_size(model: Sequence[TensorInfo]) -> Iterator[str]:
@@ -103,7 +141,10 @@ def _sizes(model: Sequence[TensorInfo], classes: int) -> set[int]:
 
 
 def _has(arch: str, model: Sequence[TensorInfo]) -> bool:
-    shapes = _shapes_of(arch, variant_of(arch, model))
+    return _same(_shapes_of(arch, variant_of(arch, model)), model)
+
+
+def _same(shapes: Shapes, model: Sequence[TensorInfo]) -> bool:
     chosen = choose(model, shapes)
     sizes = {mark: measure(shapes, chosen, mark) for mark in (CLASSES, CHANNELS)}
     own = {name: tuple(sizes.get(n, n) for n in shape) for name, shape in shapes.items()}

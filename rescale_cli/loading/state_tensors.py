@@ -24,6 +24,8 @@ ORDER = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
 #: Segments that a wrapper puts in front of any part of a network.
 WRAPPED = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
+_PARTS = "backbone.* and head.fc.* are its parts, as mmpretrain names them"
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
@@ -53,11 +55,12 @@ def choose(tensors: Sequence[TensorInfo], wanted: Collection[str]) -> Chosen:
     """
     names = {info.name: info for info in tensors}
     found = _below_a_prefix(names, wanted)
-    if len(found.infos.keys() & set(wanted)) < len(wanted):
-        bare = {_unwrapped(name): info for name, info in names.items()}
-        again = _below_a_prefix(bare, wanted)
+    for rename, how in ((_unwrapped, ""), (_without_parts, _PARTS)):
+        if len(found.infos.keys() & set(wanted)) == len(wanted):
+            break
+        again = _below_a_prefix({rename(name): info for name, info in names.items()}, wanted)
         if len(again.infos.keys() & set(wanted)) > len(found.infos.keys() & set(wanted)):
-            return again
+            found = replace(again, why="; ".join(filter(None, (again.why, how))))
     return found
 
 
@@ -103,6 +106,12 @@ def _shown(prefix: str) -> str:
 
 def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPED)
+
+
+def _without_parts(name: str) -> str:
+    """The name that a part of mmpretrain's classifier has in a network that is not in parts."""
+    bare = _unwrapped(name).replace("head.fc.", "fc.")
+    return ".".join(part for part in bare.split(".") if part != "backbone")
 
 
 def read_tensors(infos: Mapping[str, TensorInfo]) -> dict[str, Tensor]:

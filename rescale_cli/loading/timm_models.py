@@ -22,6 +22,11 @@ _NOT_PASSED = frozenset(
     }
 )  # fmt: skip
 
+#: Arguments of timm's training script that say how images are prepared.
+_OF_IMAGES = (
+    "input_size", "img_size", "in_chans", "mean", "std", "crop_pct", "crop_mode", "interpolation"
+)  # fmt: skip
+
 
 def build_of(name: str, arguments: Mapping[str, Any]) -> Build:
     """How to build timm's model of that name.
@@ -65,6 +70,48 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
     """What timm says of the model's first published weights; empty if it says nothing."""
     found = _timm().get_pretrained_cfg(name)
     return {} if found is None else dict(found.to_dict())
+
+
+def is_model(name: str) -> bool:
+    """Whether timm has a model of that name."""
+    return ":" not in name and bool(_timm().is_model(name))
+
+
+def model_args(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's training script passes to the model, from its arguments, if it matters later."""
+    passed = {"global_pool": args.get("gp"), "bn_eps": args.get("bn_eps")}
+    size = args.get("input_size") or args.get("img_size")
+    if size and pretrained_cfg(name).get("fixed_input_size"):
+        passed["img_size"] = tuple(size[1:]) if isinstance(size, list) else size
+    passed |= args.get("model_kwargs") or {}
+    return {key: value for key, value in passed.items() if value is not None}
+
+
+def data_config(name: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """How timm prepares images for a model that was trained with some arguments, and who says it.
+
+    Args:
+        name: as timm lists it.
+        args: those of timm's training script (input_size, mean, std, crop_pct ...), which go before
+            the model's own configuration; {} where there are none.
+
+    Raises:
+        BadInput: arguments that timm itself does not take.
+    """
+    cfg, asked = pretrained_cfg(name), [key for key in _OF_IMAGES if args.get(key)]
+    if not asked:
+        return cfg, f"timm's default for {name}"
+    try:
+        made: dict[str, Any] = library("timm.data", "timm").resolve_data_config(
+            dict(args), pretrained_cfg=cfg
+        )
+    except (AssertionError, TypeError, ValueError, KeyError) as error:
+        raise BadInput(
+            "the args of the checkpoint do not say how images are prepared",
+            saw=clip(f"{ {key: args[key] for key in asked} }: {error}"),
+            fix="give all of --size, --mean and --std",
+        ) from None
+    return made, f"timm's default for {name} with {', '.join(asked)} from args"
 
 
 def _timm() -> Any:
