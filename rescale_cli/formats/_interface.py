@@ -44,6 +44,8 @@ class Contents:
     """The config.json beside the weights, where there is one."""
     class_names: tuple[tuple[str, ...], ...] = ()
     """Every list of class names found in the file, in row order; the head's length selects one."""
+    tool: str = ""
+    """What trained it, where a pickle says so: timm or torchvision; see `pickled_names`."""
     globals: tuple[str, ...] = ()
     """What a pickle names beyond tensors and plain containers, sorted; none of it was imported."""
     module_classes: Mapping[str, str] = field(default_factory=dict)

@@ -65,7 +65,7 @@ def load_classifier(
         )
     found = entry.run(file, rest)
     found.module.eval().requires_grad_(False)
-    return found
+    return replace(found, tool=file.checkpoint.tool) if file.checkpoint else found
 
 
 def _arch_of(file: ModelFile) -> str:
