@@ -532,3 +532,8 @@ def test_apply_scales_the_rows_that_timm_trained_or_stops(tmp_path):
     counts_file.write_text(json.dumps(write_counts(raw.sorted_by("natural"))))
     assert factors(unknown, classes=counts_file) == pytest.approx(wanted)
     assert factors(unknown) == pytest.approx(wanted)
+
+
+def test_a_head_whose_names_differ_only_in_their_unicode_form_has_none():
+    twice = tuple(unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    assert align(Classes.numbered(2), HeadRows(2, twice)).by == "index"

@@ -72,7 +72,9 @@ def row_names(head: HeadRows, said: Said, *, checked: bool = True) -> tuple[str,
         UnknownClassOrder: they contradict the checkpoint's own, or the order that its training
             tool sorts folders in; or they are in an order that only a tool's default chose.
     """
-    own = head.own if head.own and len({*head.own}) == len(head.own) == head.size else None
+    own = (
+        head.own if head.own and len({*map(nfc, head.own)}) == len(head.own) == head.size else None
+    )
     if said.listed is not None:
         return _one_a_row(said.listed, head.size, "--label-order")
     if said.names is None or (said.order == "index" and len(said.names) == head.size):
