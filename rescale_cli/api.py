@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.read_head import read_head, refuse_shared
+from rescale_cli.core.alignment import Alignment
 from rescale_cli.core.binary import ASSUMED
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.row_names import row_names
 from rescale_cli.core.summary import warnings_of
 from rescale_cli.errors import BadHead, RescaleError
 from rescale_cli.files.text_file import refuse_input
@@ -26,7 +28,7 @@ from rescale_cli.patching.locate_head import HeadChoice, locate, one_size
 from rescale_cli.patching.patch import Patched, Target, apply_plan, default_output, files_beside
 from rescale_cli.patching.plan import CountsChoice, Plan, make_plan
 from rescale_cli.patching.record import Record, find_records
-from rescale_cli.sources.class_names import read_class_names
+from rescale_cli.sources.class_names import said_about_rows
 from rescale_cli.sources.count_sources import json_counts, read_counts
 from rescale_cli.sources.data_spec import paths_of
 
@@ -46,6 +48,8 @@ class Inspected:
     counts: ClassCounts | None
     records: tuple[Record, ...]
     warnings: tuple[tuple[str, str], ...]
+    alignment: Alignment | None = None
+    """Of the counts with the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +69,7 @@ def as_raw_counts(counts: CountsLike) -> RawCounts:
     if isinstance(counts, Mapping):
         return json_counts({str(name): n for name, n in counts.items()}, "the counts given")
     values = counts.tolist() if isinstance(counts, np.ndarray) else list(counts)
-    return RawCounts(tuple(values), None, "list", "the counts given")
-
-
-def _as_names(classes: str | PathLike[str] | Sequence[str] | None) -> tuple[str, ...] | None:
-    if classes is None:
-        return None
-    if isinstance(classes, str | PathLike):
-        return read_class_names(Path(classes))
-    return tuple(classes)
+    return RawCounts(tuple(values), None, "the counts given")
 
 
 def inspect(
@@ -85,6 +81,8 @@ def inspect(
     only: bool = False,
     plain_head: bool = False,
     classes: str | PathLike[str] | Sequence[str] | None = None,
+    label_order: str | Sequence[str] | None = None,
+    order: str | None = None,
     accept_global: Sequence[str] = (),
 ) -> Inspected:
     """Open a checkpoint, find its head and read its row norms. Nothing is run or written.
@@ -98,6 +96,9 @@ def inspect(
         only: let `heads` leave out final layers with as many rows as the named ones.
         plain_head: the named heads are ordinary linear layers, whatever they look like.
         classes: names in head order, or a file of them.
+        label_order: `name`, `index`, a file, or the labels in row order: how the classes of the
+            counts are joined with the rows, where two ways differ.
+        order: `imagefolder`, `natural` or `index`: how the class folders were sorted.
         accept_global: full names of pickle globals that are let pass, still without being run.
 
     Raises:
@@ -106,18 +107,21 @@ def inspect(
         BadCounts, UnknownClassOrder: the counts are not those of its rows.
     """
     checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
-    names = _as_names(classes)
+    rows = said_about_rows(classes, label_order, order)
+    names = rows.names
     raw = None if counts is None else as_raw_counts(counts)
     said = len(names) if names else len(raw.values) if raw and len(raw.values) > 1 else None
     found = locate(checkpoint, HeadChoice(tuple(heads), only, plain_head), num_classes, said)
     first = one_size(found)
-    own = names or checkpoint.names_of(first.classes)
-    matched = None
+    head_rows = checkpoint.rows(first.classes, first.weight)
+    own = row_names(head_rows, rows, checked=False)
+    matched = aligned = None
     if raw is not None:
-        matched = CountsChoice(raw, names, zero="one").resolve(first.classes, own, first.weight)
+        matched, aligned = CountsChoice(raw, rows, zero="one").resolve(head_rows)
     head = read_head(checkpoint, first)
     records, odd = find_records(checkpoint)
     notes = [("head", text) for text in found.warnings] + [("record", text) for text in odd]
+    notes += [("class-order", text) for text in (aligned.notes if aligned else ())]
     if first.binary and raw is None:
         notes.append(("binary-head", ASSUMED))
     notes += [
@@ -132,7 +136,7 @@ def inspect(
     except BadHead as error:
         notes.append(("shared-bytes", error.what))
     warnings = (*notes, *warnings_of(head, matched))
-    return Inspected(checkpoint, found, head, own, matched, tuple(records), warnings)
+    return Inspected(checkpoint, found, head, own, matched, tuple(records), warnings, aligned)
 
 
 def apply(
@@ -149,6 +153,8 @@ def apply(
     plain_head: bool = False,
     num_classes: int | None = None,
     classes: str | PathLike[str] | Sequence[str] | None = None,
+    label_order: str | Sequence[str] | None = None,
+    order: str | None = None,
     zero_count: Literal["error", "one", "skip"] = "error",
     max_factor: float | None = None,
     exclude_class: Sequence[str] = (),
@@ -177,6 +183,9 @@ def apply(
         plain_head: the named heads are ordinary linear layers, whatever they look like.
         num_classes: C, where the counts do not say it.
         classes: names in head order, or a file of them.
+        label_order: `name`, `index`, a file, or the labels in row order: how the classes of the
+            counts are joined with the rows, where two ways differ.
+        order: `imagefolder`, `natural` or `index`: how the class folders were sorted.
         zero_count: what a class without samples is: an error, counted as one, or left alone.
         max_factor: no row is scaled by more.
         exclude_class: rows left alone, and never n_1.
@@ -196,7 +205,7 @@ def apply(
     adjustment = Adjustment(method, gamma, normalize, bias, max_factor, temperature)
     choice = CountsChoice(
         as_raw_counts(counts),
-        _as_names(classes),
+        said_about_rows(classes, label_order, order),
         zero_count,
         tuple(exclude_class),
         None if target_prior is None else as_raw_counts(target_prior),
@@ -210,7 +219,7 @@ def apply(
     if dry_run:
         return Applied(plan, None)
     place = Path(output) if output is not None else default_output(checkpoint.path)
-    read = paths_of(counts, classes, target_prior)
+    read = paths_of(counts, classes, label_order, target_prior)
     for written in (place, *files_beside(place)):
         refuse_input(written, read)
     return Applied(plan, apply_plan(plan, Target(place, force, in_place, undo, command)))

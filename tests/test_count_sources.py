@@ -7,6 +7,7 @@ import string
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rescale_cli.core.class_order import match
+from rescale_cli.core.alignment import join_counts
+from rescale_cli.core.classes import Classes
+from rescale_cli.core.row_names import HeadRows, Said
 from rescale_cli.errors import BadCounts, BadInput, RescaleError, UsageError
 from rescale_cli.sources.class_names import read_class_names
 from rescale_cli.sources.count_sources import (
@@ -34,6 +37,10 @@ TABLES = st.dictionaries(
     min_size=2,
 )
 VALUES = st.lists(st.integers(1, 10**15), min_size=2, max_size=20)
+
+
+def match(raw, size, own=None, given_classes=None, zero="error"):
+    return join_counts(raw, HeadRows(size, own), Said(given_classes), zero=zero)[0]
 
 
 def put(path: Path, data: str | bytes) -> str:
@@ -148,7 +155,7 @@ def test_csv_of_other_programs_is_read(tmp_path, text):
 )
 def test_labels_of_samples_are_counted(tmp_path, text):
     raw = read_counts(put(tmp_path / "labels", text))
-    assert (raw.values, raw.kind) == ((1, 2), "index")
+    assert (raw.values, raw.classes) == ((1, 2), Classes.numbered(2))
 
 
 def test_names_of_samples_are_counted(tmp_path):
@@ -318,14 +325,15 @@ def test_folders_are_counted_as_imagefolder_does(tmp_path):
     (root / "1" / "link").symlink_to(root / "10")
     (root / "1" / "itself").symlink_to(root / "1")
     raw = count_data(f"folder:{root}")
-    assert raw.names == ("1", "10", "2", "b")
-    assert raw.values == (5, 3, 2, 0)
+    assert raw.names == ("1", "10", "2")  # b is empty: no class
+    assert raw.values == (5, 3, 2)
     assert raw.source == "folder train/"
-    assert count_data(f"{tmp_path}").values == (5, 3, 2, 0)
-    assert count_data(f"{tmp_path}@train").values == (5, 3, 2, 0)
-    assert write_counts(raw) == {"counts": [5, 3, 2, 0], "classes": ["1", "10", "2", "b"]}
-    with pytest.raises(BadCounts, match=r"class 3 \(b\) has no training samples"):
-        match(raw, 4, raw.names)
+    assert count_data(f"{tmp_path}").values == (5, 3, 2)
+    assert count_data(f"{tmp_path}@train").values == (5, 3, 2)
+    written = {"counts": [5, 3, 2], "classes": ["1", "10", "2"], "order": "imagefolder"}
+    assert write_counts(raw) == written
+    natural = {"counts": [5, 2, 3], "classes": ["1", "2", "10"], "order": "natural"}
+    assert write_counts(raw.sorted_by("natural")) == {**natural, "order_given": True}
 
 
 def test_folders_agree_with_torchvision(tmp_path):
@@ -350,10 +358,10 @@ def test_a_list_file_is_split_at_the_last_space_and_counts_gaps_as_zero(tmp_path
     text = "a b/1.jpg 0\r\na/2 3.jpg 3\n\nc.jpg 0\n"
     path = put(tmp_path / "train.txt", text)
     raw = count_data(f"list:{path}?root=/data")
-    assert (raw.values, raw.kind, raw.source) == ((2, 0, 0, 1), "index", "train.txt")
+    assert (raw.values, raw.names, raw.source) == ((2, 0, 0, 1), None, "train.txt")
     with pytest.raises(BadCounts, match=r"class 1 .*no training samples"):
         match(raw, 4, ("a", "b", "c", "d"))
-    assert write_counts(raw) == [2, 0, 0, 1]
+    assert write_counts(raw) == {"counts": [2, 0, 0, 1], "order": "index"}
 
 
 @pytest.mark.parametrize("stem", ["ImageNet_LT", "Places_LT"])
@@ -400,7 +408,7 @@ def test_idx_labels_are_counted_raw_or_zipped(tmp_path, name, sub):
     assert count_data(str(tmp_path)).values == raw.values
     refused(f"mnist:{tmp_path}@test", "t10k")
     again = read_counts(put(tmp_path / "c.json", json.dumps(write_counts(raw))))
-    assert again.kind == "index"
+    assert again == replace(raw, source="c.json")
     assert match(again, 10, zero="one").values.tolist()[:2] == [1, 2]
 
 

@@ -5,12 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescale_cli.core.class_order import RawCounts, in_head_order, match
+from rescale_cli.core.alignment import in_row_order, join_counts
+from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.row_names import HeadRows, Said
 from rescale_cli.errors import BadCounts, BadInput, UnknownClassOrder, UsageError
 
 COUNTS = st.lists(st.integers(1, 10**15), min_size=2, max_size=30)
 NAMES = ("cat", "dog", "owl")
+
+
+def match(raw, size, own=None, given_classes=None, zero="error", head="") -> ClassCounts:
+    rows = HeadRows(size, own, title=head)
+    return join_counts(raw, rows, Said(given_classes), zero=zero)[0]
 
 
 def named(**pairs: int) -> RawCounts:
@@ -188,7 +195,7 @@ def test_an_excluded_class_may_have_no_share():
 
 def test_keys_zero_to_nine_are_indices():
     raw = RawCounts.keyed(((str(i), i + 1) for i in (3, 1, 0, 2, 9, 5, 4, 8, 6, 7)), "c.json")
-    assert raw.kind == "index"
+    assert raw.names is None
     assert match(raw, 10).values.tolist() == list(range(1, 11))
 
 
@@ -199,19 +206,18 @@ def test_keys_are_sorted_as_numbers_and_never_as_text():
 
 def test_folders_zero_to_eleven_are_names_because_imagefolder_sorts_them_as_text():
     keys = sorted(map(str, range(12)))
-    raw = RawCounts.keyed(((key, int(key) + 1) for key in keys), "folder train/", ordered=True)
+    raw = RawCounts.keyed(((key, int(key) + 1) for key in keys), "folder train/", "imagefolder")
     with pytest.raises(UnknownClassOrder):
         match(raw, 12)
     assert match(raw, 12, tuple(keys)).values.tolist() == [int(key) + 1 for key in keys]
 
 
-def test_index_keys_that_are_other_rows_by_name_are_not_guessed():
+def test_index_keys_that_are_all_names_of_the_head_go_by_name_and_it_is_said():
     keys = tuple(sorted(map(str, range(12))))
     raw = RawCounts.keyed(((str(i), i + 1) for i in range(12)), "c.json")
-    with pytest.raises(UnknownClassOrder) as caught:
-        match(raw, 12, keys)
-    assert "10" in caught.value.saw
-    assert "JSON list" in caught.value.fix
+    counts, found = join_counts(raw, HeadRows(12, keys))
+    assert counts.values.tolist() == [int(key) + 1 for key in keys]
+    assert "row 4 by name, 2 by number" in found.notes[0]
 
 
 @given(st.permutations(range(5)), st.permutations(range(5)))
@@ -224,10 +230,15 @@ def test_permuted_names_map_to_the_same_rows(order, rows):
     assert match(raw, 5, real).values.tolist() == [i + 1 for i in rows]
 
 
-def test_the_names_that_the_user_gives_go_before_those_of_the_checkpoint():
-    counts = match(named(cat=1, dog=2, owl=3), 3, NAMES, ("owl", "cat", "dog"))
+def test_the_names_that_the_user_gives_may_rename_rows_and_not_contradict_the_checkpoint():
+    own = ("Katze", "Hund", "Eule")
+    counts = match(named(cat=1, dog=2, owl=3), 3, own, ("owl", "cat", "dog"))
     assert counts.values.tolist() == [3, 1, 2]
     assert counts.names == ("owl", "cat", "dog")
+    with pytest.raises(UnknownClassOrder, match="contradicts") as caught:
+        match(named(cat=1, dog=2, owl=3), 3, NAMES, ("owl", "cat", "dog"))
+    assert "row 0: owl or cat" in caught.value.saw
+    assert "--label-order FILE" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -296,18 +307,18 @@ def test_given_classes_must_name_each_row_once(given_classes):
 
 
 def test_names_known_with_labels_map_by_name_where_the_head_has_the_same_names():
-    raw = RawCounts((1, 2, 3), NAMES, "index", "fashion")
+    raw = RawCounts((1, 2, 3), Classes(NAMES, (0, 1, 2), "dataset"), "fashion")
     assert match(raw, 3).values.tolist() == [1, 2, 3]
     assert match(raw, 3).names == NAMES
     assert match(raw, 3, ("owl", "dog", "cat")).values.tolist() == [3, 2, 1]
-    assert match(raw, 3, ("feline", "canine", "bird")).values.tolist() == [1, 2, 3]
-    with pytest.raises(UnknownClassOrder):
-        match(raw, 3, ("dog", "feline", "bird"))
+    for other in (("feline", "canine", "bird"), ("dog", "feline", "bird")):
+        with pytest.raises(UnknownClassOrder, match="differently"):
+            match(raw, 3, other)
 
 
 def test_shares_are_brought_in_head_order_without_being_counts():
     raw = RawCounts.keyed([("dog", 0.25), ("cat", 0.75)], "prior.json")
-    assert in_head_order(raw, 2, ("cat", "dog")) == ((0.75, 0.25), ("cat", "dog"))
+    assert in_row_order(raw, HeadRows(2, ("cat", "dog")))[0] == (0.75, 0.25)
 
 
 def test_every_order_of_three_names_has_its_own_rows():

@@ -162,8 +162,11 @@ def test_counts_of_a_folder_and_of_labels_print_what_their_schema_says(
             (tmp_path / "data" / name / f"{i}.png").touch()
     code, result = run(capsys, "counts", tmp_path / "data")
     assert code == 0
-    assert (result["counts"], result["classes"]) == ([3, 1, 0], ["cat", "dog", "eel"])
-    assert (result["total"], result["empty_classes"], result["imbalance_ratio"]) == (4, 1, 3)
+    assert (result["counts"], result["classes"]) == ([3, 1], ["cat", "dog"])  # eel is empty
+    assert (result["total"], result["empty_classes"], result["imbalance_ratio"]) == (4, 0, 3)
+    assert result["order"] == "imagefolder"
+    code, result = run(capsys, "counts", tmp_path / "data", "--order", "natural")
+    assert (code, result["order"], result["order_given"]) == (0, "natural", True)
     np.savez(tmp_path / "a.npz", images=np.zeros((4, 1)), labels=np.array([0, 2, 2, 1]))
     code, result = run(capsys, "counts", f"npz:{tmp_path / 'a.npz'}")
     assert (code, result["counts"], result["classes"]) == (0, [1, 1, 2], None)

@@ -13,6 +13,7 @@ from rescale_cli import formats
 from rescale_cli.checkpoints.adapter import refuse_bare_adapter
 from rescale_cli.checkpoints.damage import unreadable
 from rescale_cli.checkpoints.training_state import refuse_distributed_file
+from rescale_cli.core.row_names import HeadRows
 from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import EnvironmentProblem
 from rescale_cli.files.regular_file import (
@@ -76,6 +77,19 @@ class Checkpoint:
     def names_of(self, num_classes: int) -> tuple[str, ...] | None:
         """The class names that the checkpoint carries, in row order, if it has that many."""
         return next((n for n in self.contents.class_names if len(n) == num_classes), None)
+
+    @property
+    def tool(self) -> str:
+        """What trained it, as it says itself: timm, torchvision, rescale (a run of ours), or ""."""
+        config = self.contents.config
+        if "arch" in config and "preprocessing" in config:
+            return "rescale"
+        timm = "architecture" in config and "pretrained_cfg" in config
+        return "timm" if timm else self.contents.tool
+
+    def rows(self, num_classes: int, title: str = "") -> HeadRows:
+        """The rows of its head, with what it says of their classes."""
+        return HeadRows(num_classes, self.names_of(num_classes), self.tool, title)
 
 
 def all_formats() -> list[ModuleType]:

@@ -60,6 +60,8 @@ def apply(
     plain_head: options.PlainHead = False,
     num_classes: options.NumClasses = None,
     classes: options.Classes = None,
+    label_order: options.LabelOrder = None,
+    order: options.Order = None,
     zero_count: Annotated[
         options.ZeroPolicy | None,
         typer.Option(
@@ -130,6 +132,8 @@ def apply(
             plain_head=plain_head,
             num_classes=num_classes,
             classes=classes,
+            label_order=label_order,
+            order=order or counted.order,
             zero_count=counted.zero_count.value,
             max_factor=what.max_factor,
             exclude_class=counted.exclude_class,

@@ -13,7 +13,7 @@ from rescale_cli import options
 from rescale_cli.reports.screen import Screen
 
 if TYPE_CHECKING:
-    from rescale_cli.core.class_order import RawCounts
+    from rescale_cli.core.classes import RawCounts
 
 
 def counts(
@@ -27,6 +27,7 @@ def counts(
             "-o", "--output", metavar="FILE", help="Write counts.json here.", readable=False
         ),
     ] = None,
+    order: options.Order = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -40,6 +41,8 @@ def counts(
     if output is not None:
         refuse_output(output, "--output", force=force, inputs=[parse_spec(data).path])
     raw = count_data(data)
+    if order is not None:
+        raw = raw.sorted_by(order.value)
     raw = replace(raw, values=tuple(whole_numbers(raw.values, raw.names, raw.source)))
     saved = write_counts(raw)
     table = saved if isinstance(saved, dict) else {"counts": saved, "classes": None}

@@ -22,6 +22,7 @@ from rescale_cli.sources.data_spec import paths_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rescale_cli.core.row_names import Said
     from rescale_cli.evaluating.scoring import Terms
     from rescale_cli.patching.locate_head import HeadChoice
 
@@ -54,6 +55,8 @@ def evaluate(
     only: options.Only = False,
     plain_head: options.PlainHead = False,
     classes: options.Classes = None,
+    label_order: options.LabelOrder = None,
+    order: options.Order = None,
     bootstrap: Annotated[
         int,
         typer.Option("--bootstrap", metavar="N", min=1, help="Resamplings for the intervals."),
@@ -69,15 +72,19 @@ def evaluate(
     from rescale_cli.reports.evaluate_report import evaluate_result
     from rescale_cli.reports.evaluate_tables import show_evaluate
     from rescale_cli.reports.progress import Notes, progress_bar
+    from rescale_cli.sources.class_names import said_about_rows
 
     gates = bounds.gates(grouped=counts is not None)
     bases = (bounds.against, bounds.against_logits)
-    read = paths_of(*(models or ()), *bases, counts, classes, on.data, *(on.logits or ()))
+    read = paths_of(
+        *(models or ()), *bases, counts, classes, label_order, on.data, *(on.logits or ())
+    )
     choices = on.choices(len(models) if models else None, force=force)
     outputs.check(len(choices), force=force, inputs=read, other=on.save_logits)
     trials = list(zip(models or on.logits or (), choices, strict=True))
     heads = HeadChoice(tuple(head or ()), only, plain_head)
-    terms = _terms(counts, classes, groups, adjust, heads, accept_global or ())
+    said = said_about_rows(classes, label_order, order)
+    terms = _terms(counts, said, groups, adjust, heads, accept_global or ())
     screen, notes = Screen("evaluate", json), Notes(json)
     found = side_by_side(
         trials,
@@ -106,7 +113,7 @@ def evaluate(
 
 def _terms(
     counts: str | None,
-    classes: str | None,
+    said: Said,
     groups: str,
     adjust: AdjustOptions,
     heads: HeadChoice,
@@ -116,15 +123,15 @@ def _terms(
     from rescale_cli.api import as_raw_counts
     from rescale_cli.evaluating.scoring import Terms
     from rescale_cli.patching.plan import CountsChoice
-    from rescale_cli.sources.class_names import read_class_names
 
     adjustment = adjust.adjustment()
     if adjustment is not None and adjustment.needs_counts and counts is None:
         raise UsageError(
             "an adjustment needs the samples of each class in training", fix="--counts FILE"
         )
-    names = None if classes is None else read_class_names(classes)
     # Only a factor cannot be had from no sample; a class without any is one of the few.
     zero = adjust.zero_count if adjustment is not None else options.ZeroPolicy.ONE
-    raw = None if counts is None else CountsChoice(as_raw_counts(counts), names, zero.value)
-    return Terms(raw, names, group_sizes(groups), adjustment, heads, frozenset(accept))
+    raw = None
+    if counts is not None:
+        raw = CountsChoice(as_raw_counts(counts), said, zero.value, checked=True)
+    return Terms(raw, said, group_sizes(groups), adjustment, heads, frozenset(accept))

@@ -14,6 +14,8 @@ def inspect(
     only: options.Only = False,
     plain_head: options.PlainHead = False,
     classes: options.Classes = None,
+    label_order: options.LabelOrder = None,
+    order: options.Order = None,
     accept_global: options.AcceptGlobal = None,
     json: options.Json = False,
 ) -> None:
@@ -29,6 +31,8 @@ def inspect(
         only=only,
         plain_head=plain_head,
         classes=classes,
+        label_order=label_order,
+        order=order,
         accept_global=accept_global or (),
     )
     result = report.inspect_result(found)

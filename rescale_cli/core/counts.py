@@ -1,6 +1,6 @@
 """ClassCounts: how many training samples each row of the head has seen, checked and in its order.
 
-Which count belongs to which row is `class_order`'s to say.
+Which count belongs to which row is decided in `alignment`.
 """
 
 from __future__ import annotations

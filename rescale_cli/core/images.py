@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rescale_cli.core.classes import Classes
 from rescale_cli.core.predictions import Labels
 
 #: One image, (H, W, channels), uint8, channels 1 or 3.
@@ -22,9 +23,9 @@ class Images:
     read: Callable[[int], Image]
     """The image of that index, decoded; BadImage where it cannot be."""
     labels: Labels | None
-    """(N,), by the source's own numbers; None where it has none."""
-    classes: tuple[str, ...] | None
-    """The name of each label, where the source has names."""
+    """(N,), the class of each image, as a place in `classes`; None where the source has none."""
+    classes: Classes | None
+    """(K,): what is known of each class; not None where there are labels."""
     names: Sequence[str]
     """(N,): the file or key of each image."""
     source: str
@@ -96,3 +97,5 @@ class Classifier:
     """Names in row order, where the checkpoint has them."""
     preprocessing: Preprocessing | None = None
     """What its own files say of its input."""
+    tool: str = ""
+    """What trained the checkpoint, where it says so: timm, torchvision or rescale."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ class Predictions:
     """Samples that could not be read, left out by `--skip-bad`."""
     binary: bool = False
     """Whether the model has one logit: it is column 1, and column 0 is all zeros."""
+    alignment: Mapping[str, Any] | None = None
+    """How the labels were joined with the rows; see `Alignment.as_json`."""
 
     @property
     def num_classes(self) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from rescale_cli.core.alignment import join_labels
 from rescale_cli.core.binary import two_columns
-from rescale_cli.core.label_order import to_head_rows
 from rescale_cli.core.predictions import Labels, Predictions
+from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said
 from rescale_cli.errors import BadInput
 from rescale_cli.files.logits_file import read_logits, write_logits
 from rescale_cli.formats.sharded_folder import read_config
@@ -53,7 +55,7 @@ def predictions_of(
     choice: DataChoice,
     *,
     num_classes: int | None = None,
-    classes: tuple[str, ...] | None = None,
+    said: Said = NOTHING_SAID,
     accept: frozenset[str] = frozenset(),
     labelled: bool = True,
     progress: Progress | None = None,
@@ -65,7 +67,7 @@ def predictions_of(
         model: a checkpoint file or folder.
         choice: the data, or the logits in their place.
         num_classes: rows of the head, where it is known; 1 for a binary head.
-        classes: (C,), the names that the user gives; they go before the model's own.
+        said: what the user says about the head's rows.
         accept: full names of pickle globals that are let pass, still without being run.
         labelled: whether it is an error that nobody knows the labels.
         progress: called now and then as the images go through.
@@ -79,7 +81,7 @@ def predictions_of(
         RescaleError: the model or the data cannot be read or do not go together.
     """
     if choice.logits is None:
-        predictions = _run(model, choice, num_classes, classes, accept, labelled, progress, notes)
+        predictions = _run(model, choice, num_classes, said, accept, labelled, progress, notes)
     else:
         predictions = read_logits(choice.logits)
         _check(model, num_classes, predictions.columns.shape[1], predictions.source)
@@ -87,6 +89,7 @@ def predictions_of(
         if predictions.binary and 0 <= predictions.columns.min() <= predictions.columns.max() <= 1:
             text = "all logits lie between 0 and 1: if they are probabilities, give the logits"
             notes(f"{predictions.source}: {text}, log(p / (1 - p))")
+        predictions = replace(predictions, alignment=_of_logits(predictions))
     if predictions is not None and choice.save_logits is not None:
         write_logits(choice.save_logits, predictions, force=choice.force)
     return predictions
@@ -96,7 +99,7 @@ def _run(
     model: Path,
     choice: DataChoice,
     num_classes: int | None,
-    classes: tuple[str, ...] | None,
+    said: Said,
     accept: frozenset[str],
     labelled: bool,
     progress: Progress | None,
@@ -118,18 +121,29 @@ def _run(
     if any(word in prepared.source for word in ("default", "options")) and ranks.is_main():
         # Not said by the checkpoint: a wrong guess looks like a bad model.
         notes(f"images are {prepared}; --preset, or all of --size, --mean, --std, say otherwise")
-    if images.labels is not None:
-        labels, said = to_head_rows(
-            images.labels, images.classes, classifier.classes, max(2, classifier.num_classes),
-            classes, source=images.source, samples=images.names,
-        )  # fmt: skip
-        images = replace(images, labels=labels)
-        for text in said if ranks.is_main() else ():
+    aligned = None
+    if images.labels is not None and images.classes is not None:
+        c = max(2, classifier.num_classes)
+        rows = HeadRows(c, classifier.classes, classifier.tool, model.name)
+        labels, joined = join_labels(
+            images.labels, images.classes, rows, said, source=images.source, samples=images.names
+        )
+        images, aligned = replace(images, labels=labels), joined.as_json()
+        for text in joined.notes if ranks.is_main() else ():
             notes(text)
     found = predict(classifier, images, prepared, choice.run, progress, notes)
-    if found is None or classifier.num_classes > 1:
+    if found is None:
+        return None
+    found = replace(found, alignment=aligned)
+    if classifier.num_classes > 1:
         return found
     return replace(found, logits=two_columns(found.logits), binary=True)
+
+
+def _of_logits(predictions: Predictions) -> dict[str, Any]:
+    """Of a file of logits, whose labels are rows already."""
+    line = f"the labels of {predictions.source} are rows of the head"
+    return {"by": "index", "evidence": line, "classes": []}
 
 
 def _check(model: Path, known: int | None, found: int, source: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Float64, Head, RowUpdate
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
+from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said, row_names
 from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier, UsageError
 from rescale_cli.finding.head_checks import refuse_multi_label
 from rescale_cli.measures.calibration import measure
@@ -30,8 +32,8 @@ class Terms:
 
     counts: CountsChoice | None = None
     """Of the training samples: they say which classes are many, medium and few."""
-    classes: tuple[str, ...] | None = None
-    """Class names in head order, where the user gives them."""
+    said: Said = NOTHING_SAID
+    """What the user says about the head's rows."""
     groups: tuple[int, int] = (100, 20)
     """Many is more than the first, few is less than the second, training samples."""
     adjustment: Adjustment | None = None
@@ -42,7 +44,7 @@ class Terms:
     @property
     def rows_said(self) -> int | None:
         """C, as the names or the counts have it: it helps to find the head."""
-        said = self.classes or (self.counts.raw.values if self.counts else ())
+        said = self.said.names or (self.counts.raw.values if self.counts else ())
         return len(said) if len(said) > 1 else None
 
 
@@ -60,6 +62,10 @@ class Subject:
     """What the adjustment does to its head."""
     bias: Float64 | None = None
     warnings: Warnings = ()
+    own: tuple[str, ...] | None = None
+    """The names that the checkpoint itself has."""
+    tool: str = ""
+    """What trained it, where it says so."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +91,8 @@ class Scored:
     classes: tuple[str, ...] | None = None
     counts: ClassCounts | None = None
     groups: Groups = field(default_factory=dict)
+    alignment: Mapping[str, Any] | None = None
+    """How its labels were joined with the rows."""
 
 
 def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
@@ -100,6 +108,8 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
         RescaleError: no checkpoint, counts that are not its rows', an adjustment that its head
             cannot take.
     """
+    if terms.counts is not None and must_have_head:  # their labels are rows, without names
+        terms = replace(terms, counts=replace(terms.counts, checked=False))
     if terms.adjustment is not None and terms.counts is not None:
         return _adjusted(path, terms, terms.counts, terms.adjustment)
     try:
@@ -108,16 +118,18 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
     except (BadCheckpoint, NoClassifier, AmbiguousHead):
         if must_have_head:
             raise
-        return Subject(path, classes=terms.classes)
+        return Subject(path, classes=terms.said.names)
     refuse_multi_label(checkpoint.contents.config or {}, terms.heads.names, keys.num_classes)
-    own = checkpoint.names_of(keys.classes)
     label = f"{keys.weight} ({keys.num_classes}, {keys.feature_dim}) in {path.name}"
-    choice = terms.counts
-    counts = None if choice is None else choice.resolve(keys.classes, own, label)
+    rows, choice = checkpoint.rows(keys.classes, label), terms.counts
+    names = row_names(rows, terms.said)
+    counts = None if choice is None else choice.resolve(rows)[0]
     trusted = must_have_head and bool(find_records(checkpoint)[0])
     text = f"{path.name} was re-scaled, and nothing says whether the logits are from before that"
     warnings = (("logits-of-which-model", text),) if trusted else ()
-    return Subject(path, keys.num_classes, terms.classes or own, counts, warnings=warnings)
+    return Subject(
+        path, keys.num_classes, names, counts, warnings=warnings, own=rows.own, tool=rows.tool
+    )
 
 
 def subject_of_logits(path: Path, terms: Terms) -> Subject:
@@ -134,7 +146,7 @@ def subject_of_logits(path: Path, terms: Terms) -> Subject:
             fix=f"name the checkpoint: MODEL --logits {path}, or adjust the logits: "
             "--method logit-adjust --tau 1",
         )
-    return Subject(path, classes=terms.classes)
+    return Subject(path, classes=terms.said.names)
 
 
 def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjustment) -> Subject:
@@ -145,12 +157,14 @@ def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjust
     if plan.records:
         text = f"{path.name} was re-scaled before; what is measured is once more, on top of that"
         warnings.append(("rescaled-before", text))
-    rows = head.keys.num_classes
-    refuse_multi_label(checkpoint.contents.config or {}, terms.heads.names, rows)
-    names = terms.classes or checkpoint.names_of(head.keys.classes)
+    c = head.keys.num_classes
+    refuse_multi_label(checkpoint.contents.config or {}, terms.heads.names, c)
+    rows = checkpoint.rows(head.keys.classes)
+    names = row_names(rows, terms.said)
     return Subject(
-        path, rows, names, plan.counts, head.update, plan.joint.as_one.bias, tuple(warnings)
-    )
+        path, c, names, plan.counts, head.update, plan.joint.as_one.bias, tuple(warnings),
+        rows.own, rows.tool,
+    )  # fmt: skip
 
 
 def score(
@@ -165,10 +179,11 @@ def score(
         terms: groups, and what names and counts are still to be held against C.
         plain: measure them as they are, not as the adjustment would make them.
     """
-    c = predictions.num_classes
-    counts = subject.counts
-    if counts is None and terms.counts is not None:
-        counts = terms.counts.resolve(c, subject.classes, f"{c} classes of {subject.path.name}")
+    c, counts = predictions.num_classes, subject.counts
+    if terms.counts is not None:
+        rows = HeadRows(c, subject.own, subject.tool, f"{c} classes of {subject.path.name}")
+        counts = counts if counts is not None else terms.counts.resolve(rows)[0]
+        terms.counts.refuse_unchecked(rows, (predictions.alignment or {}).get("by"))
     update = None if plain else subject.update
     if not plain and update is None and terms.adjustment is not None:
         head = Head.of_logits(c, binary=predictions.binary)
@@ -187,7 +202,7 @@ def score(
     return Scored(
         str(subject.path), metrics, confusion, measured.predicted, labels, measured.samples,
         predictions.names, predictions.images_per_second, predictions.skipped, subject.classes,
-        counts, groups,
+        counts, groups, predictions.alignment,
     )  # fmt: skip
 
 

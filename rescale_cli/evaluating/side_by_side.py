@@ -95,7 +95,7 @@ def side_by_side(
     for subject, trial in zip(subjects, everything, strict=True):
         with watch.bar(trial[0].name) as progress:
             predictions = predictions_of(
-                *trial, num_classes=subject.num_classes, classes=terms.classes,
+                *trial, num_classes=subject.num_classes, said=terms.said,
                 accept=terms.accept, progress=progress, notes=watch.notes,
             )  # fmt: skip
         if predictions is None or predictions.labels is None:

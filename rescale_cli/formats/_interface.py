@@ -47,6 +47,8 @@ class Contents:
     """Every list of class names found in the file, in row order; the head's length selects one."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What a pickle says of the network in plain values: `arch`, `args`, `hyper_parameters` ..."""
+    tool: str = ""
+    """What trained it, where a pickle says so: timm or torchvision; see `pickled_names`."""
     globals: tuple[str, ...] = ()
     """What a pickle names beyond tensors and plain containers, sorted; none of it was imported."""
     module_classes: Mapping[str, str] = field(default_factory=dict)

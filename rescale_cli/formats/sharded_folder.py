@@ -58,6 +58,7 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
         metadata={key: value for part in parts for key, value in part.metadata.items()},
         config=config,
         class_names=names_in_config(config) + tuple(n for part in parts for n in part.class_names),
+        tool=next((part.tool for part in parts if part.tool), ""),
         globals=tuple(sorted({name for part in parts for name in part.globals})),
         checksums=tuple(check for part in parts for check in part.checksums),
     )

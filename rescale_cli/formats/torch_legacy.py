@@ -20,7 +20,7 @@ from rescale_cli.files.regular_file import opened, read_at
 from rescale_cli.formats._interface import Contents
 from rescale_cli.pickles.inert_pickle import load_pickle
 from rescale_cli.pickles.pickle_policy import Global, is_ordinary
-from rescale_cli.pickles.pickled_names import find_class_names
+from rescale_cli.pickles.pickled_names import find_class_names, find_tool
 from rescale_cli.pickles.pickled_tensors import bad_tensor, list_views, module_classes
 from rescale_cli.pickles.plain_facts import plain_facts
 from rescale_cli.pickles.tensor_views import Storage, View, storage_of
@@ -68,6 +68,7 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
         class_names=find_class_names(pickles.value),
         module_classes=module_classes(pickles.value),
         facts=plain_facts(pickles.value),
+        tool=find_tool(pickles.value),
         globals=tuple(sorted(name for name in pickles.named if not is_ordinary(name))),
     )
 

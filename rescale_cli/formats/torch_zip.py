@@ -20,7 +20,7 @@ from rescale_cli.files.zip_table import (
 from rescale_cli.formats._interface import Contents
 from rescale_cli.pickles.inert_pickle import Loaded, load_pickle
 from rescale_cli.pickles.pickle_policy import is_ordinary
-from rescale_cli.pickles.pickled_names import find_class_names
+from rescale_cli.pickles.pickled_names import find_class_names, find_tool
 from rescale_cli.pickles.pickled_tensors import bad_tensor, list_views, module_classes
 from rescale_cli.pickles.plain_facts import plain_facts
 from rescale_cli.pickles.tensor_views import View, storage_of
@@ -92,6 +92,7 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
         class_names=find_class_names(loaded.value),
         module_classes=module_classes(loaded.value),
         facts=plain_facts(loaded.value),
+        tool=find_tool(loaded.value),
         globals=tuple(sorted(name for name in named if not is_ordinary(name))),
         checksums=table.checksums(),
     )

@@ -78,7 +78,7 @@ def load_classifier(
         )
     found = entry.run(file, rest)
     in_evaluation_mode(found.module).requires_grad_(False)
-    return found
+    return replace(found, tool=file.checkpoint.tool) if file.checkpoint else found
 
 
 def _arch_of(file: ModelFile) -> str:

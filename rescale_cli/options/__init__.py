@@ -61,6 +61,15 @@ Classes = Annotated[
     str | None,
     typer.Option("--classes", metavar="FILE", help="Class names in the order of the head's rows."),
 ]
+LabelOrder = Annotated[
+    str | None,
+    typer.Option(
+        "--label-order",
+        metavar="name|index|FILE",
+        help="Join labels and counts with the head's rows by class name, by number, or by a FILE "
+        "that lists them in row order. Default: by name where the names agree.",
+    ),
+]
 AcceptGlobal = Annotated[
     list[str] | None,
     typer.Option(
@@ -79,6 +88,24 @@ class BiasPolicy(StrEnum):
     KEEP = "keep"
     SCALE = "scale"
     DROP = "drop"
+
+
+class FolderOrder(StrEnum):
+    """How class folders were sorted when the model was trained."""
+
+    IMAGEFOLDER = "imagefolder"
+    NATURAL = "natural"
+    INDEX = "index"
+
+
+Order = Annotated[
+    FolderOrder | None,
+    typer.Option(
+        "--order",
+        help="How the class folders were sorted in training: imagefolder (as text: torchvision, "
+        "fastai, Keras), natural (timm), or index (the folders are row numbers).",
+    ),
+]
 
 
 class ZeroPolicy(StrEnum):

@@ -55,6 +55,8 @@ class CountedWith:
     zero_count: options.ZeroPolicy = options.ZeroPolicy.ERROR
     model: str | None = None
     """The path of the model that it was chosen for; None where no sweep chose it."""
+    order: options.FolderOrder | None = None
+    """How the class folders were sorted in training."""
 
     def warnings(self, model: Path) -> list[tuple[str, str]]:
         """What to say of it where another model is re-scaled: (code, message) each."""
@@ -76,9 +78,11 @@ def read_counted(
             "exclude_class": list(names), "target_prior": str() | None as swept_prior,
             "zero_count": "error" | "one" | "skip" as swept_zero,
         }}:  # fmt: skip
+            order = _read(text)["counted_with"].get("order")
+            folders = options.FolderOrder(order) if order in set(options.FolderOrder) else None
             policy = options.ZeroPolicy(swept_zero) if zero is None else zero
             names = list(exclude) or [str(name) for name in names]
-            return CountedWith(tuple(names), prior or swept_prior, policy, model)
+            return CountedWith(tuple(names), prior or swept_prior, policy, model, folders)
     return CountedWith(tuple(exclude), prior, zero or options.ZeroPolicy.ERROR)
 
 

@@ -154,6 +154,8 @@ class HeadOptions:
     only: options.Only = False
     plain_head: options.PlainHead = False
     classes: options.Classes = None
+    label_order: options.LabelOrder = None
+    order: options.Order = None
     zero_count: Annotated[
         options.ZeroPolicy, typer.Option("--zero-count", help="A class without samples is …")
     ] = options.ZeroPolicy.ERROR
@@ -181,15 +183,16 @@ class HeadOptions:
         """The counts, and how they become those of the head's rows."""
         from rescale_cli.api import as_raw_counts
         from rescale_cli.patching.plan import CountsChoice
-        from rescale_cli.sources.class_names import read_class_names
+        from rescale_cli.sources.class_names import said_about_rows
 
         return CountsChoice(
             as_raw_counts(counts),
-            None if self.classes is None else read_class_names(self.classes),
+            said_about_rows(self.classes, self.label_order, self.order),
             self.zero_count.value,
             tuple(self.exclude_class or ()),
             None if self.target_prior is None else as_raw_counts(self.target_prior),
             counts,
+            checked=True,
         )
 
     def counted_with(self) -> dict[str, object]:
@@ -198,7 +201,16 @@ class HeadOptions:
             "exclude_class": self.exclude_class or [],
             "target_prior": self.target_prior,
             "zero_count": self.zero_count.value,
+            "order": self._row_order(),
         }
+
+    def _row_order(self) -> str | None:
+        """`--order`; or that of a counts.json as --classes, which the predictions agreed with."""
+        if self.order is not None or self.classes is None:
+            return self.order.value if self.order else None
+        from rescale_cli.sources.class_names import said_about_rows
+
+        return said_about_rows(self.classes).doubtful or None
 
     def of_apply(self, counts: str) -> dict[str, Sequence[str]]:
         """The same options for the line of `apply`."""
@@ -209,6 +221,8 @@ class HeadOptions:
             "--only": [""] if self.only else [],
             "--plain-head": [""] if self.plain_head else [],
             "--classes": [self.classes] if self.classes else [],
+            "--label-order": [self.label_order] if self.label_order else [],
+            "--order": [order] if (order := self._row_order()) else [],
             "--zero-count": zero,
             "--exclude-class": self.exclude_class or [],
             "--target-prior": [self.target_prior] if self.target_prior else [],

@@ -11,6 +11,7 @@ import typer
 
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
+from rescale_cli.options import ZeroPolicy
 
 if TYPE_CHECKING:
     from rescale_cli.training.recipe import Recipe
@@ -100,9 +101,20 @@ class WhatOptions:
         typer.Option("--sampler", metavar="instance|over|under|sqrt", help="Which images, often."),
     ] = None
 
+    zero_count: Annotated[
+        ZeroPolicy | None,
+        typer.Option(
+            "--zero-count",
+            help="A class without training images is an error (default), counts as one image, or "
+            "keeps its row at --gamma.",
+        ),
+    ] = None
+
     def given(self) -> dict[str, Any]:
         """What was typed, as `Recipe` takes it."""
         said = typed(self)
+        if self.zero_count is not None:
+            said["zero_count"] = self.zero_count.value
         if self.gamma is not None:
             said["gamma"] = None if self.gamma == "none" else number("--gamma", self.gamma)
         for name in ("mean", "std"):

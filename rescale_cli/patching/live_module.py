@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rescale_cli.api import CountsLike, as_raw_counts
+from rescale_cli.core.alignment import join_counts
 from rescale_cli.core.binary import one_row, two_rows
-from rescale_cli.core.class_order import match
 from rescale_cli.core.floats import Float64, encode
 from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.row_names import HeadRows, Said
 from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import BadHead, NoClassifier
 from rescale_cli.finding.find_head import find_heads
@@ -65,14 +66,15 @@ def rescale_(
 
     raw = as_raw_counts(counts)
     adjustment = Adjustment(method, gamma, normalize, bias, temperature=temperature)
-    names = tuple(classes) if classes else None
+    said = Said(names=tuple(classes) if classes else None)
     updates: list[tuple[torch.Tensor, torch.Tensor]] = []
     for weight, offset in _pairs(module, len(raw.values), head):
         rows = weight.detach().to("cpu", torch.float64).numpy()
         shift = None if offset is None else offset.detach().to("cpu", torch.float64).numpy()
         before = Head.of(rows.reshape(len(rows), -1), shift)
         before = two_rows(before) if len(rows) == 1 else before
-        update = adjustment.update(before, match(raw, before.num_classes, None, names))
+        counted, _ = join_counts(raw, HeadRows(before.num_classes), said)
+        update = adjustment.update(before, counted)
         update = one_row(update) if len(rows) == 1 else update
         scale = update.scale.reshape(-1, *[1] * (rows.ndim - 1))
         updates.append((weight, _rounded(rows * scale, weight)))

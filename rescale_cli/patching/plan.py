@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.checkpoints.read_head import class_axis, read_head, refuse_shared
+from rescale_cli.core.alignment import Alignment, in_row_order, join_counts
 from rescale_cli.core.binary import (
     NO_BIAS,
     adjusting_line,
@@ -18,11 +19,12 @@ from rescale_cli.core.binary import (
     refuse_rescaling,
     two_rows,
 )
-from rescale_cli.core.class_order import RawCounts, are_placeholders, in_head_order, match
+from rescale_cli.core.classes import RawCounts, are_generic
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.head import Head, RowUpdate
 from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said
 from rescale_cli.core.summary import warnings_of
 from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import AlreadyRescaled
@@ -51,23 +53,34 @@ class CountsChoice:
     """How the counts become those of the head's rows."""
 
     raw: RawCounts
-    classes: tuple[str, ...] | None = None
-    """Class names in head order, where the user gives them."""
+    said: Said = NOTHING_SAID
+    """What the user says about the head's rows."""
     zero: Literal["error", "one", "skip"] = "error"
     exclude: tuple[str, ...] = ()
     target_prior: RawCounts | None = None
     typed: str = ""
     """What was typed after --counts, for a command line in an error; empty where nothing was."""
+    checked: bool = False
+    """Whether labels joined by the same names will be compared with predictions."""
 
-    def resolve(self, num_classes: int, own: tuple[str, ...] | None, head: str) -> ClassCounts:
-        """The counts of a head with these class names of its own."""
-        counts = match(self.raw, num_classes, own, self.classes, self.zero, head)
+    def resolve(self, rows: HeadRows) -> tuple[ClassCounts, Alignment]:
+        """The counts of a head with these rows, and how they were joined."""
+        counts, found = join_counts(self.raw, rows, self.said, zero=self.zero, checked=self.checked)
         if self.exclude:
             counts = counts.exclude(self.exclude)
         if self.target_prior is not None:
-            shares, _ = in_head_order(self.target_prior, num_classes, own, self.classes, head)
+            shares, _ = in_row_order(self.target_prior, rows, self.said, checked=self.checked)
             counts = counts.against_target(shares)
-        return counts
+        return counts, found
+
+    def refuse_unchecked(self, rows: HeadRows, joined_by: str | None) -> None:
+        """Stop where the labels were not joined by the names that gave the counts their order.
+
+        Raises:
+            UnknownClassOrder: then nothing shows that the order is right.
+        """
+        if joined_by != "name" and self.checked:
+            replace(self, checked=False).resolve(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +116,8 @@ class Plan:
     warnings: Warnings = ()
     records: tuple[Record, ...] = ()
     """Of earlier re-scalings."""
+    alignment: Alignment | None = None
+    """How the counts were joined with the rows."""
 
     def edits_of(self, file: Path) -> list[RowScaling]:
         """The changes in one file; a tensor with two names changes once."""
@@ -155,7 +170,7 @@ def make_plan(
     refuse_no_effect(found)
     own = checkpoint.names_of(first.classes)
     label = f"{first.weight} ({first.num_classes}, {first.feature_dim}) in {checkpoint.path.name}"
-    counts = choice.resolve(first.classes, own, label)
+    counts, aligned = choice.resolve(checkpoint.rows(first.classes, label))
     records, odd = find_records(checkpoint)
     if records and not compose:
         raise _already(checkpoint, records)
@@ -165,6 +180,7 @@ def make_plan(
     planned = [plan_head(checkpoint, keys, counts, adjustment) for keys in found.heads]
     refuse_shared(checkpoint, [edit.info for head in planned for edit in head.edits])
     notes = _about_choice(choice, own, planned[0])
+    notes += [("class-order", text) for text in aligned.notes]
     notes += [("head", text) for text in found.warnings] + [("record", text) for text in odd]
     notes += [
         (
@@ -182,6 +198,7 @@ def make_plan(
         # The rows of a head that was re-scaled before are as long as that made them.
         (*notes, *(() if records else warnings_of(planned[0].before, counts))),
         tuple(records),
+        aligned,
     )
     plan.joint.refuse(adjustment, written=True)
     return plan
@@ -192,14 +209,12 @@ def _about_choice(
 ) -> list[tuple[str, str]]:
     """What is odd about the names and the size of the factors."""
     notes = []
-    differ = choice.classes not in (None, own)
-    if choice.classes and own and differ and not are_placeholders(own):
-        row = next(
-            i for i, pair in enumerate(zip(choice.classes, own, strict=True)) if len({*pair}) > 1
-        )
+    names = choice.said.names
+    if names and own and names != own and not are_generic(own):
+        row = next(i for i, pair in enumerate(zip(names, own, strict=True)) if len({*pair}) > 1)
         notes.append((
             "classes-differ",
-            f"--classes calls row {row} {clip(choice.classes[row], 40)}, the checkpoint calls it "
+            f"--classes calls row {row} {clip(names[row], 40)}, the checkpoint calls it "
             f"{clip(own[row], 40)}; --classes was followed",
         ))  # fmt: skip
     largest = float(head.update.scale.max() / head.update.scale.min())
@@ -214,8 +229,8 @@ def _about_choice(
 
 def _rows_said(choice: CountsChoice) -> int | None:
     """The number of rows that the counts speak of."""
-    if choice.classes is not None:
-        return len(choice.classes)
+    if choice.said.names is not None:
+        return len(choice.said.names)
     return len(choice.raw.values) if len(choice.raw.values) > 1 else None
 
 

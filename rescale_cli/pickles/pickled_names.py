@@ -37,6 +37,25 @@ def find_class_names(value: object) -> tuple[tuple[str, ...], ...]:
     return tuple(found)
 
 
+def find_tool(value: object) -> str:
+    """What trained a checkpoint, as the `args` in it say: timm, torchvision, or "".
+
+    Their scripts save their argparse.Namespace. It decides how class folders were sorted: by
+    timm's reader, or by ImageFolder, which torchvision's references and scripts like DeiT's use.
+    """
+    args = value.get("args") if type(value) is dict else None
+    state = args.state if type(args) is Built else args
+    if type(state) is not dict:
+        return ""
+    if "data_dir" in state and "class_map" in state:
+        kind = str(state.get("dataset") or "")
+        if kind in ("torch/folder", "torch/image_folder"):
+            return "torchvision"
+        return "" if state["class_map"] or "/" in kind else "timm"
+    folder = "data_path" in state and "model" in state
+    return "torchvision" if folder and state.get("data_set", "IMNET") == "IMNET" else ""
+
+
 def _unwrapped(candidate: Any) -> Any:
     """The dict or list inside: a list-like object keeps its elements in itself or in `items`."""
     for _ in range(4):

@@ -62,7 +62,7 @@ def show_demo(demo: Demo) -> None:
     data = f"--data npz:{demo.validation}"
     say("", f"$ rescale-cli sweep-gamma {model} {counts} {data} --bias {BIAS} -o {kept}")
     say(sweep_text(demo.trial, demo.swept), "")
-    show_choice(demo.swept)
+    show_choice(demo.trial, demo.swept)
     show_curve(demo.trial, demo.swept)
     say("", payers(demo.trial, demo.swept))
     say("", f"$ rescale-cli apply {model} {counts} --gamma @{kept}")

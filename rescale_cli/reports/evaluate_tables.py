@@ -32,6 +32,8 @@ def show_evaluate(found: Evaluation, verdicts: Sequence[Verdict], terms: Terms) 
         shown = f", {speed:,.0f} images/s" if speed else ""
         classes = model.confusion.num_classes
         say(f"{model.name}: {len(model.labels):,} samples of {classes} classes{shown}")
+    for line in dict.fromkeys(m.alignment["evidence"] for m in found.scored if m.alignment):
+        say(line)
     say(_metric_table(found, terms))
     for model in found.scored if verbosity.get() else ():
         say("", model.name, _class_table(model))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rescale_cli.api import Applied, Inspected
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.summary import correlation
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.patching.proof import Proof
@@ -36,6 +36,7 @@ def inspect_result(found: Inspected) -> dict[str, Any]:
         "gauge_ratio": head.gauge,
         "tensors": len(contents.tensors),
         "pickle_globals": list(contents.globals),
+        "alignment": None if found.alignment is None else found.alignment.as_json(),
         "rescalings": [step for record in found.records for step in history(record)],
     }
 
@@ -92,6 +93,7 @@ def apply_result(applied: Applied) -> dict[str, Any]:
         "shifts": plan.heads[0].row_update.shift.tolist(),
         "counts": plan.counts.values.tolist(),
         "classes": None if plan.counts.names is None else list(plan.counts.names),
+        "alignment": None if plan.alignment is None else plan.alignment.as_json(),
         "bytes_changed": patched.bytes_changed if patched else 0,
         "record": None if patched is None else slim(patched.record),
         "dry_run": patched is None,
@@ -109,6 +111,7 @@ def counts_result(raw: RawCounts, saved: Mapping[str, Any], output: Path | None)
     values = [int(str(value)) for value in raw.values]
     positive = [value for value in values if value]
     return {
+        "classes": None,
         **saved,
         "num_classes": len(values),
         "total": sum(values),

@@ -43,7 +43,9 @@ class Outputs:
 
     def check(self, model: Path | None, counts: str, on: DataOptions, of: HeadOptions) -> None:
         """Stop before the work if one of them could not be written after it, or is read by it."""
-        read = paths_of(model, counts, on.data, *(on.logits or ()), of.classes, of.target_prior)
+        read = paths_of(
+            model, counts, on.data, *(on.logits or ()), of.classes, of.label_order, of.target_prior
+        )
         named = {"--output": self.output, "--csv": self.csv, "--save-logits": on.save_logits}
         refuse_outputs(named, force=self.force, inputs=read)
         if self.apply is not None and model is not None:

@@ -23,7 +23,7 @@ _MOST = 5
 def show_sweep(trial: Trial, found: Sweep, line: str | None) -> None:
     """`sweep-gamma` for a person: the verdict first."""
     say(sweep_text(trial, found), "")
-    show_choice(found)
+    show_choice(trial, found)
     show_curve(trial, found)
     if found.at:
         say("", _metric_table(found), "", payers(trial, found))
@@ -34,8 +34,10 @@ def show_sweep(trial: Trial, found: Sweep, line: str | None) -> None:
         say("", "to write it:", f"  {line}")
 
 
-def show_choice(found: Sweep) -> None:
-    """Which strength, by what, on what."""
+def show_choice(trial: Trial, found: Sweep) -> None:
+    """Which rows the labels are, which strength, by what, on what."""
+    if trial.predictions.alignment is not None:
+        say(trial.predictions.alignment["evidence"])
     best, wanted = found.best, found.wanted
     adjustment, choice = best.family.adjustment, best.choice
     normalized = "rows normalised, then " if adjustment.normalize else ""

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rescale_cli.api import Applied, Inspected
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.summary import correlation
 from rescale_cli.patching.plan import PlannedHead
 from rescale_cli.reports.report import history
@@ -33,6 +33,8 @@ def show_inspect(found: Inspected) -> None:
     if verbosity.get():
         for other in found.found.candidates:
             say(f"not {other.weight} {other.shape}: {other.why}")
+    if found.alignment is not None:
+        say(found.alignment.evidence)
     say(_norm_table(found))
     if found.counts is not None and (rho := correlation(head, found.counts)) is not None:
         say(f"rank correlation of norms with counts: {rho:+.2f}")
@@ -91,6 +93,8 @@ def show_apply(applied: Applied) -> None:
         f"{normalized}{adjustment.method}, strength {adjustment.strength:g}, "
         f"bias {adjustment.bias_policy if plan.heads[0].keys.bias else 'none'}"
     )
+    if plan.alignment is not None:
+        say(plan.alignment.evidence)
     if plan.heads[0].keys.binary:
         say(_threshold(applied))
     else:
@@ -142,7 +146,7 @@ def _factor_table(applied: Applied, head: PlannedHead) -> Table:
 def show_counts(raw: RawCounts, result: Mapping[str, Any]) -> None:
     """`counts` for a person: a table, the total, the ratio."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("row" if raw.kind != "named" else "", justify="right")
+    table.add_column("row" if raw.classes is None or raw.classes.indices else "", justify="right")
     table.add_column("class")
     table.add_column("count", justify="right")
     for row in ends(len(raw.values)):

@@ -20,7 +20,8 @@ from rescale_cli.training.train import Trained
 
 def empty_result() -> dict[str, Any]:
     """The JSON result of a command that trained nothing."""
-    keys = ("run", "model", "rescaled", "counts", "classes", "device", "images_per_second")
+    keys = ("run", "model", "rescaled", "counts", "classes", "alignment", "device",
+            "images_per_second")  # fmt: skip
     return {**dict.fromkeys(keys), "epochs": [], "recipe": {}}
 
 
@@ -33,6 +34,7 @@ def train_result(trained: Trained) -> dict[str, Any]:
         "rescaled": str(folder.rescaled) if trained.recipe.gamma is not None else None,
         "counts": counts.values.tolist(),
         "classes": list(counts.names) if counts.names else None,
+        "alignment": trained.alignment.as_json() if trained.alignment else None,
         "device": trained.device,
         "images_per_second": trained.images_per_second,
         "epochs": trained.lines,
@@ -50,6 +52,8 @@ def show_trained(trained: Trained) -> None:
     speed = trained.images_per_second
     rate = f", {speed:,.0f} images/s" if speed else ""
     say(f"{folder.path}: {recipe.epochs} epochs on {trained.device}{rate}")
+    if trained.alignment is not None:
+        say(trained.alignment.evidence)
     say(f"training error {_percent(last['error'])}, loss {last['loss']:.4f}")
     if "val_error" in last:
         named = [f"{name} {_percent(last[name])}" for name in ("many", "medium", "few")]

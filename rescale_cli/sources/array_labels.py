@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.counts import few
 from rescale_cli.core.images import Images
 from rescale_cli.errors import BadInput
@@ -51,7 +51,7 @@ def npz_images(spec: DataSpec) -> Images:
 def array_set(
     array: NDArray[np.uint8],
     labels: NDArray[np.int64],
-    classes: tuple[str, ...] | None,
+    classes: Classes,
     source: str,
 ) -> Images:
     """Images (N, H, W[, channels]) in memory; each is named by its number."""

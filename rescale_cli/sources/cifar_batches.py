@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadInput, NotDownloaded
@@ -53,8 +52,8 @@ def _counts(spec: DataSpec, size: int) -> RawCounts:
     split = spec.split or "train"
     labels = np.concatenate([_batch(path, size)[0] for path in _files(spec, size, split)])
     _check_labels(labels, spec.path, size)
-    raw = tally(labels, f"{spec.name} {split}")
-    return replace(raw, values=raw.values + (0,) * (size - len(raw.values)))
+    classes = _classes(_files(spec, size, split)[0].parent, size)
+    return tally(labels, f"{spec.name} {split}", classes)
 
 
 def _images(spec: DataSpec, size: int) -> Images:
@@ -68,7 +67,9 @@ def _images(spec: DataSpec, size: int) -> Images:
     every = np.concatenate(labels)
     _check_labels(every, spec.path, size)
     array = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    classes = _class_names(paths[0].parent, size)
+    classes = _classes(paths[0].parent, size)
+    if not classes.named:  # as many as there are
+        classes = Classes.numbered(int(every.max()) + 1, "dataset")
     return array_set(np.ascontiguousarray(array), every, classes, f"{spec.name} {split}")
 
 
@@ -161,8 +162,8 @@ def _array_bytes(array: Any, size: int) -> bytes | bytearray | None:
     return raw if isinstance(raw, bytes | bytearray) and len(raw) == size else None
 
 
-def _class_names(folder: Path, size: int) -> tuple[str, ...] | None:
-    """The names beside the batches: a pickled batches.meta, or a text."""
+def _classes(folder: Path, size: int) -> Classes:
+    """The classes, with the names beside the batches: a pickled batches.meta, or a text."""
     stem = "batches.meta" if size == 10 else "meta"
     key = "label_names" if size == 10 else "fine_label_names"
     names: Any = None
@@ -174,4 +175,6 @@ def _class_names(folder: Path, size: int) -> tuple[str, ...] | None:
             with text_of(folder / text) as lines:
                 names = [line.strip() for line in lines if line.strip()]
     sound = names and len({*names}) == size and all(isinstance(name, str) for name in names)
-    return tuple(names) if sound else None
+    if not sound:
+        return Classes.numbered(size, "dataset")
+    return Classes(tuple(names), tuple(range(size)), "dataset")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.errors import BadInput, EnvironmentProblem
 from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
@@ -21,12 +21,13 @@ _HELD_OUT = ("test", "val", "valid", "validation")
 
 @counts.register("folder", splits=SPLITS)
 def folder(spec: DataSpec) -> RawCounts:
-    """Class folders as torchvision's ImageFolder reads them; a folder without images is zero."""
+    """Class folders as torchvision's ImageFolder reads them; one without images is no class."""
     root, classes = _classes(spec, ("train",))
     pairs = [(name, sum(1 for _ in _images_below(root / name))) for name in classes]
     if not any(number for _, number in pairs):
         raise _no_images(root, len(pairs))
-    return RawCounts.keyed(pairs, f"folder {root.name}/", ordered=True)
+    pairs = [(name, number) for name, number in pairs if number]
+    return RawCounts.keyed(pairs, f"folder {root.name}/", "imagefolder")
 
 
 @datasets.register("folder", splits=SPLITS)
@@ -39,18 +40,20 @@ def folder_images(spec: DataSpec) -> Images:
 def _images_of(root: Path, classes: list[str], source: str) -> Images:
     """The images of class folders; `root / name / ...` is of class `name`."""
     found = [sorted(_images_below(root / name)) for name in classes]
+    classes = [name for name, files in zip(classes, found, strict=True) if files]
+    found = [files for files in found if files]
     names = [f"{name}/{file}" for name, files in zip(classes, found, strict=True)
              for _, file in files]  # fmt: skip
     if not names:
-        raise _no_images(root, len(classes))
+        raise _no_images(root, 0)
     labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
-    return Images(ImageFiles(root, names), labels, tuple(classes), names, source)
+    return Images(ImageFiles(root, names), labels, _sorted(classes), names, source)
 
 
 def _classes(spec: DataSpec, default: tuple[str, ...]) -> tuple[Path, list[str]]:
     """The folder whose sub-folders are the classes, and the classes, sorted as strings."""
     root = spec.path / spec.split if spec.split else spec.path
-    classes = sorted(_scan(root)[0])
+    classes = sorted(name for name in _scan(root)[0] if not name.startswith("."))
     if not spec.split and classes and {*classes} <= {*SPLITS, *_HELD_OUT}:
         splits = [name for name in default if name in classes and _scan(root / name)[0]]
         if splits:
@@ -63,8 +66,13 @@ def _classes(spec: DataSpec, default: tuple[str, ...]) -> tuple[Path, list[str]]
     return root, classes
 
 
+def _sorted(names: list[str]) -> Classes:
+    """Class folders: their names; their numbers would only come from sorting."""
+    return Classes(tuple(names), None, "imagefolder")
+
+
 def _no_images(root: Path, classes: int) -> BadInput:
-    saw = f"{classes} sub-folders without a file that ends in {', '.join(IMAGES)}"
+    saw = f"{classes or 'only'} sub-folders without a file that ends in {', '.join(IMAGES)}"
     return bad_data(f"{root} has no images", saw, "name the folder whose sub-folders hold images")
 
 
@@ -128,7 +136,7 @@ def tiny_imagenet_images(spec: DataSpec) -> Images:
     root, names = spec.path / "val" / "images", [name for name, _ in pairs]
     check_present(root, names, "unpack tiny-imagenet-200.zip again")
     labels = np.array([row[wnid] for _, wnid in pairs], np.int64)
-    return Images(ImageFiles(root, names), labels, tuple(classes), names, "tiny-imagenet val")
+    return Images(ImageFiles(root, names), labels, _sorted(classes), names, "tiny-imagenet val")
 
 
 def _annotated(root: Path) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadInput
@@ -15,7 +15,7 @@ from rescale_cli.files.regular_file import read_whole
 from rescale_cli.json_text import parse_json
 from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import ImageFiles
-from rescale_cli.sources.label_sources import MAX_BYTES, MAX_LABEL, bad_data, tally, whole_labels
+from rescale_cli.sources.label_sources import MAX_BYTES, MAX_LABEL, bad_data, whole_labels
 from rescale_cli.sources.list_files import image_root
 
 
@@ -39,14 +39,14 @@ def _json(path: Path) -> tuple[Any, Path]:
 
 def coco_counts(value: Any, path: Path) -> RawCounts:
     """Count the `category_id`s of a COCO-like JSON."""
-    labels, size = _labels(value, path)
-    raw = tally(labels, path.name)
-    return RawCounts(raw.values + (0,) * (size - len(raw.values)), None, "index", path.name)
+    labels, classes = _labels(value, path)
+    total = np.bincount(labels, minlength=len(classes.names)).tolist()
+    return RawCounts(tuple(total), classes, path.name)
 
 
 def coco_images(spec: DataSpec, value: Any, path: Path, folder: Path, source: str) -> Images:
     """The images of a COCO-like JSON, one an annotation."""
-    labels, _ = _labels(value, path)
+    labels, classes = _labels(value, path)
     try:
         files = {image["id"]: image["file_name"] for image in value["images"]}
         names = [files[entry["image_id"]] for entry in value["annotations"]]
@@ -59,17 +59,28 @@ def coco_images(spec: DataSpec, value: Any, path: Path, folder: Path, source: st
         saw = f"{len(names)} annotations of {len(files_named)} images"
         raise bad_data(what, saw, "name data with one label an image")
     root = image_root(spec, folder, names)
-    return Images(ImageFiles(root, names), labels, None, names, source)
+    return Images(ImageFiles(root, names), labels, classes, names, source)
 
 
-def _labels(value: Any, path: Path) -> tuple[Labels, int]:
-    """The category_id of each annotation, and the number of categories."""
+def _labels(value: Any, path: Path) -> tuple[Labels, Classes]:
+    """The class of each annotation (N,), and the categories, by ascending id."""
     try:
         labels = [entry["category_id"] for entry in value["annotations"]]
-        size = len(value.get("categories") or ())
+        listed = value.get("categories") or ()
+        table = {entry["id"]: entry.get("name") for entry in listed}
     except (TypeError, KeyError, AttributeError):
-        labels = [None]
-    if not all(type(label) is int and 0 <= label <= MAX_LABEL for label in labels):
+        labels, listed, table = [None], (), {}
+    if not all(type(label) is int and 0 <= label <= MAX_LABEL for label in (*labels, *table)):
         saw = "no whole number from 0 on as category_id in each of `annotations`"
         raise bad_data(f"{path.name} is not in iNaturalist's form", saw)
-    return whole_labels(np.array(labels, np.int64), path.name), size
+    whole = whole_labels(np.array(labels, np.int64), path.name)
+    names = [table[index] for index in sorted(table)]
+    if len({*map(str, names)}) < len(listed) or not all(type(n) is str and n for n in names):
+        ids = [*table, int(whole.max())]
+        return whole, Classes.numbered(max(ids) + 1)
+    place = {index: i for i, index in enumerate(sorted(table))}
+    if strange := sorted({*labels} - {*table}):
+        saw = f"category_id {strange[0]} is not in `categories`"
+        raise bad_data(f"{path.name} is not in iNaturalist's form", saw)
+    at = np.array([place[label] for label in labels], np.int64)
+    return at, Classes(tuple(names), tuple(sorted(table)), "file")

@@ -8,11 +8,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.errors import BadCounts, BadInput
 from rescale_cli.files.regular_file import opened, read_whole, refuse_lfs_pointer
 from rescale_cli.json_text import parse_json
@@ -25,7 +24,7 @@ from rescale_cli.sources import (  # noqa: F401 - they register themselves
     user_data,
 )
 from rescale_cli.sources.array_labels import npy_array
-from rescale_cli.sources.class_names import is_json, names_in
+from rescale_cli.sources.class_names import BY_NUMBER, is_json, names_in, order_in
 from rescale_cli.sources.coco_json import coco_counts
 from rescale_cli.sources.csv_counts import bad_file, text_counts
 from rescale_cli.sources.data_spec import DataSpec, counts, named_folder, no_split, parse_spec
@@ -107,14 +106,14 @@ def _npy_counts(path: Path) -> RawCounts:
         raise bad_file(f"{path.name} cannot be read as .npy", str(error)) from None
     if array.ndim != 1:
         raise bad_file(f"{path.name} is not one number a class", f"shape {array.shape}")
-    return RawCounts(tuple(array.tolist()), None, "list", path.name)
+    return RawCounts(tuple(array.tolist()), None, path.name)
 
 
 def json_counts(value: Any, source: str) -> RawCounts:
     """Counts from parsed JSON: a list, {"name": n}, {"0": n}, {"counts": ..., "classes": [...]}.
 
-    Our own file may say `"order": "label"`: the names are known, but the place is the label. What
-    `--json` printed is read, too.
+    Our own file says what its order comes from: `"order": "imagefolder"`. What `--json` printed is
+    read, too.
 
     Raises:
         BadCounts: none of these.
@@ -131,32 +130,45 @@ def json_counts(value: Any, source: str) -> RawCounts:
         case {"counts": dict(table)} | dict(table):
             return RawCounts.keyed(table.items(), source)
         case list(values):
-            return RawCounts(tuple(values), None, "list", source)
+            return RawCounts(tuple(values), None, source)
     raise bad_file(f"{source} holds no counts", f"a JSON {type(value).__name__}")
 
 
 def _listed(values: list[Any], rest: dict[Any, Any], source: str) -> RawCounts:
-    """{"counts": [...]} with or without "classes"."""
+    """{"counts": [...]} with or without "classes" and "order"."""
+    order = order_in(rest)
     if rest.get("classes") is None:
-        return RawCounts(tuple(values), None, "list", source)
+        classes = Classes.numbered(len(values), order) if order in BY_NUMBER else None
+        return RawCounts(tuple(values), classes, source)
     names = [str(n) if type(n) is int else n for n in names_in(rest)]
     if len(names) != len(values) or not all(isinstance(name, str) for name in names):
         saw = f"{len(values)} counts, {len(names)} classes"
         raise bad_file(f"{source} does not give each count one name", saw)
-    raw = RawCounts.keyed(zip(names, values, strict=True), source, ordered=True)
-    if rest.get("order") == "label":
-        return replace(raw, kind="index")
-    return raw
+    RawCounts.keyed(zip(names, values, strict=True), source)  # no name twice
+    indices = rest.get("indices")
+    if order in BY_NUMBER:
+        indices = list(range(len(names)))
+    sound = isinstance(indices, list) and len(indices) == len(names)
+    sound = sound and all(type(index) is int and index >= 0 for index in indices or ())
+    numbers = tuple(indices) if sound and indices else None
+    given = rest.get("order_given") is True
+    return RawCounts(tuple(values), Classes(tuple(names), numbers, order, given), source)
 
 
 def write_counts(raw: RawCounts) -> dict[str, object] | list[object]:
     """What `counts -o counts.json` saves; `json_counts` reads the same counts from it.
 
     Example:
-        >>> write_counts(RawCounts.keyed([("dog", 3), ("cat", 5)], "folder train/"))
-        {'counts': [3, 5], 'classes': ['dog', 'cat']}
+        >>> write_counts(RawCounts.keyed([("dog", 3), ("cat", 5)], "folder train/", "imagefolder"))
+        {'counts': [3, 5], 'classes': ['dog', 'cat'], 'order': 'imagefolder'}
     """
-    if raw.names is None:
+    classes = raw.classes
+    if classes is None:
         return list(raw.values)
-    table: dict[str, object] = {"counts": list(raw.values), "classes": list(raw.names)}
-    return table | ({"order": "label"} if raw.kind == "index" else {})
+    table: dict[str, object] = {"counts": list(raw.values)}
+    row = tuple(range(len(classes.names)))
+    if classes.names != tuple(map(str, row)) or classes.order not in BY_NUMBER:
+        table["classes"] = list(classes.names)
+    if classes.order not in BY_NUMBER and classes.indices is not None:
+        table["indices"] = list(classes.indices)
+    return table | {"order": classes.order} | ({"order_given": True} if classes.given else {})

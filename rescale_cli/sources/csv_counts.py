@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TextIO
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.errors import BadCounts
 from rescale_cli.json_text import clip
@@ -70,9 +70,11 @@ def csv_counts(lines: Iterator[str], source: str, label: str | None = None) -> R
     with _table(lines, source, label) as (body, name, count, _):
         if count is None:
             return tally_texts((_cell(row, name, source).strip() for row in body), source)
-        pairs = [(_cell(row, name, source), _number(_cell(row, count, source))) for row in body]
+        pairs = [
+            (_cell(row, name, source).strip(), _number(_cell(row, count, source))) for row in body
+        ]
     if name == count:
-        return RawCounts(tuple(value for _, value in pairs), None, "list", source)
+        return RawCounts(tuple(value for _, value in pairs), None, source)
     return RawCounts.keyed(pairs, source)
 
 

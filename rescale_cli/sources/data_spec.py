@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.errors import BadInput, NotDownloaded
 from rescale_cli.files.regular_file import read_whole
@@ -52,9 +52,9 @@ def fashion_mnist_images(spec: DataSpec) -> Images:
 
 def _images(spec: DataSpec, classes: tuple[str, ...] | None) -> Images:
     source = f"{spec.name} {spec.split or 'test'}"
-    labels, classes = labels_of(idx_array(_find(spec, "labels", "test"), 1), classes, source)
+    labels, known = labels_of(idx_array(_find(spec, "labels", "test"), 1), classes, source)
     array = image_array(idx_array(_find(spec, "images", "test"), 3), len(labels), source)
-    return array_set(array, labels, classes, source)
+    return array_set(array, labels, known, source)
 
 
 def _find(spec: DataSpec, kind: str, split: str) -> Path:
@@ -75,7 +75,8 @@ def _find(spec: DataSpec, kind: str, split: str) -> Path:
 
 def idx_labels(path: Path, names: tuple[str, ...] | None = None) -> RawCounts:
     """Count the labels of one IDX file."""
-    return tally(idx_array(path, 1), path.name, names)
+    classes = None if names is None else Classes(names, tuple(range(len(names))), "dataset")
+    return tally(idx_array(path, 1), path.name, classes)
 
 
 def idx_array(path: Path, ndim: int) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadInput
 from rescale_cli.files.regular_file import opened, refuse_lfs_pointer
@@ -88,57 +88,63 @@ def _whole_parts(labels: NDArray[Any], source: str) -> Iterator[Labels]:
         yield whole
 
 
-def tally(labels: NDArray[Any], source: str, names: tuple[str, ...] | None = None) -> RawCounts:
-    """Count integer labels (N,): entry i is the number of labels i, C the largest label + 1.
+def tally(labels: NDArray[Any], source: str, classes: Classes | None = None) -> RawCounts:
+    """Count integer labels (N,): entry i is the number of labels i.
+
+    Args:
+        labels: (N,).
+        source: for the errors.
+        classes: (K,), where they are known; else as many as the largest label says.
 
     Raises:
         BadInput: see `whole_labels`.
     """
-    total = np.zeros(len(names or ()), np.int64)
+    total = np.zeros(len(classes.names) if classes is not None else 0, np.int64)
     for part in _whole_parts(labels, source):
         found = np.bincount(part, minlength=len(total))
         found[: len(total)] += total
         total = found
-    known = names if names is not None and len(names) == len(total) else None
-    return RawCounts(tuple(total.tolist()), known, "index", source)
+    if classes is None or len(classes.names) != len(total):
+        classes = Classes.numbered(len(total))
+    return RawCounts(tuple(total.tolist()), classes, source)
 
 
-def numbered(texts: Iterable[str], source: str) -> tuple[Labels, tuple[str, ...] | None]:
-    """Labels as text: whole numbers are themselves, everything else names, in sorted order.
+def numbered(texts: Iterable[str], source: str) -> tuple[Labels, Classes]:
+    """Labels as text: whole numbers are indices and names, everything else names, sorted as text.
 
     Returns:
-        labels (N,), and the names (C,), None where the labels are numbers.
+        labels (N,), each the place of its class, and the classes (K,). Numbers keep their text, but
+        whole floats (pandas writes 3 as 3.0 where a label is missing) are integers.
 
     Raises:
         BadInput: no labels, an empty one, or a number outside 0 to 10^6.
 
     Example:
-        >>> numbered(["owl", "cat", "owl"], "a.csv")
-        (array([1, 0, 1]), ('cat', 'owl'))
-        >>> numbered(["7", "0"], "a.csv")
-        (array([7, 0]), None)
+        >>> numbered(["owl", "cat", "owl"], "a.csv")[1].names
+        ('cat', 'owl')
+        >>> labels, classes = numbered(["02", "0", "1.0"], "a.csv")
+        >>> labels.tolist(), classes.names
+        ([2, 0, 1], ('0', '1', '02'))
     """
     texts = list(texts)
-    table, names = _meaning(Counter(texts), source)
-    return np.array([table[text] for text in texts], np.int64), names
+    table, classes = _meaning(Counter(texts), source)
+    return np.array([table[text] for text in texts], np.int64), classes
 
 
 def tally_texts(labels: Iterable[str], source: str) -> RawCounts:
     """Count labels as text; see `numbered`."""
     found = Counter(labels)
-    table, names = _meaning(found, source)
-    if names is not None:
-        return RawCounts.keyed(((name, found[name]) for name in names), source, ordered=True)
-    total = np.zeros(max(table.values()) + 1, np.int64)
+    table, classes = _meaning(found, source)
+    total = [0] * len(classes.names)
     for text, number in table.items():
         total[number] += found[text]
-    return RawCounts(tuple(total.tolist()), None, "index", source)
+    return RawCounts(tuple(total), classes, source)
 
 
 def labels_of(
     values: NDArray[Any], names: tuple[str, ...] | None, source: str
-) -> tuple[Labels, tuple[str, ...] | None]:
-    """Labels (N,) and names (C,) from numbers or texts (N,), and the names of the numbers.
+) -> tuple[Labels, Classes]:
+    """Labels (N,) and classes (K,) from numbers or texts (N,), and the names of the numbers.
 
     Raises:
         BadInput: see `whole_labels` and `numbered`; or a number that has no name.
@@ -146,31 +152,41 @@ def labels_of(
     if values.dtype.kind == "U" and values.ndim == 1:
         return numbered(values.tolist(), source)
     whole = whole_labels(values, source)
-    if names is not None and int(whole.max()) >= len(names):
-        what, saw = f"{source} has labels without a name", f"{whole.max()}, of {len(names)} names"
+    size = int(whole.max()) + 1
+    if names is None:
+        return whole, Classes.numbered(size)
+    if size > len(names):
+        what, saw = f"{source} has labels without a name", f"{size - 1}, of {len(names)} names"
         raise bad_data(what, saw, "fetch or write the data again, with a name for each label")
-    return whole, names
+    return whole, Classes(names, tuple(range(len(names))), "dataset")
 
 
 def tally_of(values: NDArray[Any], names: tuple[str, ...] | None, source: str) -> RawCounts:
     """Count what `labels_of` reads; a name without samples is a zero."""
     if values.dtype.kind == "U" and values.ndim == 1:
         return tally_texts(values.tolist(), source)
-    if names is None:
-        return tally(values, source)
-    total = np.bincount(labels_of(values, names, source)[0], minlength=len(names)).tolist()
-    return RawCounts.keyed(zip(names, total, strict=True), source, ordered=True)
+    whole, classes = labels_of(values, names, source)
+    total = np.bincount(whole, minlength=len(classes.names)).tolist()
+    return RawCounts(tuple(total), classes, source)
 
 
-def _meaning(found: Counter[str], source: str) -> tuple[dict[str, int], tuple[str, ...] | None]:
-    """The number of each text, and the names, None where the texts are numbers."""
+def _meaning(found: Counter[str], source: str) -> tuple[dict[str, int], Classes]:
+    """The class of each text, and the classes: numbers keep their text, names are sorted."""
     if "" in found or not found:
         raise bad_data(f"{source} has samples without a label", f"{found['']} of {found.total()}")
-    if not all(re.fullmatch("-?[0-9]{1,9}", text) for text in found):
+    plain = {text: re.sub(r"\.0+$", "", text) for text in found}
+    if not all(re.fullmatch("-?[0-9]{1,9}", text) for text in plain.values()):
         names = tuple(sorted(found))
-        return {name: i for i, name in enumerate(names)}, names
-    table = {text: int(text) for text in found}
+        return {name: i for i, name in enumerate(names)}, Classes(names)
+    table = {text: int(whole) for text, whole in plain.items()}
     low, high = min(table.values()), max(table.values())
     if low < 0 or high > MAX_LABEL:
         raise bad_data(f"{source} has labels outside 0 to {MAX_LABEL:,}", f"{low} to {high}")
-    return table, None
+    written = {whole: int(whole) for whole in plain.values()}
+    if len({*written.values()}) < len(written):  # "1" and "01" are two names
+        names = tuple(sorted(written))
+        place = {name: i for i, name in enumerate(names)}
+        return {text: place[whole] for text, whole in plain.items()}, Classes(names)
+    texts = {number: whole for whole, number in written.items()}
+    names = tuple(texts.get(i, str(i)) for i in range(high + 1))
+    return table, Classes(names, tuple(range(high + 1)), "index")

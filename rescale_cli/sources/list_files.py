@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.json_text import clip
 from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
@@ -32,7 +32,8 @@ def list_images(spec: DataSpec) -> Images:
     names = [name for name, _ in pairs]
     labels = whole_labels(np.array([label for _, label in pairs], np.int64), source)
     root = image_root(spec, spec.path.parent, names)
-    return Images(ImageFiles(root, names), labels, None, names, source)
+    classes = Classes.numbered(int(labels.max()) + 1)
+    return Images(ImageFiles(root, names), labels, classes, names, source)
 
 
 def image_root(spec: DataSpec, default: Path, names: Iterable[str]) -> Path:

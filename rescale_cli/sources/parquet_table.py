@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.counts import few
 from rescale_cli.core.images import Image, Images
 from rescale_cli.errors import BadImage, BadInput

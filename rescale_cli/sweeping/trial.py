@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
@@ -12,6 +12,7 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Predictions
+from rescale_cli.core.row_names import HeadRows
 from rescale_cli.evaluating.evaluation import DataChoice, Notes, Progress, predictions_of
 from rescale_cli.finding.head_checks import refuse_multi_label
 from rescale_cli.patching.joint_head import JointHead
@@ -51,7 +52,8 @@ def logits_alone(
     if predictions is None:
         return None
     c = predictions.num_classes
-    resolved = counts.resolve(c, None, f"logits ({len(predictions.logits)}, {c}) in {file.name}")
+    title = f"logits ({len(predictions.logits)}, {c}) in {file.name}"
+    resolved, _ = replace(counts, checked=False).resolve(HeadRows(c, title=title))
     head = Head.of_logits(c, binary=predictions.binary)
     return Trial(None, head, resolved, predictions, (), JointHead((file.name,), (head,)))
 
@@ -91,6 +93,8 @@ def try_on(
             go with the model.
     """
     checkpoint = open_checkpoint(path, accept)
+    if choice.logits is not None or not labelled:
+        counts = replace(counts, checked=False)
     plan = make_plan(checkpoint, counts, adjustment or Adjustment(), heads=heads, compose=True)
     warnings = list(plan.warnings)
     if plan.records:
@@ -105,9 +109,11 @@ def try_on(
             data = ("--data", choice.data) if choice.logits is None else ("--logits", choice.logits)
             refuse_rescaling(method, adjusting_line("sweep-gamma", path, counts.typed, *data))
     predictions = predictions_of(
-        path, choice, num_classes=first.keys.num_classes, classes=counts.classes, accept=accept,
+        path, choice, num_classes=first.keys.num_classes, said=counts.said, accept=accept,
         labelled=labelled, progress=progress, notes=notes,
     )  # fmt: skip
     if predictions is None:
         return None
+    rows = checkpoint.rows(first.keys.classes, path.name)
+    counts.refuse_unchecked(rows, (predictions.alignment or {}).get("by"))
     return Trial(path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint)

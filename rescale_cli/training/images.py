@@ -9,8 +9,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from rescale_cli.core.alignment import Alignment, join_labels
+from rescale_cli.core.classes import Classes
 from rescale_cli.core.images import Images, Preprocessing
-from rescale_cli.core.label_order import to_head_rows
+from rescale_cli.core.row_names import HeadRows
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.sources.data_spec import datasets, named_folder, parse_spec
 from rescale_cli.sources.datasets import open_images
@@ -41,6 +43,8 @@ class TrainingImages:
     """With labels as rows of the head."""
     preprocessing: Preprocessing
     """Of validation, and of whoever uses the model."""
+    alignment: Alignment | None = None
+    """How the labels of `validation` were joined with the rows."""
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -68,21 +72,21 @@ def open_training_images(
     train = open_images(train_spec, download=download)
     if train.labels is None:
         raise BadInput(f"{train.source} has no labels", fix="name data with labels: --data")
-    names = train.classes
-    classes = names or tuple(str(i) for i in range(int(train.labels.max()) + 1))
+    known = train.classes or Classes.numbered(int(train.labels.max()) + 1)
+    classes = known.names
     if len(classes) < 2:
         raise BadInput(f"{train.source} has one class only", fix="name data with several: --data")
     chosen = Imbalance.parse(recipe.imbalance)
     kept = chosen.choose(train.labels, len(classes), recipe.imbalance_seed)
-    validation = None
+    validation = aligned = None
     if recipe.val_data or has_other:
         validation = open_images(recipe.val_data or recipe.data, download=download)
-        validation = _in_rows(validation, classes if names else None, len(classes), notes)
+        validation, aligned = _in_rows(validation, known, notes)
     else:
         notes(f"{train.source} has no held-out split, so nothing is validated: --val-data DATA")
     labels = train.labels[kept].astype(np.int64)
     prepared = _preprocessing(recipe, train, kept, notes)
-    return TrainingImages(train, kept, labels, classes, names is not None, validation, prepared)
+    return TrainingImages(train, kept, labels, classes, known.named, validation, prepared, aligned)
 
 
 def _train_split(text: str) -> tuple[str, bool]:
@@ -104,17 +108,17 @@ def _train_split(text: str) -> tuple[str, bool]:
 
 
 def _in_rows(
-    images: Images, classes: tuple[str, ...] | None, c: int, notes: Callable[[str], None]
-) -> Images:
-    if images.labels is None:
+    images: Images, known: Classes, notes: Callable[[str], None]
+) -> tuple[Images, Alignment]:
+    if images.labels is None or images.classes is None:
         raise BadInput(f"{images.source} has no labels", fix="name data with labels: --val-data")
-    names = images.names
-    labels, said = to_head_rows(
-        images.labels, images.classes, classes, c, source=images.source, samples=names
+    rows = HeadRows(len(known.names), known.names if known.named else None, "rescale")
+    labels, found = join_labels(
+        images.labels, images.classes, rows, source=images.source, samples=images.names
     )
-    for text in said:
+    for text in found.notes:
         notes(text)
-    return replace(images, labels=labels)
+    return replace(images, labels=labels), found
 
 
 def _preprocessing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rescale_cli.core.counts import ZeroPolicy
 from rescale_cli.errors import UsageError
 from rescale_cli.training.long_tail import Imbalance
 from rescale_cli.training.losses import losses
@@ -12,6 +13,7 @@ from rescale_cli.training.samplers import samplers
 from rescale_cli.training.schedules import schedules
 
 AUGMENTS = ("crop-flip", "resized-crop", "none")
+ZERO_COUNTS = ("error", "one", "skip")
 PRECISIONS = ("off", "bf16", "fp16")
 
 
@@ -64,6 +66,8 @@ class Recipe:
     """The epoch, from 0, at which class weights set in; None: not deferred."""
     sampler: str = "instance"
     """A name in `samplers`."""
+    zero_count: ZeroPolicy = "error"
+    """What a class without training images is: error, one (counted as one image) or skip."""
 
     epochs: int = 180
     """Passes over the training images."""
@@ -114,7 +118,11 @@ class Recipe:
             registry.entry(name)
         for option, low, high in _RANGES:
             _check_range(option, getattr(self, option), low, high)
-        for option, known in (("augment", AUGMENTS), ("amp", PRECISIONS)):
+        for option, known in (
+            ("augment", AUGMENTS),
+            ("amp", PRECISIONS),
+            ("zero_count", ZERO_COUNTS),
+        ):
             value = getattr(self, option)
             _require(value in known, option, value, f"is not one of {', '.join(known)}")
         ascending = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))

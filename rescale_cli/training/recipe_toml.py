@@ -14,7 +14,9 @@ from rescale_cli.json_text import clip
 from rescale_cli.training.recipe import Recipe
 
 #: The annotation of each field, in the words of recipe.py.
-_KINDS: dict[str, str] = {field.name: str(field.type) for field in fields(Recipe)}
+_KINDS: dict[str, str] = {
+    field.name: str(field.type).replace("ZeroPolicy", "str") for field in fields(Recipe)
+}
 
 
 def to_toml(recipe: Recipe) -> str:

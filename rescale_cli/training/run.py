@@ -70,9 +70,9 @@ class Run:
         self.recipe, self.folder, self.data = recipe, folder, data
         self.device, self.ranks, self.watch = device, ranks, watch
         names = data.classes if data.named else None
-        self.counts = ClassCounts.of(data.counts, names, source=data.train.source)
+        self.counts = ClassCounts.of(data.counts, names, data.train.source, recipe.zero_count)
         network, self.head = build_network(recipe, len(data.classes), data.preprocessing.channels)
-        counts = torch.from_numpy(data.counts)
+        counts = torch.from_numpy(self.counts.values.copy())
         self.stepper = Stepper(network, self.head, recipe, counts, device, ranks)
         self.feed = make_feed(data, recipe, device)
         self.validation = None
@@ -153,7 +153,7 @@ class Run:
         import torch
 
         recipe, batches, rank = self.recipe, self.batches, self.ranks.rank
-        weights = class_weights(recipe.loss, self.data.counts, self.epoch, recipe.drw_epoch)
+        weights = class_weights(recipe.loss, self.counts.values, self.epoch, recipe.drw_epoch)
         on_device = None if weights is None else torch.from_numpy(weights).to(self.device)
         stream = self.feed.epoch(self.epoch, self._order(self.epoch), batches, rank, self.step)
         begun = time.perf_counter()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli import api
-from rescale_cli.core.class_order import RawCounts
+from rescale_cli.core.classes import Classes, RawCounts
+from rescale_cli.core.counts import ZeroPolicy
 from rescale_cli.errors import BadInput, OutputExists
 from rescale_cli.files.output_folder import MARK
 from rescale_cli.files.staging import Staging, system_errors, write_new
@@ -124,7 +125,8 @@ class RunFolder:
         }
         write_text(self.config, json.dumps(config, indent=2) + "\n", force=True)
         counts = tuple(data.counts.tolist())
-        raw = RawCounts(counts, data.classes if data.named else None, "named", str(self.path))
+        known = Classes(data.classes, None if data.named else tuple(range(len(counts))), "run")
+        raw = RawCounts(counts, known, str(self.path))
         write_text(self.counts, json.dumps(write_counts(raw), indent=1) + "\n", force=True)
 
     def lines(self, epochs: int) -> list[dict[str, Any]]:
@@ -173,10 +175,17 @@ class RunFolder:
             write_new(staging.aside(self.model), data, self.path)
             staging.commit()
 
-    def write_rescaled(self, gamma: float) -> None:
+    def write_rescaled(self, gamma: float, zero_count: ZeroPolicy = "error") -> None:
         """RS once, after all training (Kim & Kim 2020, Algorithm 1, line 9): a second checkpoint.
 
         Raises:
             BadHead: a factor is too large for the head's dtype.
         """
-        api.apply(self.model, self.counts, gamma, output=self.rescaled, force=True)
+        api.apply(
+            self.model,
+            self.counts,
+            gamma,
+            output=self.rescaled,
+            zero_count=zero_count,
+            force=True,
+        )

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rescale_cli.core.alignment import Alignment
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import Interrupted
 from rescale_cli.loading.devices import pick_device
@@ -36,6 +37,8 @@ class Trained:
     device: str
     images_per_second: float | None
     """Of training alone, in this process; None where nothing was left to do."""
+    alignment: Alignment | None = None
+    """How the validation labels were joined with the rows; None without validation."""
 
 
 def train(
@@ -92,10 +95,13 @@ def train(
         with last_step():
             folder.write_model(run.stepper.weights())
             if recipe.gamma is not None:
-                folder.write_rescaled(recipe.gamma)
+                folder.write_rescaled(recipe.gamma, recipe.zero_count)
             else:
                 folder.rescaled.unlink(missing_ok=True)  # of a gamma that was taken back
-        return Trained(folder, recipe, run.counts, run.lines, str(device), run.images_per_second)
+        return Trained(
+            folder, recipe, run.counts, run.lines, str(device), run.images_per_second,
+            run.data.alignment,
+        )  # fmt: skip
 
 
 def _with_events(watch: Watch, folder: RunFolder, epochs: int) -> Watch:
