@@ -16,6 +16,7 @@ from rescale_cli.loading.preprocessing import (
     needs_no_resize,
 )
 from rescale_cli.predicting.ranks import as_text, from_text
+from rescale_cli.sources.image_files import DeepGrayWarning
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,8 @@ class Batch(NamedTuple):
     """Rows lo to hi of them, on the device: (hi - lo, channels, H, W) float32."""
     bad: list[tuple[int, str]]
     """Index of each image that could not be read, and why."""
+    deep: int = 0
+    """Gray images of more than 8 bits a pixel."""
 
 
 def batches(
@@ -71,7 +74,7 @@ def batches(
     for read in decoded(_Reader(data, preprocessing), parts, workers, device.type == "cuda"):
         if read.error is not None:
             raise from_text(read.error)
-        yield Batch(read.good, _on_device(read.images, device), read.bad)
+        yield Batch(read.good, _on_device(read.images, device), read.bad, read.deep)
 
 
 def _in_memory(
@@ -106,6 +109,7 @@ class _Read(NamedTuple):
     good: list[int]
     bad: list[tuple[int, str]]
     error: str | None
+    deep: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,18 @@ class _Reader:
     preprocessing: Preprocessing
 
     def __getitem__(self, indices: Sequence[int]) -> _Read:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DeepGrayWarning)
+            read = self._read(indices)
+        deep = 0
+        for one in caught:
+            if issubclass(one.category, DeepGrayWarning):
+                deep += 1
+            else:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        return read._replace(deep=deep)
+
+    def _read(self, indices: Sequence[int]) -> _Read:
         from torch.utils.data import default_collate
 
         images, good, bad = [], [], []

@@ -118,6 +118,11 @@ def _predict(
         meter.add(done)
         if team is not None:
             team.beat()
+    if share.deep_gray:
+        notes(
+            f"{share.deep_gray:,} images are gray with more than 8 bits a pixel, and Pillow's "
+            "conversion turns everything above 255 white: convert them to 8 bits as for training"
+        )
     if not share.gather(skip_bad=options.skip_bad):
         return None
     return share.predictions(meter.finish())
@@ -133,6 +138,7 @@ def _run(
     waiting: tuple[list[int], torch.Tensor] | None = None
     for batch in stream:
         share.leave_out(batch.bad)
+        share.deep_gray += batch.deep
         # After a bad image that may not be left out, the others are only read, to count them all.
         if batch.indices and (skip_bad or not share.has_bad):
             answer = forward.logits(batch.take, len(batch.indices))

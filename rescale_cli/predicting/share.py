@@ -37,6 +37,7 @@ class Share:
         self._logits = big_array((room, classes), np.float32)
         self._kept = np.ones(room, np.uint8)
         self._bad = 0
+        self.deep_gray = 0
         self._first: list[tuple[int, str]] = []
 
     def _samples_of(self, rank: int) -> range:

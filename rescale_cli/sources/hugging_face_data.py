@@ -18,7 +18,7 @@ from rescale_cli.errors import BadInput
 from rescale_cli.json_text import clip
 from rescale_cli.loading.libraries import library
 from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
-from rescale_cli.sources.image_files import bad_image
+from rescale_cli.sources.image_files import Decoding, bad_image
 from rescale_cli.sources.label_sources import bad_data, labels_of, tally_of
 from rescale_cli.sources.parquet_table import encoded_image, scalar_labels
 
@@ -35,6 +35,7 @@ class HuggingFaceImages:
     table: Any
     column: str
     source: str
+    how: Decoding
 
     def __call__(self, index: int) -> Image:
         """The image of that index."""
@@ -43,7 +44,7 @@ class HuggingFaceImages:
             value = self.table[index][self.column]
         except (OSError, ValueError) as error:
             raise bad_image(name, clip(str(error))) from None
-        return encoded_image(value, name, Path())
+        return encoded_image(value, name, Path(), self.how)
 
 
 @counts.register("hf", options=_OPTIONS, splits=SPLITS)
@@ -64,9 +65,10 @@ def hf_images(spec: DataSpec) -> Images:
     table, source, column, names = _split(spec, ("test", "val"))
     image = _column(spec, "image", _of_kind(table, "Image"), table, source)
     labels, classes = labels_of(_column_of(table, column), names, source)
+    how = Decoding(upright=True, mode=getattr(table.features[image], "mode", None))
     bare = table.select_columns([image]).cast_column(image, library_.Image(decode=False))
     numbers = tuple(map(str, range(len(labels))))
-    return Images(HuggingFaceImages(bare, image, source), labels, classes, numbers, source)
+    return Images(HuggingFaceImages(bare, image, source, how), labels, classes, numbers, source)
 
 
 def _split(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from rescale_cli.files.regular_file import opened, refuse_lfs_pointer
 from rescale_cli.json_text import clip
 from rescale_cli.sources.label_sources import bad_data
 
+#: The tag of EXIF that says which way up a picture is.
+_ORIENTATION = 0x0112
+#: Modes of 16-bit and 32-bit gray: values above 255 become 255.
+_DEEP_GRAY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 #: torchvision.datasets.folder.IMG_EXTENSIONS: what ImageFolder takes for an image.
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -29,20 +34,39 @@ READERS = (
     "PCX", "ICO",
 )  # fmt: skip
 
+class DeepGrayWarning(UserWarning):
+    """An image of more than 8 bits a pixel in gray, which Pillow's conversion turns white."""
 
-def decode(data: bytes, name: str) -> Image:
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What a library does to an image after it is decoded."""
+
+    upright: bool = False
+    """Turn it as its EXIF orientation says, as `datasets` does and ImageFolder does not."""
+    mode: str | None = None
+    """Convert it to this mode of Pillow first."""
+
+
+AS_STORED = Decoding()
+
+
+def decode(data: bytes, name: str, how: Decoding = AS_STORED) -> Image:
     """An encoded image as (H, W, 3) RGB, or (H, W, 1) where it is stored as 8-bit gray.
 
-    The first frame of several; everything else as `PIL.Image.convert("RGB")` turns it into RGB;
-    lying as it is stored, whatever EXIF says, like torchvision's ImageFolder.
+    The first frame of several; everything else as `PIL.Image.convert("RGB")` turns it into RGB.
+    By default it lies as it is stored, whatever EXIF says, like torchvision's ImageFolder.
+
+    Warns:
+        DeepGrayWarning: more than 8 bits a pixel of gray, which are cut off at 255.
 
     Raises:
         BadImage: it is no image, damaged, cut short, or of so many pixels that it must be a trap.
     """
-    return _decoded(io.BytesIO(data), name)
+    return _decoded(io.BytesIO(data), name, how)
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path, how: Decoding = AS_STORED) -> Image:
     """The image in a file; see `decode`.
 
     Raises:
@@ -52,18 +76,25 @@ def read_image(path: Path) -> Image:
     with opened(path, BadImage) as fd:
         refuse_lfs_pointer(path, os.pread(fd, 64, 0), BadImage)
         with os.fdopen(fd, "rb", closefd=False) as file:
-            return _decoded(file, str(path))
+            return _decoded(file, str(path), how)
 
 
-def _decoded(file: BinaryIO, name: str) -> Image:
+def _decoded(file: BinaryIO, name: str, how: Decoding) -> Image:
     import PIL.Image as pillow  # noqa: N813 - it is a module
+    from PIL.ImageOps import exif_transpose
 
     try:
         pillow.init()
         readers = [name for name in READERS if name in pillow.OPEN]
-        with pillow.open(file, formats=readers) as picture:
+        with pillow.open(file, formats=readers) as opened_picture:
+            picture: Any = opened_picture
             if picture.width * picture.height > (pillow.MAX_IMAGE_PIXELS or 1 << 62):
                 raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+            picture.load()
+            if how.upright and picture.getexif().get(_ORIENTATION) is not None:
+                picture = exif_transpose(picture)
+            if how.mode and picture.mode != how.mode:
+                picture = picture.convert(how.mode)
             return from_picture(picture)
     except Exception as error:  # Pillow lets through whatever its readers trip over
         saw = clip(str(error), 120).replace(f"{file!r}", "it") or type(error).__name__
@@ -74,6 +105,8 @@ def from_picture(picture: Any) -> Image:
     """The pixels of a PIL.Image; see `decode`."""
     picture.load()
     picture.info.pop("transparency", None)  # no pixel depends on it, but a warning does
+    if picture.mode in _DEEP_GRAY and max(picture.getextrema()) > 255:
+        warnings.warn("a gray image of more than 8 bits", DeepGrayWarning, stacklevel=2)
     if picture.mode == "L":
         return np.array(picture)[:, :, None]
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))

@@ -21,7 +21,7 @@ from rescale_cli.files.regular_file import opened, refuse_lfs_pointer
 from rescale_cli.json_text import clip, parse_json
 from rescale_cli.loading.libraries import library
 from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
-from rescale_cli.sources.image_files import bad_image, decode, read_image
+from rescale_cli.sources.image_files import AS_STORED, Decoding, bad_image, decode, read_image
 from rescale_cli.sources.label_sources import bad_data, labels_of, tally_of
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
@@ -38,6 +38,7 @@ class ParquetImages:
     """(row groups,): the first image of each."""
     groups: NDArray[np.int64]
     """(row groups, 2): file, number in the file."""
+    how: Decoding = AS_STORED
 
     def __call__(self, index: int) -> Image:
         """The image of that index."""
@@ -49,7 +50,7 @@ class ParquetImages:
             value = _row_group(path, group, self.column)[row].as_py()
         except (OSError, ValueError, IndexError) as error:  # pyarrow's errors are of these kinds
             raise bad_image(name, clip(str(error))) from None
-        return encoded_image(value, name, path.parent)
+        return encoded_image(value, name, path.parent, self.how)
 
 
 @lru_cache(maxsize=2)
@@ -63,13 +64,13 @@ def _row_group(path: Path, group: int, column: str) -> Any:
         )
 
 
-def encoded_image(value: Any, name: str, folder: Path) -> Image:
+def encoded_image(value: Any, name: str, folder: Path, how: Decoding) -> Image:
     """An image as a table holds it: its bytes, or {bytes, path} as Hugging Face writes it."""
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, "")
     if isinstance(data, bytes):
-        return decode(data, f"{name} ({path})" if path else name)
+        return decode(data, f"{name} ({path})" if path else name, how)
     if path:
-        return read_image(folder / path)
+        return read_image(folder / path, how)
     raise bad_image(name, f"{type(value).__name__} where its bytes should be")
 
 
@@ -103,7 +104,7 @@ def parquet_images(spec: DataSpec) -> Images:
     labels, classes = labels_of(table.labels(), table.classes, source)
     names = tuple(map(str, range(len(labels))))
     starts = np.cumsum([0, *table.rows])[:-1]
-    read = ParquetImages(files, table.image, starts, np.array(table.groups, np.int64))
+    read = ParquetImages(files, table.image, starts, np.array(table.groups, np.int64), table.how)
     return Images(read, labels, classes, names, source)
 
 
@@ -144,6 +145,8 @@ class _Table:
     rows: tuple[int, ...]
     """Of each row group."""
     groups: tuple[tuple[int, int], ...]
+    how: Decoding = AS_STORED
+    """How the images are decoded."""
 
     @classmethod
     def of(cls, files: tuple[Path, ...], spec: DataSpec, *, need_image: bool) -> _Table:
@@ -158,14 +161,16 @@ class _Table:
             columns = tuple(schema.names)
             label = _column(spec, "label", columns, LABEL_COLUMNS, path)
             image = _column(spec, "image", columns, IMAGE_COLUMNS, path) if need_image else ""
-            tables.append((image, label, _class_names(schema.metadata, label)))
+            decoding = _decoding(schema, image) if need_image else AS_STORED
+            tables.append((image, label, _class_names(schema.metadata, label), decoding))
         if len({*tables}) > 1:
             saw = few([f"{path.name}: {table}" for path, table in zip(files, tables, strict=True)])
             what = f"the files of {spec.path} have different columns or classes"
             raise bad_data(what, saw, "name one of them: parquet:FILE")
         if not sum(rows):
             raise bad_data(f"{spec.path} is empty", "no row", "name a table with images")
-        return cls(files, *tables[0], tuple(rows), tuple(groups))
+        image, label, classes, how = tables[0]
+        return cls(files, image, label, classes, tuple(rows), tuple(groups), how)
 
     def labels(self) -> NDArray[Any]:
         """The label column: numbers or texts (N,)."""
@@ -203,12 +208,28 @@ def _column(
     return found[0]
 
 
-def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
-    """The names that Hugging Face wrote into the schema, if it did."""
+def _decoding(schema: Any, image: str) -> Decoding:
+    """As `datasets` decodes the column, if it is the Hub's: {bytes, path}, or declared an Image."""
+    declared = _feature(schema.metadata, image)
+    kind = schema.field(image).type
+    hub = {kind.field(i).name for i in range(kind.num_fields)} >= {"bytes", "path"}
+    mode = declared.get("mode")
+    known = mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F")
+    return Decoding(hub or declared.get("_type") == "Image", mode if known else None)
+
+
+def _feature(metadata: dict[bytes, bytes] | None, column: str) -> dict[str, Any]:
+    """What Hugging Face wrote into the schema about a column, if it did."""
     value = parse_json((metadata or {}).get(b"huggingface", b"{}"), "the schema", BadInput)
     try:
-        names = value["info"]["features"][label]["names"]
+        found = value["info"]["features"][column]
     except (TypeError, KeyError):
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
+    """The names that Hugging Face wrote into the schema, if it did."""
+    names: Any = _feature(metadata, label).get("names")
     fine = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return tuple(names) if fine and len({*names}) == len(names) else None
