@@ -40,7 +40,7 @@ def counts(
 
     if output is not None:
         refuse_output(output, "--output", force=force, inputs=[parse_spec(data).path])
-    raw = count_data(data)
+    raw = count_data(data, tally=True)
     if order is not None:
         raw = raw.sorted_by(order.value)
     raw = replace(raw, values=tuple(whole_numbers(raw.values, raw.names, raw.source)))

@@ -75,7 +75,9 @@ def _labels(spec: DataSpec) -> NDArray[Any]:
                     saw = f"{info.file_size:,} bytes, method {info.compress_type}"
                     what = f"{spec.path.name}: {clip(key, 80)} is too large, or oddly packed"
                     raise bad_data(what, saw, fix)
-                return npy_array(archive.read(f"{key}.npy"))
+                array = npy_array(archive.read(f"{key}.npy"))
+                # Keras and scikit-learn keep labels as a column.
+                return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
         except _ZIP_ERRORS as e:
             saw = str(e) or type(e).__name__
             raise bad_data(f"{spec.path.name} cannot be read as .npz", saw) from None

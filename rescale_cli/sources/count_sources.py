@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,8 +62,12 @@ def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
         raise bad_file("stdin is neither JSON nor CSV in UTF-8", str(error)) from None
 
 
-def count_data(spec: str) -> RawCounts:
+def count_data(spec: str, *, tally: bool = False) -> RawCounts:
     """Training samples of each class of `name:PATH?key=value@split`, or of a path by its content.
+
+    Args:
+        spec: a source, or a path.
+        tally: it is data to be counted, so that only a header can make a table one of counts.
 
     Raises:
         BadInput: no such file, damaged, or not labels; BadCounts for a file of counts.
@@ -72,12 +77,13 @@ def count_data(spec: str) -> RawCounts:
     if not parsed.name:
         if not os.path.isdir(parsed.path):  # noqa: PTH112 - Path.is_dir raises for some paths
             no_split(parsed)
-            return _by_content(parsed.path)
+            return _by_content(parsed.path, tally=tally)
         parsed = named_folder(parsed, counts)
+    parsed = replace(parsed, tally=tally)
     return counts[parsed.name](parsed)
 
 
-def _by_content(path: Path) -> RawCounts:
+def _by_content(path: Path, *, tally: bool = False) -> RawCounts:
     """Counts, or labels to count, from one regular file."""
     with opened(path, BadInput) as fd:
         head = os.pread(fd, 4096, 0)
@@ -96,7 +102,7 @@ def _by_content(path: Path) -> RawCounts:
             return coco_counts(value, path)
         return json_counts(value, path.name)
     with text_of(path) as lines:
-        return text_counts(lines, path.name)
+        return text_counts(lines, path.name, tally=tally)
 
 
 def _npy_counts(path: Path) -> RawCounts:

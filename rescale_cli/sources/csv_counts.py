@@ -5,32 +5,35 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import TextIO
 
 from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.images import Images
-from rescale_cli.errors import BadCounts
+from rescale_cli.errors import BadCounts, NeedsDecision
 from rescale_cli.json_text import clip
 from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import IMAGES, ImageFiles
 from rescale_cli.sources.label_sources import bad_data, numbered, tally_texts, text_of
 from rescale_cli.sources.list_files import image_root, list_counts
 
-IMAGE_COLUMNS = ("image", "images", "path", "file", "filename", "file_name", "image_path",
-                 "filepath", "file_path", "img", "img_path")  # fmt: skip
-LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "class_name", "class_id")
+IMAGE_COLUMNS = ("image", "images", "image_id", "id_code", "imageid", "path", "file", "filename",
+                 "file_name", "image_path", "filepath", "file_path", "img", "img_path")  # fmt: skip
+LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "class_name", "class_id",
+                 "classid", "classname", "label_name", "species", "diagnosis")  # fmt: skip
 COUNT_COLUMNS = ("count", "counts", "n", "num", "number", "samples", "num_samples", "images",
                  "num_images", "frequency", "support")  # fmt: skip
+#: What pandas and others write where a value is missing.
+_MISSING = ("", "nan", "<na>")
 #: What mends most files that were to hold counts.
 NAME_COUNTS = (
     'use a JSON list, {"name": count}, CSV lines `class,count`, a 1-D .npy, or data: --counts FILE'
 )
 
 
-def text_counts(lines: TextIO, source: str) -> RawCounts:
-    """Counts or labels from text: a list file, one label a line, or CSV.
+def text_counts(lines: TextIO, source: str, *, tally: bool = False) -> RawCounts:
+    """Counts or labels from text: a list file, one label a line, or CSV; see `csv_counts`.
 
     Raises:
         BadCounts: no such form.
@@ -46,7 +49,7 @@ def text_counts(lines: TextIO, source: str) -> RawCounts:
         raise bad_file(
             what, f"the first line {clip(first.strip(), 80)!r}", "separate by a comma: name,count"
         )
-    return csv_counts(every, source)
+    return csv_counts(every, source, tally=tally)
 
 
 def is_list_line(line: str) -> bool:
@@ -55,44 +58,103 @@ def is_list_line(line: str) -> bool:
     return label.isdecimal() and ("/" in path or path.lower().endswith(IMAGES))
 
 
-def csv_counts(lines: Iterator[str], source: str, label: str | None = None) -> RawCounts:
+def csv_counts(
+    lines: Iterator[str], source: str, label: str | None = None, *, tally: bool = False
+) -> RawCounts:
     """Counts from CSV (also ; or tab): `class,count`, or one row a sample with a label column.
 
     Args:
         lines: the text, with or without a header.
         source: for the errors.
         label: the header of the label column, where the user names it.
+        tally: the table is data to be counted, so that only a header can make it counts.
 
     Raises:
         BadCounts: no column is known to be label or count, or a class has two counts.
         BadInput: a row without a label.
+        NeedsDecision: two columns could be the label, or the table could be counts or samples.
     """
-    with _table(lines, source, label) as (body, name, count, _):
-        if count is None:
-            return tally_texts((_cell(row, name, source).strip() for row in body), source)
-        pairs = [
-            (_cell(row, name, source).strip(), _number(_cell(row, count, source))) for row in body
-        ]
-    if name == count:
+    table = _Table.of(lines, source, label)
+    if table.count is None:
+        return tally_texts((text for _, text in table.labels()), source)
+    rows = list(table.rows)
+    pairs = [(_cell(row, table.label, source).strip(), _number(_cell(row, table.count, source)))
+             for _, row in rows]  # fmt: skip
+    if table.label == table.count:
         return RawCounts(tuple(value for _, value in pairs), None, source)
+    if not table.header and (tally or len({name for name, _ in pairs}) < len(pairs)):
+        raise _samples_or_counts(source, ",".join(map(str, pairs[0])))
     return RawCounts.keyed(pairs, source)
 
 
-@contextmanager
-def _table(
-    lines: Iterator[str], source: str, label: str | None
-) -> Iterator[tuple[Iterator[list[str]], int, int | None, list[str]]]:
-    """The rows without the header, the columns of label and count, and the first row."""
-    first = next((line for line in lines if line.strip()), "")
-    comma = next((mark for mark in ",;\t" if mark in first), ",")
-    reader = csv.reader(chain([first], lines), delimiter=comma, skipinitialspace=True, strict=True)
-    rows = (row for row in reader if any(cell.strip() for cell in row))
-    try:
-        if not (top := next(rows, [])):
+def _samples_or_counts(source: str, first: str) -> NeedsDecision:
+    return NeedsDecision(
+        f"{source} has no header, so its numbers could be labels of samples or counts of classes",
+        saw=f"the first line {clip(first, 80)!r}",
+        fix="write a first line: `class,count` over counts, `image,label` over samples, or `count` "
+        "or `label` over a single column",
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A CSV whose columns are known."""
+
+    source: str
+    top: list[str]
+    """The first row."""
+    header: bool
+    """Whether the first row names the columns."""
+    rows: Iterator[tuple[int, list[str]]]
+    """The other rows, each with its line number."""
+    label: int
+    """The column of the label, or of the class."""
+    count: int | None
+    """The column of the counts; None where each row is a sample."""
+    sample: list[str]
+    """The first row of data."""
+
+    @classmethod
+    def of(cls, lines: Iterator[str], source: str, label: str | None) -> _Table:
+        """Find the columns."""
+        rows = _rows(lines, source)
+        _, top = next(rows, (0, []))
+        if not top:
             raise bad_file(f"{source} is empty", "no line with text")
-        second = next(rows, [])
+        number, second = next(rows, (0, []))
         name, count, header = _columns(top, second, label, source)
-        yield chain([] if header else [top], [second] if second else [], rows), name, count, top
+        body = chain([] if header else [(1, top)], [(number, second)] if second else [], rows)
+        return cls(source, top, header, body, name, count, second if header else top)
+
+    def labels(self) -> Iterator[tuple[list[str], str]]:
+        """Each row with its label.
+
+        Raises:
+            BadInput: a label is missing; the error has its line.
+        """
+        for number, row in self.rows:
+            text = _cell(row, self.label, self.source).strip()
+            if text.lower() in _MISSING:
+                what = f"line {number} of {self.source} has no label"
+                fix = "take out the rows without a label, or write it"
+                raise bad_data(what, clip(",".join(row), 80), fix)
+            yield row, text
+
+
+def _rows(lines: Iterator[str], source: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows with text in them, by the number of their last line; Excel's `sep=;` is obeyed."""
+    skipped, first = 0, next(lines, "")
+    while first and not first.strip():
+        skipped, first = skipped + 1, next(lines, "")
+    if said := re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE):
+        skipped, first, comma = skipped + 1, next(lines, ""), said[1]
+    else:
+        comma = next((mark for mark in ",;\t" if mark in first), ",")
+    reader = csv.reader(chain([first], lines), delimiter=comma, skipinitialspace=True, strict=True)
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield reader.line_num + skipped, row
     except csv.Error as error:
         raise bad_file(f"{source} is not valid CSV", str(error)) from None
 
@@ -110,28 +172,44 @@ def csv_entries(
 
     Raises:
         BadInput: no column is known to be the label or the image, or a row is too short.
+        NeedsDecision: two columns could be the label or the image.
     """
-    with _table(lines, source, label) as (body, name, count, top):
-        rows = list(body)
-        column = _image_column(top, rows[0] if rows else top, name, image)
-        if count is not None or column is None:
-            saw = f"the columns {', '.join(clip(cell, 40) for cell in top[:10])}"
-            what = f"{source} has no column known to be the image"
-            if count is not None:
-                what = f"{source} counts classes, and names no images"
-            raise bad_data(what, saw, f"csv:{source}?image=COLUMN&label=COLUMN")
-        paths = [_cell(row, column, source).strip() for row in rows]
-        return paths, [_cell(row, name, source).strip() for row in rows]
+    table = _Table.of(lines, source, label)
+    if table.count is not None:
+        what = f"{source} counts classes, and names no images"
+        raise bad_data(what, _shown(table.top), f"csv:{source}?image=COLUMN&label=COLUMN")
+    column = _image_column(table, image)
+    entries = [(_cell(row, column, source).strip(), text) for row, text in table.labels()]
+    return [path for path, _ in entries], [text for _, text in entries]
 
 
-def _image_column(top: list[str], sample: list[str], label: int, image: str | None) -> int | None:
+def _image_column(table: _Table, image: str | None) -> int:
     """The column of the paths: named, known by its header, or the one that ends like an image."""
+    words = [cell.strip().lower() for cell in table.top]
+    ends = [i for i, cell in enumerate(table.sample)
+            if cell.strip().lower().endswith((*IMAGES, ".gif"))]  # fmt: skip
+    known = [i for i, word in enumerate(words) if table.header and word in IMAGE_COLUMNS]
     if image is not None:
-        return top.index(image) if image in top else None
-    words = [cell.strip().lower() for cell in top]
-    known = [i for i, word in enumerate(words) if word in IMAGE_COLUMNS and i != label]
-    ends = [i for i, cell in enumerate(sample) if cell.strip().lower().endswith(IMAGES)]
-    return next(iter([i for i in ends if i != label] + known), None)
+        found = [i for i, cell in enumerate(table.top) if cell == image]
+    else:
+        found = [i for i in known if i in ends] or known or ends
+        found = [i for i in found if i != table.label]
+    if len(found) == 1:
+        return found[0]
+    fix = f"csv:{table.source}?image=COLUMN&label=COLUMN"
+    if not found:
+        what = f"{table.source} has no column known to be the image"
+        raise bad_data(what, _shown(table.top), fix)
+    raise _ambiguous(table.source, "image", [table.top[i] for i in found], fix)
+
+
+def _ambiguous(source: str, kind: str, columns: list[str], fix: str) -> NeedsDecision:
+    what = f"{len(columns)} columns of {source} could be the {kind}"
+    return NeedsDecision(what, saw=clip(", ".join(columns), 200), fix=fix)
+
+
+def _shown(top: list[str]) -> str:
+    return f"the columns {', '.join(clip(cell, 40) for cell in top[:10])}"
 
 
 def _columns(
@@ -143,27 +221,33 @@ def _columns(
     """
     words = [cell.strip().lower() for cell in top]
     header = not any(isinstance(_number(word), int | float) for word in words)
-    named = [i for i, word in enumerate(words) if header and word in LABEL_COLUMNS]
-    counted = [i for i, word in enumerate(words) if header and word in COUNT_COLUMNS]
     sample = second if header and second else top
-    image = sample[0].lower().endswith(IMAGES) if sample else False
-    numeric = len(sample) == 2 and isinstance(_number(sample[1]), int | float)
-    if label is not None:
-        if label in top:
-            return top.index(label), None, True
-    elif counted and len(words) <= 2 + bool(named):
+    if label is not None and label in top:
+        return top.index(label), None, True
+    named = [i for i, word in enumerate(words) if header and word in LABEL_COLUMNS]
+    image = [i for i, word in enumerate(words) if header and word in IMAGE_COLUMNS]
+    numeric = {i for i, cell in enumerate(sample) if isinstance(_number(cell), int | float)}
+    counted = [i for i in numeric if header and words[i] in COUNT_COLUMNS]
+    if label is None and len(named) > 1:
+        fix = f"name it: csv:{source}?label={top[named[0]]}"
+        raise _ambiguous(source, "label", [top[i] for i in named], fix)
+    if label is None and len(counted) == 1 and len(words) <= 2:
         other = [i for i in (*named, *range(len(words))) if i not in counted]
         return (other or counted)[0], counted[0], True
-    elif named and not (named == [0] and numeric):
-        return named[-1], None, True
-    elif len(words) == 2 and numeric and not image:
-        return 0, 1, header
-    elif len(words) == 2 and image:
-        return 1, None, not top[0].lower().endswith(IMAGES)
-    elif len(words) == 1:
+    if label is None and named:
+        return named[0], None, True
+    paths = any(cell.strip().lower().endswith((*IMAGES, ".gif", ".jfif")) for cell in sample[:1])
+    if label is None and len(words) == 2 and (paths or image == [0]):
+        return 1, None, header and not words[0].endswith(IMAGES)
+    if label is None and len(words) == 2 and 1 in numeric and not header:
+        return 0, 1, False
+    if label is None and len(words) == 1:
+        if numeric and not header:
+            raise _samples_or_counts(source, top[0])
         return 0, None, False
-    saw = f"the columns {', '.join(clip(cell, 40) for cell in top[:10])}"
-    raise bad_file(f"{source} has no column known to be the label", saw, "csv:FILE?label=COLUMN")
+    raise bad_file(
+        f"{source} has no column known to be the label", _shown(top), "csv:FILE?label=COLUMN"
+    )
 
 
 def _cell(row: list[str], column: int, source: str) -> str:
@@ -185,7 +269,7 @@ def _number(text: str) -> object:
 def csv_file(spec: DataSpec) -> RawCounts:
     """A table of samples with a label column, or of classes with a count column."""
     with text_of(spec.path) as lines:
-        return csv_counts(lines, spec.path.name, spec.options.get("label"))
+        return csv_counts(lines, spec.path.name, spec.options.get("label"), tally=spec.tally)
 
 
 @datasets.register("csv", options=("image", "label", "root"))

@@ -31,6 +31,8 @@ class DataSpec:
     split: str | None = None
     download: bool = False
     """Whether what is not on this machine may be fetched."""
+    tally: bool = False
+    """Whether it is data to be counted, rather than counts that a table may hold."""
 
 
 #: What `counts DATA` reads, the training split where nothing else is said.

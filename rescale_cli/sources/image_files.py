@@ -95,18 +95,34 @@ def _decoded(file: BinaryIO, name: str, how: Decoding) -> Image:
                 picture = exif_transpose(picture)
             if how.mode and picture.mode != how.mode:
                 picture = picture.convert(how.mode)
-            return from_picture(picture)
+            pixels, deep = _pixels(picture), _is_deep_gray(picture)
     except Exception as error:  # Pillow lets through whatever its readers trip over
         saw = clip(str(error), 120).replace(f"{file!r}", "it") or type(error).__name__
         raise bad_image(name, saw) from None
+    if deep:
+        _warn_of_deep_gray()
+    return pixels
 
 
 def from_picture(picture: Any) -> Image:
     """The pixels of a PIL.Image; see `decode`."""
     picture.load()
+    if _is_deep_gray(picture):
+        _warn_of_deep_gray()
+    return _pixels(picture)
+
+
+def _is_deep_gray(picture: Any) -> bool:
+    return picture.mode in _DEEP_GRAY and max(picture.getextrema()) > 255
+
+
+def _warn_of_deep_gray() -> None:
+    text = "a gray image of more than 8 bits a pixel: everything above 255 becomes white"
+    warnings.warn(text, DeepGrayWarning, stacklevel=3)
+
+
+def _pixels(picture: Any) -> Image:
     picture.info.pop("transparency", None)  # no pixel depends on it, but a warning does
-    if picture.mode in _DEEP_GRAY and max(picture.getextrema()) > 255:
-        warnings.warn("a gray image of more than 8 bits", DeepGrayWarning, stacklevel=2)
     if picture.mode == "L":
         return np.array(picture)[:, :, None]
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))

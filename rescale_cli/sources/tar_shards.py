@@ -30,6 +30,8 @@ from rescale_cli.sources.image_files import IMAGES, decode
 from rescale_cli.sources.label_sources import bad_data, numbered, tally_texts
 
 MAX_SHARDS = 100_000
+#: What holds an image: webdataset's own decoders read these, too.
+_IMAGES = (*IMAGES, ".gif", ".jfif")
 #: A label, or a JSON of one sample, is no larger.
 MAX_LABEL_BYTES = 1 << 20
 
@@ -81,14 +83,50 @@ def _samples(spec: DataSpec) -> tuple[tuple[Path, ...], Found]:
     found: Found = []
     for number, shard in enumerate(shards):
         for key, members in _groups(shard):
-            image = next((members[end[1:]] for end in IMAGES if end[1:] in members), None)
-            if image is not None:
-                label = _label(spec, shard, key, members)
+            for image, own in _images_of(shard, key, members):
+                label = _label(spec, shard, key, own)
                 found.append((image.name, (number, image.offset_data, image.size), label))
     if not found:
-        saw = f"no member that ends in {', '.join(IMAGES)} in {few(shards, 3)}"
+        saw = f"no member that ends in {', '.join(_IMAGES)} in {few(shards, 3)}"
         raise bad_data(f"{spec.path} has no images", saw, "name shards of images and labels")
     return shards, found
+
+
+Members = dict[str, tarfile.TarInfo]
+
+
+def _images_of(shard: Path, key: str, members: Members) -> list[tuple[tarfile.TarInfo, Members]]:
+    """The images of one group, each with the members that belong to it.
+
+    Usually there is one: `key.png` beside `key.cls`. The extension begins at the first dot, so that
+    `scan.2021.png` and `scan.2022.png` are of one group; they are two samples if each part has a
+    label of its own, and the image of one sample if there is one image: `key.input.png`.
+
+    Raises:
+        BadInput: the group has a label and no image, or several images and one label.
+    """
+    parts: dict[str, Members] = {}
+    for end, member in members.items():
+        part, _, kind = end.rpartition(".")
+        parts.setdefault(part, {})[kind] = member
+    images = {part: image for part, own in parts.items() if (image := _image_in(own)) is not None}
+    if "" in images:
+        return [(images[""], members)]
+    if len(images) == 1:
+        ((part, image),) = images.items()
+        return [(image, {**members, **parts[part]})]
+    labelled = [(image, parts[part]) for part, image in images.items() if len(parts[part]) > 1]
+    if images and len(labelled) == len(images) == len(parts):
+        return labelled
+    if not images and not {"cls", "json"} & {*members}:
+        return []  # a text that belongs to no sample
+    what = f"{shard.name}: {clip(key, 80)} has {len(images) or 'no'} images"
+    fix = "write one image and one label of each base name, without a dot in it"
+    raise bad_data(what, f"members {', '.join(members)}", fix)
+
+
+def _image_in(members: Members) -> tarfile.TarInfo | None:
+    return next((members[end[1:]] for end in _IMAGES if end[1:] in members), None)
 
 
 def find_shards(pattern: str) -> tuple[Path, ...]:
@@ -169,7 +207,9 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
-                    if member.isreg() and not member.issparse():
+                    # macOS adds a file ._NAME with what its Finder knows of NAME.
+                    of_finder = member.name.rpartition("/")[2].startswith("._")
+                    if member.isreg() and not member.issparse() and not of_finder:
                         yield member
                     # Else every header stays in memory.
                     archive.members = []  # type: ignore[attr-defined]
