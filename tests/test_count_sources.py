@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rescale_cli.core.alignment import join_counts
 from rescale_cli.core.classes import Classes
 from rescale_cli.core.row_names import HeadRows, Said
-from rescale_cli.errors import BadCounts, BadInput, RescaleError, UsageError
+from rescale_cli.errors import BadCounts, BadInput, NeedsDecision, RescaleError, UsageError
 from rescale_cli.sources.class_names import read_class_names
 from rescale_cli.sources.count_sources import (
     count_data,
@@ -133,7 +133,7 @@ def test_the_header_is_told_from_a_class_of_that_name(tmp_path):
         "cat\t5\ndog\t3\n",
         "\ufeffname,n\r\ncat,5.0\r\ndog,3e0",
         "count,class\n5,cat\n3,dog\n",
-        "class_id,class_name,count\ncat,x,5\ndog,y,3\n",
+        "class_id,class_name,count\n0,cat,5\n1,dog,3\n",
     ],
 )
 def test_csv_of_other_programs_is_read(tmp_path, text):
@@ -147,7 +147,6 @@ def test_csv_of_other_programs_is_read(tmp_path, text):
         "image,label\na.jpg,1\nb.jpg,0\nc.jpg,1\n",
         "a.jpg,1\nb.png,0\nc.jpg,1\n",
         "label\n1\n0\n1\n",
-        "1\n0\n1\n",
         "a/1.jpg 1\na/2.jpg 0\nb b/3.jpg 1\n",
         "id,label\n7,1\n8,0\n9,1\n",
         "label,path\n1,a\n0,b\n1,c\n",
@@ -156,6 +155,39 @@ def test_csv_of_other_programs_is_read(tmp_path, text):
 def test_labels_of_samples_are_counted(tmp_path, text):
     raw = read_counts(put(tmp_path / "labels", text))
     assert (raw.values, raw.classes) == ((1, 2), Classes.numbered(2))
+
+
+@pytest.mark.parametrize("text", ["1\n0\n1\n", "cat,5\ncat,3\n"])
+def test_numbers_without_a_header_are_refused_where_they_could_be_labels_or_counts(tmp_path, text):
+    refused(str(put(tmp_path / "a.csv", text)), "no header", NeedsDecision)
+
+
+def test_only_a_header_makes_data_a_table_of_counts(tmp_path):
+    path = put(tmp_path / "a.csv", "cat,5\ndog,3\n")
+    assert read_counts(path).values == (5, 3)
+    with pytest.raises(NeedsDecision, match="no header"):
+        count_data(path, tally=True)
+    path = put(tmp_path / "b.csv", "id_code,diagnosis\n000c1,2\n001d2,0\n002e3,2\n")
+    assert count_data(path, tally=True).values == (1, 0, 2)
+    assert read_counts(path).values == (1, 0, 2)
+
+
+def test_two_possible_label_columns_are_named(tmp_path):
+    text = "filename,fold,target,category\na.png,1,0,dog\nb.png,1,1,cat\n"
+    error = refused(str(put(tmp_path / "a.csv", text)), "target, category", NeedsDecision)
+    assert "?label=target" in error.fix
+
+
+def test_excels_first_line_and_missing_labels_are_read(tmp_path):
+    raw = read_counts(put(tmp_path / "a.csv", "sep=;\r\npath;label\r\na.png;cat\r\nb.png;cat\r\n"))
+    assert (raw.names, raw.values) == (("cat",), (2,))
+    for missing in ("nan", "NaN", "", "<NA>"):
+        refused(str(put(tmp_path / "b.csv", f"path,label\na.png,0\nb.png,{missing}\n")), "line 3")
+
+
+def test_labels_in_a_column_of_an_array_are_counted(tmp_path):
+    np.savez(tmp_path / "a.npz", labels=np.array([[2], [0], [2]]))
+    assert count_data(f"npz:{tmp_path / 'a.npz'}").values == (1, 0, 2)
 
 
 def test_names_of_samples_are_counted(tmp_path):
@@ -191,14 +223,14 @@ def test_classes_called_counts_and_classes_are_names(tmp_path):
         ('{"counts": [1, 2], "classes": ["a", "a"]}', "twice"),
         ("cat 5\ndog 3\n", "separate by a comma"),
         ("a,b,c\n1,2,3\n", "?label=COLUMN"),
-        ("cat,5\ncat,3\n", "twice: cat"),
+        ("class,n\ncat,5\ncat,3\n", "twice: cat"),
         ("cat,5\ndog\n", "too short"),
         ('cat,5\n"dog,3', "not valid CSV"),
         ("", "empty"),
         ("\n \n", "empty"),
         ("class,count\n", "no counts"),
         ("label\n1\n\n-1\n", "outside"),
-        ("image,label\na.jpg,\n", "without a label"),
+        ("image,label\na.jpg,\n", "line 2"),
         ("a/1.jpg 0\na/2.jpg\n", "line 2"),
         ("a/1.jpg 0\na/2.jpg -1\n", "line 2"),
         ("a/1.jpg 0\na/2.jpg 1000001\n", "line 2"),
@@ -376,7 +408,9 @@ def test_the_published_lists_are_found_in_their_folder(tmp_path, stem):
 
 def test_npz_labels_are_counted(tmp_path):
     path = tmp_path / "a.npz"
-    np.savez_compressed(path, images=np.zeros((4, 2)), labels=np.array([2.0, 0, 2, 1]), y=[["a"]])
+    np.savez_compressed(
+        path, images=np.zeros((4, 2)), labels=np.array([2.0, 0, 2, 1]), y=[["a", "b"]]
+    )
     assert count_data(f"npz:{path}").values == (1, 1, 2)
     assert count_data(str(path)).values == (1, 1, 2)
     refused(f"npz:{path}?labels=z", "images.npy")

@@ -30,7 +30,7 @@ from rescale_cli.errors import (
 from rescale_cli.sources.count_sources import count_data
 from rescale_cli.sources.data_spec import counts
 from rescale_cli.sources.datasets import datasets, open_images
-from rescale_cli.sources.image_files import decode, read_image
+from rescale_cli.sources.image_files import DeepGrayWarning, decode, read_image
 from rescale_cli.sources.tar_shards import find_shards
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -950,6 +950,10 @@ def test_pictures_of_every_kind_are_as_pillow_converts_them(tmp_path: Path) -> N
             gray = picture.mode == "L"
             picture.info.pop("transparency", None)
             wanted = np.array(picture.convert("RGB"))
+        if name == "16-bit.png":
+            with pytest.warns(DeepGrayWarning):
+                image = decode(data, name)
+            continue
         image = decode(data, name)
         assert image.shape == (4, 4, 1 if gray else 3), name
         np.testing.assert_array_equal(np.broadcast_to(image, (4, 4, 3)), wanted, name)

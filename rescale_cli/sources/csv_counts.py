@@ -227,11 +227,17 @@ def _columns(
     named = [i for i, word in enumerate(words) if header and word in LABEL_COLUMNS]
     image = [i for i, word in enumerate(words) if header and word in IMAGE_COLUMNS]
     numeric = {i for i, cell in enumerate(sample) if isinstance(_number(cell), int | float)}
-    counted = [i for i in numeric if header and words[i] in COUNT_COLUMNS]
+    counted = [
+        i
+        for i, word in enumerate(words)
+        if header and word in COUNT_COLUMNS and (i in numeric or not second)
+    ]
+    if counted and len(named) == 2 and len({*named} & numeric) == 1:
+        named = [i for i in named if i not in numeric]  # the number of a class and its name
     if label is None and len(named) > 1:
         fix = f"name it: csv:{source}?label={top[named[0]]}"
         raise _ambiguous(source, "label", [top[i] for i in named], fix)
-    if label is None and len(counted) == 1 and len(words) <= 2:
+    if label is None and len(counted) == 1 and (named or len(words) <= 2):
         other = [i for i in (*named, *range(len(words))) if i not in counted]
         return (other or counted)[0], counted[0], True
     if label is None and named:

@@ -34,6 +34,7 @@ READERS = (
     "PCX", "ICO",
 )  # fmt: skip
 
+
 class DeepGrayWarning(UserWarning):
     """An image of more than 8 bits a pixel in gray, which Pillow's conversion turns white."""
 
