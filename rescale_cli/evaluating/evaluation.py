@@ -12,6 +12,7 @@ from rescale_cli.core.binary import two_columns
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said
 from rescale_cli.errors import BadInput
+from rescale_cli.evaluating.order_check import check_order
 from rescale_cli.files.logits_file import read_logits, write_logits
 from rescale_cli.formats.sharded_folder import read_config
 from rescale_cli.loading.models import load_classifier
@@ -48,6 +49,8 @@ class DataChoice:
     force: bool = False
     """Whether that file may be replaced."""
     run: RunOptions = field(default_factory=RunOptions)
+    accept_order: bool = False
+    """Whether to go on where the predictions show that labels and rows are in different orders."""
 
 
 def predictions_of(
@@ -90,6 +93,7 @@ def predictions_of(
             text = "all logits lie between 0 and 1: if they are probabilities, give the logits"
             notes(f"{predictions.source}: {text}, log(p / (1 - p))")
         predictions = replace(predictions, alignment=_of_logits(predictions))
+        check_order(predictions, notes, accept=choice.accept_order)
     if predictions is not None and choice.save_logits is not None:
         write_logits(choice.save_logits, predictions, force=choice.force)
     return predictions
@@ -109,7 +113,7 @@ def _run(
     if choice.arch in (None, "hf"):
         folder = model if model.is_dir() else model.parent
         refuse_other_input(folder, read_config(folder))
-    images = open_images(str(choice.data), download=choice.download)
+    images = open_images(str(choice.data), download=choice.download, skip_bad=choice.run.skip_bad)
     _check_labelled(images.labels, images.source, labelled)
     classifier = load_classifier(model, choice.arch, accept=accept)
     if ranks.is_main() and any(word in classifier.why for word in ("weights from", "named by")):
@@ -135,9 +139,11 @@ def _run(
     if found is None:
         return None
     found = replace(found, alignment=aligned)
-    if classifier.num_classes > 1:
-        return found
-    return replace(found, logits=two_columns(found.logits), binary=True)
+    if classifier.num_classes == 1:
+        found = replace(found, logits=two_columns(found.logits), binary=True)
+    names = said.names or classifier.classes
+    check_order(found, notes, head_names=names, accept=choice.accept_order)
+    return found
 
 
 def _of_logits(predictions: Predictions) -> dict[str, Any]:

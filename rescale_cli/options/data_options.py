@@ -104,7 +104,18 @@ class DataOptions:
     ] = None
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out images that cannot be read; say which.")
+        bool,
+        typer.Option(
+            "--skip-bad", help="Leave out images that are missing or cannot be read, and name them."
+        ),
+    ] = False
+    accept_order: Annotated[
+        bool,
+        typer.Option(
+            "--accept-order",
+            help="Continue where the predictions suggest that the labels are in another order than "
+            "the rows of the head.",
+        ),
     ] = False
 
     def choice(self, *, force: bool = False) -> DataChoice:
@@ -149,6 +160,7 @@ class DataOptions:
             save_logits=self.save_logits,
             force=force,
             run=run,
+            accept_order=self.accept_order,
             alone=alone,
         )
         files = [*(self.logits or ())] or [None] * models

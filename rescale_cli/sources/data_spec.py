@@ -31,6 +31,8 @@ class DataSpec:
     split: str | None = None
     download: bool = False
     """Whether what is not on this machine may be fetched."""
+    skip_bad: bool = False
+    """Whether images of a list may be missing; reading them says which."""
     tally: bool = False
     """Whether it is data to be counted, rather than counts that a table may hold."""
 

@@ -35,7 +35,7 @@ from rescale_cli.sources.data_spec import DataSpec, datasets, named_folder, no_s
 from rescale_cli.sources.label_sources import MAX_BYTES, NAME_LABELS, text_of
 
 
-def open_images(spec: str, *, download: bool = False) -> Images:
+def open_images(spec: str, *, download: bool = False, skip_bad: bool = False) -> Images:
     """The images that `--data` names, `name:PATH?key=value@split` or a path by its content.
 
     Where a set has several splits and none is named, the held-out one is read: the test split, or
@@ -44,6 +44,7 @@ def open_images(spec: str, *, download: bool = False) -> Images:
     Args:
         spec: as in docs of each source: `folder:val/`, `cifar10:data@test`.
         download: fetch what is not there; nothing else is ever fetched.
+        skip_bad: leave it to the reading to find out which images of a list are missing.
 
     Raises:
         BadInput: no such data, damaged, empty, without labels, or images missing.
@@ -51,7 +52,7 @@ def open_images(spec: str, *, download: bool = False) -> Images:
         EnvironmentProblem: an extra is not installed, a folder may not be read, no network.
     """
     try:
-        return _open(spec, download)
+        return _open(spec, download, skip_bad)
     except BadInput as error:
         if error.fix not in (NAME_LABELS, NAME_COUNTS):
             raise
@@ -60,12 +61,12 @@ def open_images(spec: str, *, download: bool = False) -> Images:
         raise BadInput(error.what, saw=error.saw, fix=fix) from None
 
 
-def _open(spec: str, download: bool) -> Images:
+def _open(spec: str, download: bool, skip_bad: bool) -> Images:
     parsed = parse_spec(spec, datasets)
     if not parsed.name:
         if not os.path.isdir(parsed.path):  # noqa: PTH112 - Path.is_dir raises for some paths
             no_split(parsed)
-            return _by_content(parsed.path)
+            return _by_content(parsed.path, skip_bad)
         parsed = named_folder(parsed, datasets)
     entry = datasets.entry(parsed.name)
     public = entry.facts.get("download")
@@ -73,7 +74,7 @@ def _open(spec: str, download: bool) -> Images:
         known = [name for name in datasets if datasets.entry(name).facts.get("download")]
         what = f"{parsed.name} has no place to be fetched from"
         raise UsageError(what, saw=f"known: {', '.join(known)}", fix="leave out --download")
-    parsed = replace(parsed, download=download)
+    parsed = replace(parsed, download=download, skip_bad=skip_bad)
     try:
         return entry.run(parsed)
     except NotDownloaded as error:
@@ -98,17 +99,17 @@ def _fetch(public: str, spec: DataSpec) -> None:
         raise EnvironmentProblem(what, saw=saw, fix=fix) from error
 
 
-def _by_content(path: Path) -> Images:
+def _by_content(path: Path, skip_bad: bool) -> Images:
     """The images of one regular file."""
     with opened(path, BadInput) as fd:
         head = os.pread(fd, 4096, 0)
     refuse_lfs_pointer(path, head, BadInput)
     if is_json(head):
         value = parse_json(read_whole(path, MAX_BYTES, BadInput), path.name, BadInput)
-        spec = DataSpec("inaturalist2018", path.parent)
+        spec = DataSpec("inaturalist2018", path.parent, skip_bad=skip_bad)
         return coco_images(spec, value, path, path.parent, path.name)
     name = _kind_of(path, head)
-    return datasets[name](DataSpec(name, path))
+    return datasets[name](DataSpec(name, path, skip_bad=skip_bad))
 
 
 def _kind_of(path: Path, head: bytes) -> str:

@@ -39,7 +39,8 @@ def list_images(spec: DataSpec) -> Images:
 def image_root(spec: DataSpec, default: Path, names: Iterable[str]) -> Path:
     """Where the images of a list lie: `?root=DIR`, else `default`; all of them are there."""
     root = Path(spec.options["root"]).expanduser() if spec.options.get("root") else default
-    check_present(root, names, f"say where they are: {spec.name}:{spec.path}?root=DIR")
+    if not spec.skip_bad:
+        check_present(root, names, f"say where they are: {spec.name}:{spec.path}?root=DIR")
     return root
 
 
