@@ -18,9 +18,6 @@ from rescale_cli.sweeping.sweep_result import Sweep, sweep
 from rescale_cli.sweeping.trial import Trial, try_on
 from rescale_cli.sweeping.wanted import Wanted
 
-#: What becomes of the bias of the bundled head.
-BIAS = "drop"
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Demo:
@@ -88,8 +85,8 @@ def run_demo(folder: Path, watch: Watch) -> Demo:
         trial = try_on(model, chosen, data, progress=progress, notes=watch.notes)
     if trial is None:
         raise EnvironmentProblem("the demonstration is for one process", fix="leave out torchrun")
-    swept = sweep(trial.predictions, trial.head, trial.counts, [Adjustment(bias=BIAS)], Wanted())
-    applied = api.apply(model, counts, swept.best.choice.gamma, bias=BIAS)
+    swept = sweep(trial.predictions, trial.head, trial.counts, [Adjustment()], Wanted())
+    applied = api.apply(model, counts, swept.best.choice.gamma)
     assert applied.patched is not None
     rescaled, terms, data = applied.patched.output, Terms(chosen), DataChoice(f"npz:{test}")
     base = model, data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rescale_cli.demo import BIAS, Demo
+from rescale_cli.demo import Demo
 from rescale_cli.evaluating.scoring import Scored
 from rescale_cli.reports.evaluate_report import evaluate_result
 from rescale_cli.reports.evaluate_tables import show_evaluate
@@ -60,7 +60,7 @@ def show_demo(demo: Demo) -> None:
     show_inspect(demo.inspected)
     kept = demo.model.parent / "sweep.json"
     data = f"--data npz:{demo.validation}"
-    say("", f"$ rescale-cli sweep-gamma {model} {counts} {data} --bias {BIAS} -o {kept}")
+    say("", f"$ rescale-cli sweep-gamma {model} {counts} {data} -o {kept}")
     say(sweep_text(demo.trial, demo.swept), "")
     show_choice(demo.trial, demo.swept)
     show_curve(demo.trial, demo.swept)
