@@ -9,7 +9,7 @@ Work = Callable[[slice], None]
 
 
 def in_blocks(rows: int, step: int, begin: Callable[[], Work], *, on_cpu: bool = True) -> None:
-    """Do the same work on blocks of rows until all are done.
+    """Do the same work on blocks of rows until all are done; no rows are one empty block.
 
     Torch by itself divides each operation among the cores, which then wait for one another after
     each; where another program has one of them, that wait is most of the time. Here each core has
@@ -24,7 +24,7 @@ def in_blocks(rows: int, step: int, begin: Callable[[], Work], *, on_cpu: bool =
     """
     import torch
 
-    todo = iter(range(0, rows, step))
+    todo = iter(range(0, max(rows, 1), step))
 
     def until_none_is_left() -> None:
         work = begin()

@@ -40,8 +40,6 @@ class Basis(NamedTuple):
     rates: Tensor
     offsets: Tensor
     follows: Tensor | None
-    kinds: Tensor
-    """(C,), equal where rate, offset and factor are."""
     table: Tensor | None
     """(K, order), the Taylor series of q around K strengths; None if q = 1."""
     step: float
@@ -60,7 +58,7 @@ class Basis(NamedTuple):
         return total
 
     def factor(self, row: Tensor, gamma: Tensor, order: int = 0) -> Tensor:
-        """The factor of u of some classes, or its first or second derivative."""
+        """f, the factor of u of some classes, or its first or second derivative."""
         import torch
 
         rate = self.rates[row]
@@ -71,22 +69,26 @@ class Basis(NamedTuple):
 
     def value(self, u: Tensor, row: Tensor, gamma: Tensor, order: int = 0) -> Tensor:
         """g_k(gamma) of some classes, or its first or second derivative."""
-        if self.table is None and order:
-            return u * self.factor(row, gamma, order)
+        if self.table is None:
+            own = u * self.factor(row, gamma, order)
+            return own if order else own + self.offsets[row]
         return u * self.factor(row, gamma, order) + self.offsets[row] * self.common(gamma, order)
 
+    def pull(self, row: Tensor, gamma: Tensor) -> Tensor:
+        """f'/f - q'/q of some classes: the derivative of g_k / q is u times f / q times this."""
+        if self.table is None:
+            return self.rates[row]
+        pull = self.rates[row] - self.common(gamma, 1) / self.common(gamma)
+        return pull if self.follows is None else pull.masked_fill(self.follows[row], 0.0)
+
     def bend(self, u: Tensor, b: Tensor, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """A bound of u * factor'' + b * q'' from `low` to `high`, for u, b of at least 0."""
+        """A bound of u * f'' + b * q'' from `low` to `high`, for u, b of at least 0."""
         import torch
 
         bound = u * torch.maximum(self.factor(row, low, 2), self.factor(row, high, 2))
         if self.table is None:
             return bound
         return bound + b * torch.maximum(self.common(low, 2), self.common(high, 2))
-
-    def dent(self, u: Tensor, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """A bound of -g_k'' from `low` to `high`: how far a curve is from being convex."""
-        return self.bend(u.clamp_max(0).neg(), self.offsets[row].clamp_max(0).neg(), row, low, high)
 
 
 def basis_of(curves: Curves, limit: float, device: torch.device) -> Basis:
@@ -97,8 +99,6 @@ def basis_of(curves: Curves, limit: float, device: torch.device) -> Basis:
         return torch.from_numpy(values).to(device)
 
     rates, offsets, follows = map(tensor, (curves.rates, curves.offsets, curves.follows))
-    kinds = torch.stack([rates.round(decimals=14), offsets, follows.to(rates.dtype)])
-    kinds = torch.unique(kinds, dim=1, return_inverse=True)[1]
     table, step = None, limit
     if curves.exponents.any():
         steepest = float(abs(curves.exponents).max())
@@ -112,4 +112,4 @@ def basis_of(curves: Curves, limit: float, device: torch.device) -> Basis:
             terms = terms * exponents
         table = torch.stack(columns, 1)
     some = follows if bool(follows.any()) and table is not None else None
-    return Basis(rates, offsets, some, kinds, table, step)
+    return Basis(rates, offsets, some, table, step)
