@@ -39,6 +39,8 @@ _HELD = 1 << 21
 _NARROW = 2.0**-46
 #: The relative rounding error of a score: a smaller difference is a tie.
 _EPSILON = 2.0**-50
+#: A last step of Newton's method, relative: its square is what is left.
+_CLOSE = 2.0**-36
 #: Stands for a score of minus infinity, which has no exponential.
 _LOWEST = -1e150
 
@@ -348,41 +350,55 @@ def _points(u: Tensor, basis: Basis, cells: _Cells) -> Tensor:
     at = torch.zeros_like(cells.low).scatter_reduce_(0, cell, share, "amax")
     at = torch.lerp(cells.low, cells.high, torch.where(at > 0, at, 0.5))
     cross = (cells.first != cells.last).nonzero()[:, 0]
-    pair = [
-        (u[cells.row[cross], winner[cross]], winner[cross]) for winner in (cells.first, cells.last)
-    ]
-    at[cross] = _crossings(basis, *pair, ends[:, cross])
+    label = torch.stack([cells.first, cells.last])[:, cross]
+    at[cross] = _crossings(basis, u[cells.row[cross], label], label, ends[:, cross])
     return at
 
 
-def _crossings(
-    basis: Basis, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], ends: Tensor
-) -> Tensor:
-    """Where curves (u, class) cross between `ends` (2, P): Newton's method within brackets."""
+def _crossings(basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> Tensor:
+    """Where the winners at `ends` (2, P) cross: u, label (2, P). Newton's method within brackets.
+
+    The terms of the difference that are positive are compared with those that are negative, by
+    their logarithms, which are nearly straight lines.
+    """
     import torch
 
-    def lead(which: slice | Tensor, at: Tensor, order: int = 0) -> Tensor:
-        ahead, behind = (
-            basis.value(u[which], label[which], at, order) for u, label in (other, one)
-        )
-        return ahead - behind
-
-    below, above = ends.clone()
-    gamma = ends.mean(0)
-    going = torch.arange(len(gamma), device=gamma.device)
-    for turn in range(200):
-        at = gamma[going]
-        ahead = lead(going, at)
-        below[going] = torch.where(ahead > 0, below[going], at)
-        above[going] = torch.where(ahead > 0, at, above[going])
-        newton, middle = at - ahead / lead(going, at, 1), (below[going] + above[going]) / 2
-        inside = (newton >= below[going]) & (newton <= above[going])
-        gamma[going] = torch.where(inside & (turn % 8 != 7), newton, middle)
-        going = going[(gamma[going] - at).abs() > at * 2.0**-52]
-        if not len(going):
-            break
-    start, rise = lead(slice(None), ends[0]), lead(slice(None), ends[0], 1)
-    # At the low end the first of equals wins.
-    gamma = torch.where((start > 0) | (start == 0) & (rise >= 0), ends[0], gamma)
-    after, before = ends[0].nextafter(ends[1]), ends[1].nextafter(ends[0])
+    offsets = basis.offsets[label]
+    weight = torch.stack([u[1], -u[0], offsets[1] - offsets[0]])
+    label, (low, high) = label.flip(0), ends
+    start, steep = _logarithm(basis, weight, label, low)
+    share = start / (start - _logarithm(basis, weight, label, high)[0])
+    gamma = torch.lerp(low, high, share.nan_to_num_(0.5).clamp_(0, 1))
+    # At the low end the first of equals wins, but a steeper one overtakes it at once.
+    inside = (start < 0) | (start == 0) & (steep < 0)
+    gamma, going = gamma.where(inside, low), inside.nonzero()[:, 0]
+    below, above = ends[:, going]
+    while len(going):
+        part, at = (weight[:, going], label[:, going]), gamma[going]
+        for _ in range(4):
+            lead, rise = _logarithm(basis, *part, at)
+            below, above = below.where(lead > 0, at), above.where(lead <= 0, at)
+            newton, middle = at - lead / rise, (below + above) / 2
+            close = at * _CLOSE + high.amax() * _CLOSE**2
+            done = (newton - at).abs() <= close
+            at = newton.clamp(below, above).where(done, newton)
+            at = at.where((newton >= below) & (newton <= above) | done, middle)
+        gamma[going] = at
+        left = ~done & (above - below > close)
+        below, above, going = below[left], above[left], going[left]
+        gamma[going] = (below + above) / 2
+    after, before = low.nextafter(high), high.nextafter(low)
     return torch.minimum(torch.maximum(gamma, after), torch.maximum(before, after))
+
+
+def _logarithm(basis: Basis, weight: Tensor, label: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the positive terms over the negative ones, (P,), and its derivative."""
+    import torch
+
+    sums = []
+    for order in (0, 1):
+        terms = torch.cat([basis.factor(label, at, order), basis.common(at, order)[None]])
+        terms *= weight
+        sums.append([(sign * terms).where(sign * weight > 0, 0.0).sum(0) for sign in (1, -1)])
+    (more, less), (rise, fall) = sums
+    return (more / less).log(), rise / more - fall / less
