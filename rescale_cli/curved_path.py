@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from rescale_cli.core.cores import in_blocks
-from rescale_cli.core.curves import Basis, Curves, basis_of
+from rescale_cli.core.curves import Basis, Curves, basis_of, picked
 from rescale_cli.strength_path import PredictedPath
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ class _Cells(NamedTuple):
 
     def take(self, cells: Tensor, keep: Tensor) -> _Cells:
         """Some cells, a mask (P,), with some of their candidates, a mask (M,)."""
-        place = cells.cumsum(0) - 1
-        row, low, high, first, last = (column[cells] for column in self[:5])
-        return _Cells(row, low, high, first, last, place[self.cell[keep]], self.label[keep])
+        place, kept, stay = cells.cumsum(0) - 1, cells.nonzero()[:, 0], keep.nonzero()[:, 0]
+        columns = (picked(column, kept) for column in self[:5])
+        return _Cells(*columns, picked(place, picked(self.cell, stay)), picked(self.label, stay))
 
 
 _Events = tuple["Tensor", "Tensor", "Tensor"]
@@ -108,10 +108,10 @@ def _chunk(u: Tensor, basis: Basis, limit: float, offset: int) -> PredictedPath:
     """The steps of some rows, u (n, C)."""
     import torch
 
-    infinite = u.isinf().any(1)
-    constant = infinite & ((u.amax(1) == torch.inf) | (u.amax(1) == -torch.inf))
+    constant = u.amax(1).isinf()
     always = u[constant].argmax(1)
-    u = u.masked_fill(constant[:, None], 0.0).clamp_min_(_LOWEST) if bool(infinite.any()) else u
+    if bool((constant | u.amin(1).isinf()).any()):
+        u = u.masked_fill(constant[:, None], 0.0).clamp_min_(_LOWEST)
     start, events = _follow(u, basis, limit)
     row, gamma, label = (torch.cat(column) for column in zip(*events, strict=True))
     going = (gamma <= limit) & ~constant[row]
@@ -234,15 +234,21 @@ def _winners(u: Tensor, basis: Basis, cells: _Cells, at: Tensor) -> Tensor:
     import torch
 
     cell, label = cells.cell, cells.label
-    ends = (basis.value(u[cells.row, k], k, at) for k in (cells.first, cells.last))
+    ends = (basis.value(_scores(u, cells.row, k), k, at) for k in (cells.first, cells.last))
     floor = torch.maximum(*ends)
-    score = basis.value(u[cells.row[cell], label], label, at[cell])
-    score -= _rounding(score, floor[cell], basis.offsets[label])
+    score = basis.value(_scores(u, picked(cells.row, cell), label), label, picked(at, cell))
+    behind = picked(floor, cell)
+    score -= _rounding(score, behind, picked(basis.offsets, label))
     most = floor.scatter_reduce(0, cell, score, "amax")
-    best = ((score == most[cell]) & (score > floor[cell])).nonzero()[:, 0]
+    best = ((score == picked(most, cell)) & (score > behind)).nonzero()[:, 0]
     none = torch.full_like(cells.row, u.shape[1])
     winner = none.scatter_reduce_(0, cell[best], label[best], "amin")  # the first of equals
     return winner.masked_fill_(winner == u.shape[1], -1)
+
+
+def _scores(u: Tensor, row: Tensor, label: Tensor) -> Tensor:
+    """U of some rows and classes."""
+    return picked(u.view(-1), row * u.shape[1] + label)
 
 
 def _rounding(score: Tensor, other: Tensor, offset: Tensor) -> Tensor:
@@ -286,11 +292,11 @@ class _Ends(NamedTuple):
     @classmethod
     def of(cls, basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> _Ends:
         own, pull = u * basis.factor(label, ends), basis.pull(label, ends)
-        value = own + basis.offsets[label] * basis.common(ends)
+        value = own + picked(basis.offsets, label) * basis.common(ends)
         return cls(label, u, value, own * pull, pull)
 
     def of_cells(self, cell: Tensor) -> _Ends:
-        return _Ends(*(column[..., cell] for column in self))
+        return _Ends(*(column.index_select(-1, cell) for column in self))
 
 
 def _undecided(u: Tensor, basis: Basis, cells: _Cells, limit: float) -> _Cells:
@@ -298,11 +304,12 @@ def _undecided(u: Tensor, basis: Basis, cells: _Cells, limit: float) -> _Cells:
     import torch
 
     cell, ends = cells.cell, torch.stack([cells.low, cells.high])
-    own = _Ends.of(basis, u[cells.row[cell], cells.label], cells.label, ends[:, cell])
-    keep = (cells.high - cells.low > limit * _NARROW)[cell]
+    around = ends.index_select(1, cell)
+    own = _Ends.of(basis, _scores(u, picked(cells.row, cell), cells.label), cells.label, around)
+    keep = around[1] - around[0] > limit * _NARROW
     for winner in (cells.first, cells.last):
-        best = _Ends.of(basis, u[cells.row, winner], winner, ends)
-        keep &= _may_lead(basis, own, best.of_cells(cell), ends[:, cell])
+        best = _Ends.of(basis, _scores(u, cells.row, winner), winner, ends)
+        keep &= _may_lead(basis, own, best.of_cells(cell), around)
     some = cells.first != cells.last
     some[cell[keep]] = True
     return cells.take(some, keep)
@@ -313,7 +320,7 @@ def _may_lead(basis: Basis, own: _Ends, best: _Ends, ends: Tensor) -> Tensor:
     import torch
 
     lead = own.value - best.value
-    slack = _rounding(own.value, best.value, basis.offsets[own.label])
+    slack = _rounding(own.value, best.value, picked(basis.offsets, own.label))
     behind = (lead <= slack).all(0)
     leaves, arrives = own.slope[0] - best.slope[0], best.slope[1] - own.slope[1]
     doubt = (leaves > 0) & (arrives > 0)
@@ -341,17 +348,17 @@ def _points(u: Tensor, basis: Basis, cells: _Cells) -> Tensor:
     ends = torch.stack([cells.low, cells.high])
     same = (cells.first == cells.last)[cells.cell]
     cell, label = cells.cell[same], cells.label[same]
-    own = _Ends.of(basis, u[cells.row[cell], label], label, ends[:, cell])
-    winner = cells.first[cell]
-    best = _Ends.of(basis, u[cells.row[cell], winner], winner, ends[:, cell])
+    row, winner, around = cells.row[cell], cells.first[cell], ends[:, cell]
+    own, best = (_Ends.of(basis, _scores(u, row, k), k, around) for k in (label, winner))
     # If q = 1 the logarithm of this quotient is a straight line.
     logs = (own.slope / best.slope).log()
     share = (logs[0] / (logs[0] - logs[1])).nan_to_num_(0.5).clamp_(1 / 16, 15 / 16)
     at = torch.zeros_like(cells.low).scatter_reduce_(0, cell, share, "amax")
     at = torch.lerp(cells.low, cells.high, torch.where(at > 0, at, 0.5))
     cross = (cells.first != cells.last).nonzero()[:, 0]
-    label = torch.stack([cells.first, cells.last])[:, cross]
-    at[cross] = _crossings(basis, u[cells.row[cross], label], label, ends[:, cross])
+    label = torch.stack([cells.first, cells.last]).index_select(1, cross)
+    score = _scores(u, picked(cells.row, cross), label)
+    at[cross] = _crossings(basis, score, label, ends.index_select(1, cross))
     return at
 
 
@@ -363,7 +370,7 @@ def _crossings(basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> Tensor:
     """
     import torch
 
-    offsets = basis.offsets[label]
+    offsets = picked(basis.offsets, label)
     weight = torch.stack([u[1], -u[0], offsets[1] - offsets[0]])
     label, (low, high) = label.flip(0), ends
     start, steep = _logarithm(basis, weight, label, low)
@@ -374,7 +381,8 @@ def _crossings(basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> Tensor:
     gamma, going = gamma.where(inside, low), inside.nonzero()[:, 0]
     below, above = ends[:, going]
     while len(going):
-        part, at = (weight[:, going], label[:, going]), gamma[going]
+        part = [table.index_select(1, going) for table in (weight, label)]
+        at = picked(gamma, going)
         for _ in range(4):
             lead, rise = _logarithm(basis, *part, at)
             below, above = below.where(lead > 0, at), above.where(lead <= 0, at)
@@ -395,10 +403,9 @@ def _logarithm(basis: Basis, weight: Tensor, label: Tensor, at: Tensor) -> tuple
     """Of the positive terms over the negative ones, (P,), and its derivative."""
     import torch
 
-    sums = []
+    sums, signs = [], (weight.clamp_min(0), weight.clamp_max(0).neg_())
     for order in (0, 1):
         terms = torch.cat([basis.factor(label, at, order), basis.common(at, order)[None]])
-        terms *= weight
-        sums.append([(sign * terms).where(sign * weight > 0, 0.0).sum(0) for sign in (1, -1)])
+        sums.append([(terms * sign).sum(0) for sign in signs])
     (more, less), (rise, fall) = sums
     return (more / less).log(), rise / more - fall / less

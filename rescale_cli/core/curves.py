@@ -34,6 +34,11 @@ class Curves:
     """(C,), classes whose factor is q instead of exp(gamma * r_k): tau-norm leaves them alone."""
 
 
+def picked(column: Tensor, place: Tensor) -> Tensor:
+    """`column[place]` for a place of any shape, several times as fast."""
+    return column.index_select(0, place.reshape(-1)).view(place.shape)
+
+
 class Basis(NamedTuple):
     """The functions that every curve is made of, at any gamma."""
 
@@ -61,8 +66,10 @@ class Basis(NamedTuple):
         """f, the factor of u of some classes, or its first or second derivative."""
         import torch
 
-        rate = self.rates[row]
-        own = (rate * gamma).exp() * rate**order if order else (rate * gamma).exp()
+        rate = picked(self.rates, row)
+        own = (rate * gamma).exp()
+        for _ in range(order):
+            own *= rate
         if self.follows is None:
             return own
         return torch.where(self.follows[row], self.common(gamma, order), own)
@@ -71,14 +78,15 @@ class Basis(NamedTuple):
         """g_k(gamma) of some classes, or its first or second derivative."""
         if self.table is None:
             own = u * self.factor(row, gamma, order)
-            return own if order else own + self.offsets[row]
-        return u * self.factor(row, gamma, order) + self.offsets[row] * self.common(gamma, order)
+            return own if order else own + picked(self.offsets, row)
+        common = self.common(gamma, order)
+        return u * self.factor(row, gamma, order) + picked(self.offsets, row) * common
 
     def pull(self, row: Tensor, gamma: Tensor) -> Tensor:
         """f'/f - q'/q of some classes: the derivative of g_k / q is u times f / q times this."""
         if self.table is None:
-            return self.rates[row]
-        pull = self.rates[row] - self.common(gamma, 1) / self.common(gamma)
+            return picked(self.rates, row)
+        pull = picked(self.rates, row) - self.common(gamma, 1) / self.common(gamma)
         return pull if self.follows is None else pull.masked_fill(self.follows[row], 0.0)
 
     def bend(self, u: Tensor, b: Tensor, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
