@@ -40,7 +40,7 @@ _NARROW = 2.0**-46
 #: The relative rounding error of a score: a smaller difference is a tie.
 _EPSILON = 2.0**-50
 #: A last step of Newton's method, relative: its square is what is left.
-_CLOSE = 2.0**-36
+_CLOSE = 2.0**-28
 #: Stands for a score of minus infinity, which has no exponential.
 _LOWEST = -1e150
 
@@ -372,40 +372,49 @@ def _crossings(basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> Tensor:
 
     offsets = picked(basis.offsets, label)
     weight = torch.stack([u[1], -u[0], offsets[1] - offsets[0]])
-    label, (low, high) = label.flip(0), ends
-    start, steep = _logarithm(basis, weight, label, low)
-    share = start / (start - _logarithm(basis, weight, label, high)[0])
+    weight = torch.stack([weight.clamp_min(0), weight.clamp_max(0).neg_()])
+    low, high = ends
+    (start, less), (stop, least) = (_sums(basis, weight, label, end) for end in ends)
+    share = (start / less).log_()
+    share /= share - (stop / least).log_()
     gamma = torch.lerp(low, high, share.nan_to_num_(0.5).clamp_(0, 1))
     # At the low end the first of equals wins, but a steeper one overtakes it at once.
-    inside = (start < 0) | (start == 0) & (steep < 0)
-    gamma, going = gamma.where(inside, low), inside.nonzero()[:, 0]
-    below, above = ends[:, going]
+    rise, fall = _sums(basis, weight, label, low, 1)
+    over = (start > less) | (start == less) & (rise >= fall)
+    gamma, going = gamma.where(~over, low), (~over).nonzero()[:, 0]
+    below, above = ends.index_select(1, going)
     while len(going):
-        part = [table.index_select(1, going) for table in (weight, label)]
+        part = weight.index_select(2, going), label.index_select(1, going)
         at = picked(gamma, going)
-        for _ in range(4):
-            lead, rise = _logarithm(basis, *part, at)
-            below, above = below.where(lead > 0, at), above.where(lead <= 0, at)
-            newton, middle = at - lead / rise, (below + above) / 2
-            close = at * _CLOSE + high.amax() * _CLOSE**2
-            done = (newton - at).abs() <= close
-            at = newton.clamp(below, above).where(done, newton)
-            at = at.where((newton >= below) & (newton <= above) | done, middle)
+        for _ in range(3):
+            more, less = _sums(basis, *part, at)
+            rise, fall = _sums(basis, *part, at, 1)
+            ahead = more > less
+            below, above = below.where(ahead, at), above.where(~ahead, at)
+            steep = rise / more - fall / less
+            newton = at - (more / less).log_() / steep
+            done = (steep > 0) & ((newton - at).abs() <= at * _CLOSE + _CLOSE**2)
+            inside = (newton >= below) & (newton <= above)
+            at = newton.where(inside | done, (below + above) / 2).clamp(below, above)
         gamma[going] = at
-        left = ~done & (above - below > close)
-        below, above, going = below[left], above[left], going[left]
+        left = (~done & (above - below > above * _EPSILON + _CLOSE**2)).nonzero()[:, 0]
+        below, above, going = (picked(column, left) for column in (below, above, going))
         gamma[going] = (below + above) / 2
     after, before = low.nextafter(high), high.nextafter(low)
     return torch.minimum(torch.maximum(gamma, after), torch.maximum(before, after))
 
 
-def _logarithm(basis: Basis, weight: Tensor, label: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the positive terms over the negative ones, (P,), and its derivative."""
+def _sums(basis: Basis, weight: Tensor, label: Tensor, at: Tensor, order: int = 0) -> Tensor:
+    """The positive and the negative terms of a difference, (2, P), or derivatives of these.
+
+    Args:
+        basis: of the curves.
+        weight: of the later one, the earlier one and q in both, (2, 3, P), none negative.
+        label: of the earlier one and the later one, (2, P).
+        at: gamma, (P,).
+        order: of the derivative.
+    """
     import torch
 
-    sums, signs = [], (weight.clamp_min(0), weight.clamp_max(0).neg_())
-    for order in (0, 1):
-        terms = torch.cat([basis.factor(label, at, order), basis.common(at, order)[None]])
-        sums.append([(terms * sign).sum(0) for sign in signs])
-    (more, less), (rise, fall) = sums
-    return (more / less).log(), rise / more - fall / less
+    one, other = basis.factor(label, at, order)
+    return (weight * torch.stack([other, one, basis.common(at, order)])).sum(1)
