@@ -216,7 +216,7 @@ def _envelope(lines: Tensor, slopes: Tensor, rows: Tensor, limit: float) -> _Ste
     endless = lines.isinf().any()
     lines = lines.clamp(-_FAR, _FAR)
     now, at = lines.argmax(1), torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    found = []
+    found = [(rows[:0], at[:0], now[:0])]
     while len(rows):
         found.append((rows, at, now))
         own = now[:, None]

@@ -14,7 +14,7 @@ from rescale_cli.core.curves import Curves
 from rescale_cli.core.head import Float64, Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.curved_path import curved_path
-from rescale_cli.strength_path import PredictedPath
+from rescale_cli.strength_path import PredictedPath, predicted_path
 from rescale_cli.sweeping.decision_path import by_curves
 from rescale_cli.sweeping.straight_lines import Family
 
@@ -130,6 +130,14 @@ def test_steps_of_batches_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "_HELD", 10)
     for one, other in zip(whole, curved_path(u, curves), strict=True):
         assert torch.equal(one, other)
+
+
+def test_no_samples_have_no_steps() -> None:
+    head, counts, _ = problem(11, 1, 30)
+    curves, _ = Family(Adjustment(), head, counts).curves()
+    none = torch.empty(0, 30)
+    for path in (curved_path(none, curves), predicted_path(none, torch.from_numpy(curves.rates))):
+        assert [len(column) for column in path] == [0, 0, 0]
 
 
 @pytest.mark.gpu

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Order of the Taylor series of q, whose terms fall by 1/16 and faster.
 _ORDER = 11
+#: A last step of Newton's method, relative: its square is what is left.
+_CLOSE = 2.0**-28
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,3 +123,61 @@ def basis_of(curves: Curves, limit: float, device: torch.device) -> Basis:
         table = torch.stack(columns, 1)
     some = follows if bool(follows.any()) and table is not None else None
     return Basis(rates, offsets, some, table, step)
+
+
+def crossings(basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> Tensor:
+    """Where the winners at `ends` (2, P) cross: u, label (2, P). Newton's method within brackets.
+
+    The terms of the difference that are positive are compared with those that are negative, by
+    their logarithms, which are nearly straight lines.
+    """
+    import torch
+
+    offsets = picked(basis.offsets, label)
+    weight = torch.stack([u[1], -u[0], offsets[1] - offsets[0]])
+    weight = torch.stack([weight.clamp_min(0), weight.clamp_max(0).neg_()])
+    low, high = ends
+    (start, less), (stop, least) = (_sums(basis, weight, label, end) for end in ends)
+    share = (start / less).log_()
+    share /= share - (stop / least).log_()
+    gamma = torch.lerp(low, high, share.nan_to_num_(0.5).clamp_(0, 1))
+    # At the low end the first of equals wins, but a steeper one overtakes it at once.
+    rise, fall = _sums(basis, weight, label, low, 1)
+    over = (start > less) | (start == less) & (rise >= fall)
+    gamma, going = gamma.where(~over, low), (~over).nonzero()[:, 0]
+    below, above = ends.index_select(1, going)
+    while len(going):
+        part = weight.index_select(2, going), label.index_select(1, going)
+        at = picked(gamma, going)
+        for _ in range(3):
+            more, less = _sums(basis, *part, at)
+            rise, fall = _sums(basis, *part, at, 1)
+            ahead = more > less
+            below, above = below.where(ahead, at), above.where(~ahead, at)
+            steep = rise / more - fall / less
+            newton = at - (more / less).log_() / steep
+            done = (steep > 0) & ((newton - at).abs() <= at * _CLOSE + _CLOSE**2)
+            inside = (newton >= below) & (newton <= above)
+            at = newton.where(inside | done, (below + above) / 2).clamp(below, above)
+        gamma[going] = at
+        left = (~done & (above - below > above * 2.0**-50 + _CLOSE**2)).nonzero()[:, 0]
+        below, above, going = (picked(column, left) for column in (below, above, going))
+        gamma[going] = (below + above) / 2
+    after, before = low.nextafter(high), high.nextafter(low)
+    return torch.minimum(torch.maximum(gamma, after), torch.maximum(before, after))
+
+
+def _sums(basis: Basis, weight: Tensor, label: Tensor, at: Tensor, order: int = 0) -> Tensor:
+    """The positive and the negative terms of a difference, (2, P), or derivatives of these.
+
+    Args:
+        basis: of the curves.
+        weight: of the later one, the earlier one and q in both, (2, 3, P), none negative.
+        label: of the earlier one and the later one, (2, P).
+        at: gamma, (P,).
+        order: of the derivative.
+    """
+    import torch
+
+    one, other = basis.factor(label, at, order)
+    return (weight * torch.stack([other, one, basis.common(at, order)])).sum(1)
