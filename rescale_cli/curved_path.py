@@ -96,7 +96,8 @@ class _Cells(NamedTuple):
         """Some cells, a mask (P,), with some of their candidates, a mask (M,)."""
         place, kept, stay = cells.cumsum(0) - 1, cells.nonzero()[:, 0], keep.nonzero()[:, 0]
         columns = (picked(column, kept) for column in self[:5])
-        return _Cells(*columns, picked(place, picked(self.cell, stay)), picked(self.label, stay))
+        rivals = picked(place, picked(self.cell, stay)), picked(self.label, stay)
+        return _Cells(*[*columns, *rivals])
 
 
 _Events = tuple["Tensor", "Tensor", "Tensor"]
@@ -139,14 +140,14 @@ def _follow(u: Tensor, basis: Basis, limit: float) -> tuple[Tensor, list[_Events
     at = _points(u, basis, whole)
     events, held, begin, count = [], [], 0, 0
     for rows in blocks:
-        columns = (column[rows] for column in (u, first, last, at))
-        cell, label = _rivals(*columns, basis, ends).nonzero().unbind(1)
+        rivals = _rivals(u[rows], first[rows], last[rows], at[rows], basis, ends)
+        cell, label = rivals.nonzero().unbind(1)
         held.append((cell + (rows.start - begin), label))
         count += len(cell)
         if count > _HELD or rows is blocks[-1]:
             part = slice(begin, rows.stop)
             cell, label = (torch.cat(column) for column in zip(*held, strict=True))
-            cells = _Cells(*(column[part] for column in whole[:5]), cell, label)
+            cells = _Cells(*[*(column[part] for column in whole[:5]), cell, label])
             events += _settle(u, basis, cells, at[part], limit)
             held, begin, count = [], rows.stop, 0
     return first, events
