@@ -323,7 +323,7 @@ def test_a_spec_is_name_path_options_split(tmp_path):
         ("cifar10:x@val", "@test"),
         ("folder:", "path is empty"),
         ("", "path is empty"),
-        ("folder:x@nonsense", "@train"),
+        ("cifar10:x@nonsense", "@train"),
     ],
 )
 def test_a_spec_that_cannot_be_is_a_usage_error(spec, word):
@@ -442,7 +442,7 @@ def test_idx_labels_are_counted_raw_or_zipped(tmp_path, name, sub):
     assert count_data(str(tmp_path)).values == raw.values
     refused(f"mnist:{tmp_path}@test", "t10k")
     again = read_counts(put(tmp_path / "c.json", json.dumps(write_counts(raw))))
-    assert again == replace(raw, source="c.json")
+    assert again == replace(raw, source="c.json", split=None)
     assert match(again, 10, zero="one").values.tolist()[:2] == [1, 2]
 
 

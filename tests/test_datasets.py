@@ -31,6 +31,7 @@ from rescale_cli.sources.count_sources import count_data
 from rescale_cli.sources.data_spec import counts
 from rescale_cli.sources.datasets import datasets, open_images
 from rescale_cli.sources.image_files import DeepGrayWarning, decode, read_image
+from rescale_cli.sources.splits import ANY_SPLIT, NoSplit
 from rescale_cli.sources.tar_shards import find_shards
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -212,7 +213,7 @@ def make_inaturalist2018(root: Path) -> Made:
     }
     put(root / "val2018.json", json.dumps(value))
     spec = f"inaturalist2018:{root}"
-    return Made(spec, f"{spec}@val", COLOUR, LABELS, None, "inaturalist2018 val")
+    return Made(f"{spec}@val", f"{spec}@val", COLOUR, LABELS, None, "inaturalist2018 val")
 
 
 def shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
@@ -251,7 +252,9 @@ def make_parquet(root: Path) -> Made:
         parquet.write_table(table.replace_schema_metadata(note), file, row_group_size=3)
     (root / "data" / "train-00000-of-00001.parquet").write_bytes(file.read_bytes())
     spec = f"parquet:{root}"
-    return Made(spec, f"{spec}@test", COLOUR, LABELS, CLASSES, f"parquet {root.name} test")
+    return Made(
+        f"{spec}@test", f"{spec}@test", COLOUR, LABELS, CLASSES, f"parquet {root.name} test"
+    )
 
 
 def make_hf(root: Path) -> Made:
@@ -265,7 +268,7 @@ def make_hf(root: Path) -> Made:
     both = library.DatasetDict({"test": hidden, "validation": table})
     both.save_to_disk(root / "saved")
     spec = f"hf:{root / 'saved'}"
-    return Made(spec, f"{spec}@val", COLOUR, LABELS, CLASSES, "hf saved validation")
+    return Made(f"{spec}@val", f"{spec}@val", COLOUR, LABELS, CLASSES, "hf saved validation")
 
 
 def make_python(root: Path) -> Made:
@@ -364,9 +367,11 @@ def test_a_worker_process_reads_the_same(made: Made) -> None:
 def test_data_that_is_not_there_is_an_error_with_a_fix(name: str, tmp_path: Path) -> None:
     if name in ("hf", "parquet"):
         pytest.importorskip({"hf": "datasets"}.get(name, "pyarrow"), reason=f"needs [{name}]")
-    refused(f"{name}:{tmp_path}/nowhere", str(tmp_path))
+    split = "@test" if name in ("imagenet-lt", "places-lt") else ""
+    refused(f"{name}:{tmp_path}/nowhere{split}", str(tmp_path))
     refused(f"{name}:{tmp_path}?colour=red", "?colour", UsageError)
-    refused(f"{name}:{tmp_path}@nonsense", "@nonsense", UsageError)
+    found_in_data = datasets.entry(name).facts.get("splits") == ANY_SPLIT
+    refused(f"{name}:{tmp_path}@nonsense", "", BadInput if found_in_data else UsageError)
 
 
 def test_a_spawned_process_reads_what_this_one_opened(tmp_path: Path) -> None:
@@ -423,18 +428,19 @@ def test_folders_are_read_as_imagefolder_reads_them(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data.read(i), np.asarray(image))
 
 
-def test_the_held_out_split_of_a_folder_is_read_unless_another_is_named(tmp_path: Path) -> None:
+def test_the_split_of_a_folder_is_named_if_there_are_several(tmp_path: Path) -> None:
     for split, name in (("train", "a"), ("val", "b"), ("val", "c"), ("test", "loose.png")):
         put(tmp_path / split / name / "1.png" if name < "d" else tmp_path / split / name,
             encoded(COLOUR[0]))  # fmt: skip
-    assert names_of(open_images(f"folder:{tmp_path}")) == ("b", "c")
+    refused(f"folder:{tmp_path}", "splits", NoSplit)
+    assert names_of(open_images(f"folder:{tmp_path}@val")) == ("b", "c")
     assert names_of(open_images(f"{tmp_path}@train")) == ("a",)
     assert count_data(str(tmp_path)).names == ("a",)
     for gone in ("b/1.png", "c/1.png"):
         (tmp_path / "val" / gone).unlink()
-    refused(f"{tmp_path}@val", "no images")
+    refused(f"{tmp_path}@val", "no split val")
     put(tmp_path / "only" / "train" / "a" / "1.png", encoded(COLOUR[0]))
-    refused(str(tmp_path / "only"), "@train")
+    refused(str(tmp_path / "only"), "@train", NoSplit)
 
 
 def test_a_folder_that_may_not_be_read_is_said(
@@ -793,7 +799,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_hugging_face_reads_and_its_ambiguities(tmp_path: Path) -> None:
     library = pytest.importorskip("datasets", reason="needs datasets: rescale-cli[hf]")
     made = make_hf(tmp_path)
-    refused(f"{made.spec}@train", "splits test, validation")
+    refused(f"{made.spec.removesuffix('@val')}@train", "has no split train")
     kinds = library.Features(
         {
             "img": library.Image(),

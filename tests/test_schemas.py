@@ -220,7 +220,8 @@ def test_train_prints_what_its_schema_says(tmp_path: Path, capsys: Capture) -> N
     code, printed = run(capsys, "train", *words, "--print-config")
     assert (code, printed["run"], printed["recipe"]["epochs"]) == (0, None, 1)
     code, result = run(capsys, "train", *words, "-g", "0.2", "-o", tmp_path / "run")
-    assert (code, result["counts"], len(result["epochs"])) == (0, [40, 20, 10], 1)
+    assert (code, result["counts"], len(result["epochs"])) == (0, [36, 18, 9], 1)
+    assert result["data"]["validation"]["samples"] == 7
     assert result["recipe"] == {**printed["recipe"], "gamma": 0.2}
     assert all(Path(result[name]).is_file() for name in ("model", "rescaled"))
     code, said = run(capsys, "train", *words, "-o", tmp_path / "run")

@@ -592,6 +592,6 @@ def test_milestones_past_the_end_are_told(digits: Path, tmp_path: Path, capsys: 
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert "the rate does not fall at 80, 150" in err
-    assert "has no held-out split" in err
+    assert "validated on (--val-split 0.1)" in err
     assert "epoch: 1/1" in err
     assert "choose a gamma: rescale-cli sweep-gamma" in out

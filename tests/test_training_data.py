@@ -156,6 +156,7 @@ def test_every_layout_becomes_a_run(name: str, tmp_path: Path) -> None:
     recipe = Recipe(
         data=spec, arch="rescale:resnet8", epochs=1, batch_size=7, milestones=(), device="cpu",
         size=32 if listed else 0, augment="resized-crop" if listed else "crop-flip", workers=0,
+        val_split=0.0,
     )  # fmt: skip
     run = RunFolder(tmp_path / "run")
     run.prepare(force=False)
@@ -165,16 +166,17 @@ def test_every_layout_becomes_a_run(name: str, tmp_path: Path) -> None:
     config = json.loads(run.config.read_text())
     assert config["preprocessing"]["size"] == [side, side]
     assert len(config["preprocessing"]["mean"]) == channels
-    assert ("val_error" in done.lines[0]) == (name != "npz"), "each but one has a held-out split"
+    no_validation = name in ("npz", "idx", "cifar10", "cifar100")
+    assert ("val_error" in done.lines[0]) == (not no_validation)
+    assert (config["data"]["validation"] is None) == no_validation
 
 
 @pytest.mark.skipif(not FASHION.is_dir(), reason="there is no Fashion-MNIST on this machine")
 def test_fashion_mnist_is_made_long_tailed_by_the_published_counts() -> None:
-    recipe = Recipe(data=f"fashion-mnist:{FASHION}", imbalance="exp:100")
+    recipe = Recipe(data=f"fashion-mnist:{FASHION}", imbalance="exp:100", val_split=0.0)
     data = open_training_images(recipe)
     assert data.counts.tolist() == [6000, 3596, 2156, 1292, 774, 464, 278, 166, 100, 60]
-    assert data.validation is not None
-    assert len(data.validation) == 10_000
+    assert data.validation is None
     assert data.preprocessing.mean[0] == pytest.approx(0.30, abs=0.03)
 
 

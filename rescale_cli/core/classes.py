@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rescale_cli.core.counts import bad_counts, few
 
@@ -64,6 +64,8 @@ class RawCounts:
     """The class of each entry; None for a plain list, whose entries are in row order."""
     source: str = "given"
     """Where the counts were read, for messages."""
+    split: str | None = None
+    """Which split of the data was counted; None where it has none."""
 
     @classmethod
     def keyed(
@@ -112,7 +114,7 @@ class RawCounts:
             raise bad_counts(what, saw, self.source)
         at = sorted(range(len(places)), key=places.__getitem__)
         classes = Classes(tuple(names[i] for i in at), None, order, given=True)
-        return RawCounts(tuple(self.values[i] for i in at), classes, self.source)
+        return replace(self, values=tuple(self.values[i] for i in at), classes=classes)
 
 
 def ranks(names: Sequence[str], order: str) -> tuple[int, ...] | None:

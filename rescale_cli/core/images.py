@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,35 @@ class Images:
     """What it is, for messages and records."""
     array: NDArray[Any] | None = None
     """(N, H, W) or (N, H, W, channels), uint8: small sets lie in memory as one array."""
+    split: str | None = None
+    """Which split of the data it is: train, val, test, or as the data name it; None: not known."""
+
+    def only(self, rows: NDArray[np.int64], split: str | None) -> Images:
+        """Those of some rows, (n,), as the split of that name."""
+        return replace(
+            self,
+            read=_Rows(self.read, rows),
+            labels=None if self.labels is None else self.labels[rows],
+            names=[self.names[row] for row in rows.tolist()],
+            array=None if self.array is None else self.array[rows],
+            split=split,
+        )
 
     def __len__(self) -> int:
         """N."""
         return len(self.names)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Reads image i of some rows of a set."""
+
+    read: Callable[[int], Image]
+    rows: NDArray[np.int64]
+
+    def __call__(self, index: int) -> Image:
+        """The image of that index."""
+        return self.read(int(self.rows[index]))
 
 
 @dataclass(frozen=True, slots=True)

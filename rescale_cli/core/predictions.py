@@ -30,8 +30,20 @@ class Predictions:
     """Samples that could not be read, left out by `--skip-bad`."""
     binary: bool = False
     """Whether the model has one logit: it is column 1, and column 0 is all zeros."""
+    split: str | None = None
+    """Which split of the data they are of; None: not known."""
     alignment: Mapping[str, Any] | None = None
     """How the labels were joined with the rows; see `Alignment.as_json`."""
+
+    @property
+    def data(self) -> dict[str, str | None]:
+        """What they are of, for JSON."""
+        return {"source": self.source, "split": self.split}
+
+    @property
+    def data_line(self) -> str:
+        """The same for a person, with the number of samples."""
+        return data_line(self.source, self.split, len(self.logits))
 
     @property
     def num_classes(self) -> int:
@@ -42,3 +54,14 @@ class Predictions:
     def columns(self) -> NDArray[Any]:
         """The logits that the model gave: (N, 1) of a binary head, else (N, C)."""
         return self.logits[:, 1:] if self.binary else self.logits
+
+
+def data_line(source: str, split: str | None, samples: int) -> str:
+    """What samples are of, in one line.
+
+    Example:
+        >>> data_line("folder val/", "val", 1200)
+        'data: folder val/ (split val), 1,200 samples'
+    """
+    shown = f" (split {split})" if split else ""
+    return f"data: {source}{shown}, {samples:,} samples"

@@ -21,6 +21,7 @@ from rescale_cli.loading.preprocessing import override
 from rescale_cli.predicting import ranks
 from rescale_cli.predicting.predict import RunOptions, predict
 from rescale_cli.sources.datasets import open_images
+from rescale_cli.sources.splits import Purpose
 
 #: Called with images done, images in all, and images per second.
 Progress = Callable[[int, int, float], None]
@@ -49,6 +50,8 @@ class DataChoice:
     force: bool = False
     """Whether that file may be replaced."""
     run: RunOptions = field(default_factory=RunOptions)
+    purpose: Purpose = "measure"
+    """What the data are opened for; see `splits.pick`."""
     accept_order: bool = False
     """Whether to go on where the predictions show that labels and rows are in different orders."""
 
@@ -113,7 +116,12 @@ def _run(
     if choice.arch in (None, "hf"):
         folder = model if model.is_dir() else model.parent
         refuse_other_input(folder, read_config(folder))
-    images = open_images(str(choice.data), download=choice.download, skip_bad=choice.run.skip_bad)
+    images = open_images(
+        str(choice.data),
+        purpose=choice.purpose,
+        download=choice.download,
+        skip_bad=choice.run.skip_bad,
+    )
     _check_labelled(images.labels, images.source, labelled)
     classifier = load_classifier(model, choice.arch, accept=accept)
     if ranks.is_main() and any(word in classifier.why for word in ("weights from", "named by")):
@@ -138,7 +146,7 @@ def _run(
     found = predict(classifier, images, prepared, choice.run, progress, notes)
     if found is None:
         return None
-    found = replace(found, alignment=aligned)
+    found = replace(found, alignment=aligned, split=images.split)
     if classifier.num_classes == 1:
         found = replace(found, logits=two_columns(found.logits), binary=True)
     names = said.names or classifier.classes

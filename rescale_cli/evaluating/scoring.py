@@ -93,6 +93,8 @@ class Scored:
     groups: Groups = field(default_factory=dict)
     alignment: Mapping[str, Any] | None = None
     """How its labels were joined with the rows."""
+    data: Mapping[str, str | None] = field(default_factory=dict)
+    """See `Predictions.data`."""
 
 
 def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
@@ -202,7 +204,7 @@ def score(
     return Scored(
         str(subject.path), metrics, confusion, measured.predicted, labels, measured.samples,
         predictions.names, predictions.images_per_second, predictions.skipped, subject.classes,
-        counts, groups, predictions.alignment,
+        counts, groups, predictions.alignment, predictions.data,
     )  # fmt: skip
 
 

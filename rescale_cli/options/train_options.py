@@ -29,7 +29,16 @@ class WhatOptions:
         typer.Option(
             "--val-data",
             metavar="DATA",
-            help="Images to validate on. Default: the held-out split of --data.",
+            help="Images to validate on. Default: the validation split of --data.",
+        ),
+    ] = None
+    val_split: Annotated[
+        float | None,
+        typer.Option(
+            "--val-split",
+            metavar="F",
+            help="Share of each class's training images to validate on instead of training on it, "
+            "if there are no other validation images; 0: none. Default: 0.1, and 0 in a --preset.",
         ),
     ] = None
     imbalance: Annotated[

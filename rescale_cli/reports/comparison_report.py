@@ -21,6 +21,7 @@ def comparison_result(trial: Trial, found: Comparison, lines: dict[str, str]) ->
     """The JSON of `compare`; `lines` are the apply lines by name."""
     return {
         "path": str(trial.path),
+        "data": trial.predictions.data,
         "alignment": trial.predictions.alignment,
         "metric": found.metric,
         "samples": {"chosen_on": found.chosen_on, "reported_on": found.reported_on,
@@ -69,6 +70,7 @@ def _ends(interval: Interval | None) -> list[float] | None:
 
 def show_comparison(trial: Trial, found: Comparison, lines: dict[str, str]) -> None:
     """`compare` for a person: the methods ranked, and what the ranking is worth."""
+    say(trial.predictions.data_line)
     if trial.predictions.alignment is not None:
         say(trial.predictions.alignment["evidence"])
     where = f"chosen on {found.chosen_on:,} samples, reported on {found.reported_on:,} others"

@@ -21,6 +21,7 @@ def evaluate_result(found: Evaluation, verdicts: Sequence[Verdict], terms: Terms
     many, few = terms.groups
     return {
         "models": [_model(model) for model in found.scored],
+        "data": dict(found.scored[0].data) if found.scored else None,
         "alignment": found.scored[0].alignment if found.scored else None,
         "groups": {"many_above": many, "few_below": few} if terms.counts is not None else None,
         "adjustment": None if terms.adjustment is None else _adjustment(terms.adjustment),

@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from rescale_cli.core.predictions import data_line
 from rescale_cli.evaluating.scoring import Difference, Scored, Terms
 from rescale_cli.evaluating.side_by_side import Evaluation
 from rescale_cli.measures.gates import Verdict
@@ -32,6 +33,10 @@ def show_evaluate(found: Evaluation, verdicts: Sequence[Verdict], terms: Terms) 
         shown = f", {speed:,.0f} images/s" if speed else ""
         classes = model.confusion.num_classes
         say(f"{model.name}: {len(model.labels):,} samples of {classes} classes{shown}")
+    for line in dict.fromkeys(
+        data_line(str(m.data["source"]), m.data["split"], len(m.labels)) for m in found.scored
+    ):
+        say(line)
     for line in dict.fromkeys(m.alignment["evidence"] for m in found.scored if m.alignment):
         say(line)
     say(_metric_table(found, terms))

@@ -118,6 +118,7 @@ def counts_result(raw: RawCounts, saved: Mapping[str, Any], output: Path | None)
         "imbalance_ratio": max(positive) / min(positive) if positive else None,
         "empty_classes": sum(value == 0 for value in values),
         "source": raw.source,
+        "split": raw.split,
         "output": None if output is None else str(output),
     }
 

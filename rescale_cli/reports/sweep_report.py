@@ -42,6 +42,7 @@ def sweep_result(
     return {
         "path": None if trial.path is None else str(trial.path),
         "samples": len(trial.predictions.logits),
+        "data": trial.predictions.data,
         "alignment": trial.predictions.alignment,
         "counted_with": counted_with or HeadOptions().counted_with(),
         "chosen": {

@@ -36,6 +36,7 @@ def show_sweep(trial: Trial, found: Sweep, line: str | None) -> None:
 
 def show_choice(trial: Trial, found: Sweep) -> None:
     """Which rows the labels are, which strength, by what, on what."""
+    say(trial.predictions.data_line)
     if trial.predictions.alignment is not None:
         say(trial.predictions.alignment["evidence"])
     best, wanted = found.best, found.wanted

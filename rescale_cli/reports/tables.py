@@ -158,7 +158,8 @@ def show_counts(raw: RawCounts, result: Mapping[str, Any]) -> None:
     say(table)
     ratio = result["imbalance_ratio"]
     shown = f", imbalance ratio {ratio:.4g}" if ratio else ""
-    say(f"{result['total']:,} samples in {result['num_classes']} classes{shown}")
+    split = f" of the split {raw.split}" if raw.split else ""
+    say(f"{result['total']:,} samples{split} in {result['num_classes']} classes{shown}")
     if result["output"]:
         say(f"wrote {result['output']}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rescale_cli.training.train import Trained
 
 def empty_result() -> dict[str, Any]:
     """The JSON result of a command that trained nothing."""
-    keys = ("run", "model", "rescaled", "counts", "classes", "alignment", "device",
+    keys = ("run", "model", "rescaled", "counts", "classes", "alignment", "data", "device",
             "images_per_second")  # fmt: skip
     return {**dict.fromkeys(keys), "epochs": [], "recipe": {}}
 
@@ -35,6 +36,7 @@ def train_result(trained: Trained) -> dict[str, Any]:
         "counts": counts.values.tolist(),
         "classes": list(counts.names) if counts.names else None,
         "alignment": trained.alignment.as_json() if trained.alignment else None,
+        "data": dict(trained.data),
         "device": trained.device,
         "images_per_second": trained.images_per_second,
         "epochs": trained.lines,
@@ -55,6 +57,9 @@ def show_trained(trained: Trained) -> None:
     if trained.alignment is not None:
         say(trained.alignment.evidence)
     say(f"training error {_percent(last['error'])}, loss {last['loss']:.4f}")
+    if validation := trained.data.get("validation"):
+        split = f" (split {validation['split']})" if validation["split"] else ""
+        say(f"validated on {validation['source']}{split}, {validation['samples']:,} samples")
     if "val_error" in last:
         named = [f"{name} {_percent(last[name])}" for name in ("many", "medium", "few")]
         say(
@@ -63,12 +68,17 @@ def show_trained(trained: Trained) -> None:
         )
     say(_norms(trained))
     kept = f", {folder.rescaled.name} (gamma {recipe.gamma:g})" if recipe.gamma is not None else ""
+    kept += f", {folder.val_logits.name}" if folder.val_logits.is_file() else ""
     say(f"written: {folder.model.name}{kept}, {folder.counts.name}, {folder.config.name}")
-    data = recipe.val_data or (recipe.data if "val_error" in last else "DATA")
+    on = ["--data", trained.sweep_data or "DATA"]
+    if (trained.data.get("validation") or {}).get("val_split"):
+        on = ["--logits", str(folder.val_logits)]
     arch = f" --arch {recipe.arch}" if recipe.arch.startswith("python:") else ""
-    line = f"rescale-cli sweep-gamma {folder.path}{arch} --counts {folder.counts} --data {data}"
+    line = f"rescale-cli sweep-gamma {folder.path}{arch} --counts {folder.counts} "
+    line += shlex.join(on)
     if not recipe.cosine_head:
-        say(f"choose a gamma: {line}")
+        other = "" if "DATA" not in on else " on validation data that it was not trained on"
+        say(f"choose a gamma{other}: {line}")
 
 
 def _norms(trained: Trained) -> str:

@@ -36,13 +36,13 @@ def cifar100(spec: DataSpec) -> RawCounts:
     return _counts(spec, 100)
 
 
-@datasets.register("cifar10", splits=("test", "train"), download="CIFAR10")
+@datasets.register("cifar10", splits=("train", "test"), held_out="test", download="CIFAR10")
 def cifar10_images(spec: DataSpec) -> Images:
     """CIFAR-10, (N, 32, 32, 3), the Python or the binary version; no pickle is run."""
     return _images(spec, 10)
 
 
-@datasets.register("cifar100", splits=("test", "train"), download="CIFAR100")
+@datasets.register("cifar100", splits=("train", "test"), held_out="test", download="CIFAR100")
 def cifar100_images(spec: DataSpec) -> Images:
     """CIFAR-100 with its fine labels, (N, 32, 32, 3); no pickle is run."""
     return _images(spec, 100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +12,28 @@ import numpy as np
 from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.errors import BadInput, EnvironmentProblem
-from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
+from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import IMAGES, ImageFiles, check_present
 from rescale_cli.sources.label_sources import bad_data, tally_texts, text_of
-
-#: Where a held-out split lies, the best first.
-_HELD_OUT = ("test", "val", "valid", "validation")
+from rescale_cli.sources.splits import ANY_SPLIT, is_junk, pick, split_word
 
 
-@counts.register("folder", splits=SPLITS)
+@counts.register("folder", splits=ANY_SPLIT)
 def folder(spec: DataSpec) -> RawCounts:
     """Class folders as torchvision's ImageFolder reads them; one without images is no class."""
-    root, classes = _classes(spec, ("train",))
+    root, classes, split = _classes(spec)
     pairs = [(name, sum(1 for _ in _images_below(root / name))) for name in classes]
     if not any(number for _, number in pairs):
         raise _no_images(root, len(pairs))
     pairs = [(name, number) for name, number in pairs if number]
-    return RawCounts.keyed(pairs, f"folder {root.name}/", "imagefolder")
+    return replace(RawCounts.keyed(pairs, f"folder {root.name}/", "imagefolder"), split=split)
 
 
-@datasets.register("folder", splits=SPLITS)
+@datasets.register("folder", splits=ANY_SPLIT)
 def folder_images(spec: DataSpec) -> Images:
-    """Class folders as torchvision's ImageFolder reads them, in its order; or a held-out split."""
-    root, classes = _classes(spec, _HELD_OUT)
-    return _images_of(root, classes, f"folder {root.name}/")
+    """Class folders as torchvision's ImageFolder reads them, in its order; or those of a split."""
+    root, classes, split = _classes(spec)
+    return replace(_images_of(root, classes, f"folder {root.name}/"), split=split)
 
 
 def _images_of(root: Path, classes: list[str], source: str) -> Images:
@@ -50,20 +49,39 @@ def _images_of(root: Path, classes: list[str], source: str) -> Images:
     return Images(ImageFiles(root, names), labels, _sorted(classes), names, source)
 
 
-def _classes(spec: DataSpec, default: tuple[str, ...]) -> tuple[Path, list[str]]:
-    """The folder whose sub-folders are the classes, and the classes, sorted as strings."""
-    root = spec.path / spec.split if spec.split else spec.path
-    classes = sorted(name for name in _scan(root)[0] if not name.startswith("."))
-    if not spec.split and classes and {*classes} <= {*SPLITS, *_HELD_OUT}:
-        splits = [name for name in default if name in classes and _scan(root / name)[0]]
-        if splits:
-            return root / splits[0], sorted(_scan(root / splits[0])[0])
-        if "train" in classes and default != ("train",):
-            fix = f"folder:{spec.path}@train, or put a split beside it: {', '.join(_HELD_OUT)}"
-            raise bad_data(f"{root} holds no held-out split", f"only {', '.join(classes)}", fix)
+def _classes(spec: DataSpec) -> tuple[Path, list[str], str | None]:
+    """The folder whose sub-folders are the classes, those, sorted as strings, and the split."""
+    root, split = spec.path, None
+    folders = _folders(root)
+    splits = [name for name in folders if split_word(name) and any(
+        _holds_images(root / name / below) for below in _folders(root / name)
+    )]  # fmt: skip
+    if splits:
+        others = [n for n in folders if n not in splits and _holds_images(root / n)]
+        name = pick(spec, [*splits, *([""] if others else [])], lambda split: _size(root, split))
+        root, split = root / name, split_word(name)
+    elif spec.split is not None:
+        root, split = root / spec.split, split_word(spec.split) or spec.split
+    classes = _folders(root)
     if not classes:
         raise bad_data(f"{root} has no class folders", "no sub-folder", "name a folder of folders")
-    return root, classes
+    return root, classes, split
+
+
+def _folders(root: Path) -> list[str]:
+    """The sub-folders that could be classes or splits, sorted as strings."""
+    return sorted(name for name in _scan(root)[0] if not is_junk(name))
+
+
+def _holds_images(folder: Path) -> bool:
+    return next(_images_below(folder), None) is not None
+
+
+def _size(root: Path, split: str) -> str:
+    if not split:
+        return ""
+    classes = _folders(root / split)
+    return f"{sum(1 for name in classes for _ in _images_below(root / split / name)):,} images"
 
 
 def _sorted(names: list[str]) -> Classes:
@@ -122,11 +140,11 @@ def tiny_imagenet(spec: DataSpec) -> RawCounts:
     return folder(DataSpec("folder", spec.path, split="train"))
 
 
-@datasets.register("tiny-imagenet", splits=("val", "train"))
+@datasets.register("tiny-imagenet", splits=("train", "val"), held_out="val")
 def tiny_imagenet_images(spec: DataSpec) -> Images:
     """val/images with val/val_annotations.txt (the test split has no labels), or @train."""
     if spec.split == "train":
-        root, classes = _classes(DataSpec("folder", spec.path, split="train"), ())
+        root, classes, _ = _classes(DataSpec("folder", spec.path, split="train"))
         return _images_of(root, classes, "tiny-imagenet train")
     pairs = list(_annotated(spec.path))
     classes = sorted({wnid for _, wnid in pairs})

@@ -25,7 +25,7 @@ def inaturalist2018(spec: DataSpec) -> RawCounts:
     return coco_counts(*_json(spec.path / f"{spec.split or 'train'}2018.json"))
 
 
-@datasets.register("inaturalist2018", options=("root",), splits=("val", "train"))
+@datasets.register("inaturalist2018", options=("root",), splits=("train", "val"), held_out="val")
 def inaturalist2018_images(spec: DataSpec) -> Images:
     """val2018.json (the test split has no labels); its paths lie below root, or the folder."""
     split = spec.split or "val"

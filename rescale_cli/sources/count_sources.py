@@ -25,12 +25,14 @@ from rescale_cli.sources import (  # noqa: F401 - they register themselves
     user_data,
 )
 from rescale_cli.sources.array_labels import npy_array
+from rescale_cli.sources.chosen_rows import chosen_lines
 from rescale_cli.sources.class_names import BY_NUMBER, is_json, names_in, order_in
 from rescale_cli.sources.coco_json import coco_counts
-from rescale_cli.sources.csv_counts import bad_file, text_counts
-from rescale_cli.sources.data_spec import DataSpec, counts, named_folder, no_split, parse_spec
+from rescale_cli.sources.csv_counts import KNOWN_COLUMNS, bad_file, text_counts
+from rescale_cli.sources.data_spec import DataSpec, counts, named_folder, parse_spec, table_only
 from rescale_cli.sources.idx_files import idx_labels
 from rescale_cli.sources.label_sources import MAX_BYTES, text_of
+from rescale_cli.sources.splits import ANY_SPLIT
 
 MAX_COUNTS = 16 << 20
 
@@ -73,21 +75,26 @@ def count_data(spec: str, *, tally: bool = False) -> RawCounts:
         BadInput: no such file, damaged, or not labels; BadCounts for a file of counts.
         UsageError: an unknown source, option or split.
     """
-    parsed = parse_spec(spec, counts)
+    parsed = replace(parse_spec(spec, counts), purpose="count")
     if not parsed.name:
         if not os.path.isdir(parsed.path):  # noqa: PTH112 - Path.is_dir raises for some paths
-            no_split(parsed)
-            return _by_content(parsed.path, tally=tally)
+            return _by_content(parsed, tally=tally)
         parsed = named_folder(parsed, counts)
-    parsed = replace(parsed, tally=tally)
-    return counts[parsed.name](parsed)
+    splits = counts.entry(parsed.name).facts.get("splits")
+    if splits not in (None, ANY_SPLIT):
+        parsed = replace(parsed, split=parsed.split or "train")
+    raw = counts[parsed.name](replace(parsed, tally=tally))
+    return raw if raw.split else replace(raw, split=parsed.split)
 
 
-def _by_content(path: Path, *, tally: bool = False) -> RawCounts:
+def _by_content(spec: DataSpec, *, tally: bool = False) -> RawCounts:
     """Counts, or labels to count, from one regular file."""
+    path = spec.path
     with opened(path, BadInput) as fd:
         head = os.pread(fd, 4096, 0)
     refuse_lfs_pointer(path, head, BadInput)
+    if b"\0" in head or is_json(head):
+        table_only(spec)
     if head.startswith(b"PK\x03\x04"):
         return counts["npz"](DataSpec("npz", path))
     if head.startswith((b"\x1f\x8b", b"\x00\x00\x08\x01")):
@@ -102,7 +109,8 @@ def _by_content(path: Path, *, tally: bool = False) -> RawCounts:
             return coco_counts(value, path)
         return json_counts(value, path.name)
     with text_of(path) as lines:
-        return text_counts(lines, path.name, tally=tally)
+        chosen, split = chosen_lines(lines, spec, KNOWN_COLUMNS)
+        return replace(text_counts(chosen, path.name, tally=tally), split=split)
 
 
 def _npy_counts(path: Path) -> RawCounts:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TextIO
 
 from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.errors import BadCounts, NeedsDecision
 from rescale_cli.json_text import clip
+from rescale_cli.sources.chosen_rows import chosen_lines
 from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import IMAGES, ImageFiles
 from rescale_cli.sources.label_sources import bad_data, numbered, tally_texts, text_of
 from rescale_cli.sources.list_files import image_root, list_counts
+from rescale_cli.sources.splits import ANY_SPLIT
 
 IMAGE_COLUMNS = ("image", "images", "image_id", "id_code", "imageid", "path", "file", "filename",
                  "file_name", "image_path", "filepath", "file_path", "img", "img_path")  # fmt: skip
@@ -26,13 +27,15 @@ COUNT_COLUMNS = ("count", "counts", "n", "num", "number", "samples", "num_sample
                  "num_images", "frequency", "support")  # fmt: skip
 #: What pandas and others write where a value is missing.
 _MISSING = ("", "nan", "<na>")
+#: Columns that do not hold the names of splits.
+KNOWN_COLUMNS = {*IMAGE_COLUMNS, *LABEL_COLUMNS, *COUNT_COLUMNS}
 #: What mends most files that were to hold counts.
 NAME_COUNTS = (
     'use a JSON list, {"name": count}, CSV lines `class,count`, a 1-D .npy, or data: --counts FILE'
 )
 
 
-def text_counts(lines: TextIO, source: str, *, tally: bool = False) -> RawCounts:
+def text_counts(lines: Iterator[str], source: str, *, tally: bool = False) -> RawCounts:
     """Counts or labels from text: a list file, one label a line, or CSV; see `csv_counts`.
 
     Raises:
@@ -271,23 +274,26 @@ def _number(text: str) -> object:
     return float(text) if re.fullmatch(decimal, text, re.IGNORECASE) else text
 
 
-@counts.register("csv", options=("image", "label", "root"))
+@counts.register("csv", options=("image", "label", "root", "where"), splits=ANY_SPLIT)
 def csv_file(spec: DataSpec) -> RawCounts:
     """A table of samples with a label column, or of classes with a count column."""
-    with text_of(spec.path) as lines:
-        return csv_counts(lines, spec.path.name, spec.options.get("label"), tally=spec.tally)
+    with text_of(spec.path) as text:
+        lines, split = chosen_lines(text, spec, KNOWN_COLUMNS)
+        raw = csv_counts(lines, spec.path.name, spec.options.get("label"), tally=spec.tally)
+        return replace(raw, split=split)
 
 
-@datasets.register("csv", options=("image", "label", "root"))
+@datasets.register("csv", options=("image", "label", "root", "where"), splits=ANY_SPLIT)
 def csv_images(spec: DataSpec) -> Images:
     """A table of samples; labels are numbers or names, paths lie below root, or the table."""
     source = spec.path.name
-    with text_of(spec.path) as lines:
+    with text_of(spec.path) as text:
+        lines, split = chosen_lines(text, spec, KNOWN_COLUMNS)
         image, label = spec.options.get("image"), spec.options.get("label")
         names, texts = csv_entries(lines, source, image, label)
     labels, classes = numbered(texts, source)
     root = image_root(spec, spec.path.parent, names)
-    return Images(ImageFiles(root, names), labels, classes, names, source)
+    return Images(ImageFiles(root, names), labels, classes, names, source, split=split)
 
 
 def bad_file(what: str, saw: str, fix: str = NAME_COUNTS) -> BadCounts:

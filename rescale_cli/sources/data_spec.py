@@ -16,8 +16,7 @@ from rescale_cli.core.images import Images
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
 from rescale_cli.registry import Registry
-
-SPLITS = ("train", "val", "test")
+from rescale_cli.sources.splits import ANY_SPLIT, SPLITS, Purpose, split_word
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,26 @@ class DataSpec:
     """Whether images of a list may be missing; reading them says which."""
     tally: bool = False
     """Whether it is data to be counted, rather than counts that a table may hold."""
+    purpose: Purpose = "measure"
+    """What the data are opened for: it decides which split is read when none is named."""
+
+    def text(self, split: str | None = None) -> str:
+        """What to type for the same data, or for a split of it.
+
+        Example:
+            >>> DataSpec("csv", Path("a.csv"), {"where": "fold=1&site=2"}, "val").text("test")
+            'csv:a.csv?where=fold=1&where=site=2@test'
+        """
+        pairs = [f"{key}={one}" for key, value in self.options.items()
+                 for one in (value.split("&") if key == "where" else [value])]  # fmt: skip
+        name = f"{self.name}:" if self.name else ""
+        query = f"?{'&'.join(pairs)}" if pairs else ""
+        return f"{name}{self.path}{query}" + (f"@{split}" if split else "")
 
 
 #: What `counts DATA` reads, the training split where nothing else is said.
 counts = Registry[Callable[[DataSpec], RawCounts]]("source of counts")
-#: What `--data` reads, the held-out split where nothing else is said.
+#: What `--data` reads; see `splits.pick` for the split.
 datasets = Registry[Callable[[DataSpec], Images]]("source of images")
 
 
@@ -74,32 +88,43 @@ def parse_spec(text: str, sources: Registry[Any] = counts) -> DataSpec:
     name, rest = (head[1], text[head.end() :]) if head else ("", text)
     split, options = None, {}
     if not os.path.lexists(rest):
-        if found := re.search(r"@([a-z]+)$", rest):
+        if found := re.search(r"@([A-Za-z][A-Za-z0-9_]*)$", rest):
             split, rest = found[1], rest[: found.start()]
         rest, _, query = rest.partition("?")
         pairs = [pair.partition("=") for pair in query.split("&") if pair]
         options = {key: value for key, _, value in pairs}
+        if conditions := [value for key, _, value in pairs if key == "where"]:
+            options["where"] = "&".join(conditions)
     if not rest:
         raise UsageError(
             "the path is empty", saw=repr(clip(text, 80)), fix=f"{name or 'folder'}:PATH"
         )
     # Path.expanduser raises where there is no such user.
     spec = DataSpec(name, Path(os.path.expanduser(rest)), options, split)  # noqa: PTH111
-    check_spec(spec, sources)
-    return spec
+    # What a path alone holds, its content says; its options and split are checked then.
+    return checked(spec, sources) if name else spec
 
 
-def check_spec(spec: DataSpec, sources: Registry[Any]) -> None:
-    """Refuse an option or a split that the source does not have."""
-    facts = sources.entry(spec.name).facts if spec.name else {"splits": SPLITS}
+def checked(spec: DataSpec, sources: Registry[Any]) -> DataSpec:
+    """The spec, its split named as the source names it.
+
+    Raises:
+        UsageError: an option or a split that the source does not have.
+    """
+    facts = sources.entry(spec.name).facts
     options, splits = (cast("tuple[str, ...]", facts.get(k, ())) for k in ("options", "splits"))
-    _check_known(spec.name or "a path", spec.options, options, "?")
-    _check_known(spec.name or "a path", [spec.split] if spec.split else [], splits, "@")
+    _check_known(spec.name, spec.options, options, "?")
+    if spec.split is None or splits == ANY_SPLIT:
+        return spec
+    split = split_word(spec.split) or spec.split
+    _check_known(spec.name, [split], splits, "@")
+    return replace(spec, split=split)
 
 
-def no_split(spec: DataSpec) -> None:
-    """Refuse a split of what turned out to be one file."""
-    _check_known("a file", [spec.split] if spec.split else [], (), "@")
+def table_only(spec: DataSpec) -> None:
+    """Refuse options and a split of a file that is no table."""
+    _check_known(spec.path.name, spec.options, (), "?")
+    _check_known(spec.path.name, [spec.split] if spec.split else [], (), "@")
 
 
 def _check_known(who: str, words: Collection[str], known: tuple[str, ...], mark: str) -> None:
@@ -128,6 +153,4 @@ def named_folder(spec: DataSpec, sources: Registry[Any]) -> DataSpec:
         **dict.fromkeys(("dataset_dict.json", "state.json"), "hf"),
     }  # fmt: skip
     there = (name for mark, name in marks.items() if os.path.lexists(spec.path / mark))
-    named = replace(spec, name=next(there, "folder"))
-    check_spec(named, sources)
-    return named
+    return checked(replace(spec, name=next(there, "folder")), sources)

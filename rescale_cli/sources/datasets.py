@@ -1,7 +1,7 @@
 """`--data`: the images of a data set, by name or by what a path holds.
 
-To add a source, write one function under `@datasets.register("name", options=..., splits=...)`, the
-held-out split first, beside the reader of its labels that `counts` uses.
+To add a source, write one function under `@datasets.register("name", options=..., splits=...)`
+beside the reader of its labels that `counts` uses. `splits.py` says which split is read.
 """
 
 from __future__ import annotations
@@ -31,28 +31,43 @@ from rescale_cli.sources import (  # noqa: F401 - they register themselves
 from rescale_cli.sources.class_names import is_json
 from rescale_cli.sources.coco_json import coco_images
 from rescale_cli.sources.csv_counts import NAME_COUNTS, is_list_line
-from rescale_cli.sources.data_spec import DataSpec, datasets, named_folder, no_split, parse_spec
+from rescale_cli.sources.data_spec import (
+    DataSpec,
+    checked,
+    datasets,
+    named_folder,
+    parse_spec,
+    table_only,
+)
 from rescale_cli.sources.label_sources import MAX_BYTES, NAME_LABELS, text_of
+from rescale_cli.sources.splits import Purpose, fixed_split
 
 
-def open_images(spec: str, *, download: bool = False, skip_bad: bool = False) -> Images:
+def open_images(
+    spec: str | DataSpec,
+    *,
+    purpose: Purpose = "measure",
+    download: bool = False,
+    skip_bad: bool = False,
+) -> Images:
     """The images that `--data` names, `name:PATH?key=value@split` or a path by its content.
-
-    Where a set has several splits and none is named, the held-out one is read: the test split, or
-    the validation split where the test has no labels; `Images.source` says which.
 
     Args:
         spec: as in docs of each source: `folder:val/`, `cifar10:data@test`.
+        purpose: what they are opened for, which decides the split where none is named; see
+            `splits.pick`. `Images.split` says which it is.
         download: fetch what is not there; nothing else is ever fetched.
         skip_bad: leave it to the reading to find out which images of a list are missing.
 
     Raises:
+        NoSplit: there are several splits, or not the one for this purpose, and none is named.
         BadInput: no such data, damaged, empty, without labels, or images missing.
         UsageError: an unknown source, option or split; or `download` of what has no known place.
         EnvironmentProblem: an extra is not installed, a folder may not be read, no network.
     """
     try:
-        return _open(spec, download, skip_bad)
+        parsed = parse_spec(spec, datasets) if isinstance(spec, str) else spec
+        return _open(replace(parsed, download=download, purpose=purpose, skip_bad=skip_bad))
     except BadInput as error:
         if error.fix not in (NAME_LABELS, NAME_COUNTS):
             raise
@@ -61,12 +76,11 @@ def open_images(spec: str, *, download: bool = False, skip_bad: bool = False) ->
         raise BadInput(error.what, saw=error.saw, fix=fix) from None
 
 
-def _open(spec: str, download: bool, skip_bad: bool) -> Images:
-    parsed = parse_spec(spec, datasets)
+def _open(parsed: DataSpec) -> Images:
+    download = parsed.download
     if not parsed.name:
         if not os.path.isdir(parsed.path):  # noqa: PTH112 - Path.is_dir raises for some paths
-            no_split(parsed)
-            return _by_content(parsed.path, skip_bad)
+            return _by_content(parsed)
         parsed = named_folder(parsed, datasets)
     entry = datasets.entry(parsed.name)
     public = entry.facts.get("download")
@@ -74,15 +88,20 @@ def _open(spec: str, download: bool, skip_bad: bool) -> Images:
         known = [name for name in datasets if datasets.entry(name).facts.get("download")]
         what = f"{parsed.name} has no place to be fetched from"
         raise UsageError(what, saw=f"known: {', '.join(known)}", fix="leave out --download")
-    parsed = replace(parsed, download=download, skip_bad=skip_bad)
+    parsed = replace(parsed, split=fixed_split(parsed, entry.facts))
     try:
-        return entry.run(parsed)
+        return _named(entry.run(parsed), parsed)
     except NotDownloaded as error:
         if not download:
             fix = f"{error.fix}, or let it be fetched: --data {parsed.name}:{parsed.path}"
             raise NotDownloaded(error.what, saw=error.saw, fix=f"{fix} --download") from None
         _fetch(str(public), parsed)
-        return entry.run(parsed)
+        return _named(entry.run(parsed), parsed)
+
+
+def _named(images: Images, spec: DataSpec) -> Images:
+    """The images with the split that was read, unless the source said it."""
+    return images if images.split else replace(images, split=spec.split)
 
 
 def _fetch(public: str, spec: DataSpec) -> None:
@@ -99,17 +118,19 @@ def _fetch(public: str, spec: DataSpec) -> None:
         raise EnvironmentProblem(what, saw=saw, fix=fix) from error
 
 
-def _by_content(path: Path, skip_bad: bool) -> Images:
+def _by_content(spec: DataSpec) -> Images:
     """The images of one regular file."""
+    path = spec.path
     with opened(path, BadInput) as fd:
         head = os.pread(fd, 4096, 0)
     refuse_lfs_pointer(path, head, BadInput)
     if is_json(head):
         value = parse_json(read_whole(path, MAX_BYTES, BadInput), path.name, BadInput)
-        spec = DataSpec("inaturalist2018", path.parent, skip_bad=skip_bad)
+        table_only(spec)
+        spec = replace(spec, name="inaturalist2018", path=path.parent)
         return coco_images(spec, value, path, path.parent, path.name)
-    name = _kind_of(path, head)
-    return datasets[name](DataSpec(name, path, skip_bad=skip_bad))
+    spec = checked(replace(spec, name=_kind_of(path, head)), datasets)
+    return datasets[spec.name](spec)
 
 
 def _kind_of(path: Path, head: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from rescale_cli.core.images import Image, Images
 from rescale_cli.errors import BadInput
 from rescale_cli.json_text import clip
 from rescale_cli.loading.libraries import library
-from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
+from rescale_cli.sources.chosen_rows import chosen_rows
+from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import Decoding, bad_image
 from rescale_cli.sources.label_sources import bad_data, labels_of, tally_of
 from rescale_cli.sources.parquet_table import encoded_image, scalar_labels
+from rescale_cli.sources.splits import ANY_SPLIT, pick, split_word
 
-_OPTIONS = ("image", "label", "config")
+_OPTIONS = ("image", "label", "config", "where")
 
 #: The readers of the library that take files as data alone. Its reader `pandas` unpickles them.
 _PLAIN = ("arrow", "cache", "csv", "imagefolder", "json", "parquet", "text", "webdataset")
@@ -47,51 +49,47 @@ class HuggingFaceImages:
         return encoded_image(value, name, Path(), self.how)
 
 
-@counts.register("hf", options=_OPTIONS, splits=SPLITS)
+@counts.register("hf", options=_OPTIONS, splits=ANY_SPLIT)
 def hf(spec: DataSpec) -> RawCounts:
     """The label column of a data set's train split; no image is decoded."""
-    table, source, column, names = _split(spec, ("train",))
-    return tally_of(_column_of(table, column), names, source)
+    table, source, column, names, split = _split(spec)
+    return replace(tally_of(_column_of(table, column), names, source), split=split)
 
 
-@datasets.register("hf", options=_OPTIONS, splits=("test", "val", "train"), download="itself")
+@datasets.register("hf", options=_OPTIONS, splits=ANY_SPLIT, download="itself")
 def hf_images(spec: DataSpec) -> Images:
     """A data set saved to a folder, a folder that its library reads, or one in its cache.
 
-    The test split, or the validation split where the test has no labels. Class names are those of
-    the ClassLabel.
+    Class names are those of the ClassLabel.
     """
     library_ = library("datasets", "hf")
-    table, source, column, names = _split(spec, ("test", "val"))
+    table, source, column, names, split = _split(spec)
     image = _column(spec, "image", _of_kind(table, "Image"), table, source)
     labels, classes = labels_of(_column_of(table, column), names, source)
     how = Decoding(upright=True, mode=getattr(table.features[image], "mode", None))
     bare = table.select_columns([image]).cast_column(image, library_.Image(decode=False))
     numbers = tuple(map(str, range(len(labels))))
-    return Images(HuggingFaceImages(bare, image, source, how), labels, classes, numbers, source)
+    read = HuggingFaceImages(bare, image, source, how)
+    return Images(read, labels, classes, numbers, source, split=split)
 
 
-def _split(
-    spec: DataSpec, default: tuple[str, ...]
-) -> tuple[Any, str, str, tuple[str, ...] | None]:
-    """The table of a split, what it is called, its label column, and the class names."""
+def _split(spec: DataSpec) -> tuple[Any, str, str, tuple[str, ...] | None, str | None]:
+    """The table that is read, what it is called, its label column, class names, and the split."""
     found = _load(spec)
     alone = not hasattr(found, "keys")  # saved without the other splits
-    tables = {str(found.split or "train"): found} if alone else dict(found)
-    known = {"val": ("val", "validation", "valid", "dev")}
-    for split in (spec.split,) if spec.split else default:
-        for name in known.get(split, (split,)):
-            if name not in tables:
-                continue
-            table, source = tables[name], f"hf {spec.path.name} {name}"
-            column = _column(spec, "label", _labels(table), table, source)
-            values = _column_of(table, column)
-            if len(values) and (spec.split or values.dtype.kind == "U" or values.max() >= 0):
-                names = getattr(table.features[column], "names", None)
-                return table, source, column, tuple(names) if names else None
-    what = f"hf:{spec.path} has no {spec.split or ' or '.join(default)} split with labels"
-    fix = f"say which is meant: hf:{spec.path}@{min(set(tables) & {*SPLITS} or {'train'})}"
-    raise bad_data(what, f"splits {few(sorted(tables))}", fix)
+    # The library calls data without a split its training split; here that has to be typed.
+    tables = {str(found.split or (spec.split and "train") or ""): found} if alone else dict(found)
+    name = ""
+    if spec.split is not None or {*tables} != {""}:
+        name = pick(spec, tables, lambda split: f"{len(tables[split]):,} images")
+    table, source = tables[name], f"hf {spec.path.name} {name}".rstrip()
+    if "where" in spec.options:
+        given = replace(spec, split=None)
+        rows, _ = chosen_rows(given, table.column_names, lambda c: _texts(table, c))
+        table = table.select(rows)
+    column = _column(spec, "label", _labels(table), table, source)
+    names = getattr(table.features[column], "names", None)
+    return table, source, column, tuple(names) if names else None, split_word(name) or name or None
 
 
 def _load(spec: DataSpec) -> Any:
@@ -170,7 +168,18 @@ def _column(spec: DataSpec, kind: str, found: list[str], table: Any, source: str
     return found[0]
 
 
+def _values(table: Any, column: str) -> list[Any]:
+    found: list[Any] = table.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+    return found
+
+
+def _texts(table: Any, column: str) -> list[str]:
+    """One column as text, (N,); the number of a ClassLabel as its name."""
+    names = getattr(table.features[column], "names", None)
+    known = dict(enumerate(names or ()))
+    return [str(known.get(value, value)) for value in _values(table, column)]
+
+
 def _column_of(table: Any, column: str) -> NDArray[Any]:
     """One column as numbers or texts (N,)."""
-    values = table.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
-    return scalar_labels(values, f"the column {column}")
+    return scalar_labels(_values(table, column), f"the column {column}")

@@ -38,13 +38,15 @@ def fashion_mnist(spec: DataSpec) -> RawCounts:
     return idx_labels(_find(spec, "labels", "train"), FASHION)
 
 
-@datasets.register("mnist", splits=("test", "train"), download="MNIST")
+@datasets.register("mnist", splits=("train", "test"), held_out="test", download="MNIST")
 def mnist_images(spec: DataSpec) -> Images:
     """The IDX images and labels of MNIST or a set in its form, gray, (N, H, W)."""
     return _images(spec, None)
 
 
-@datasets.register("fashion-mnist", splits=("test", "train"), download="FashionMNIST")
+@datasets.register(
+    "fashion-mnist", splits=("train", "test"), held_out="test", download="FashionMNIST"
+)
 def fashion_mnist_images(spec: DataSpec) -> Images:
     """The IDX images and labels of Fashion-MNIST, gray, (N, 28, 28)."""
     return _images(spec, FASHION)

@@ -11,9 +11,10 @@ import numpy as np
 from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.json_text import clip
-from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
+from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import ImageFiles, check_present
 from rescale_cli.sources.label_sources import MAX_LABEL, bad_data, tally, text_of, whole_labels
+from rescale_cli.sources.splits import SPLITS, pick
 
 
 @counts.register("list", options=("root",))
@@ -82,15 +83,15 @@ def places_lt(spec: DataSpec) -> RawCounts:
     return list_file(_published(spec, "Places_LT", "train"))
 
 
-@datasets.register("imagenet-lt", options=("root",), splits=("test", "val", "train"))
+@datasets.register("imagenet-lt", options=("root",), splits=SPLITS)
 def imagenet_lt_images(spec: DataSpec) -> Images:
-    """The published list ImageNet_LT_test.txt of the folder; images below root, or the folder."""
+    """A published list such as ImageNet_LT_val.txt; its images lie below root, or the folder."""
     return _published_images(spec, "ImageNet_LT")
 
 
-@datasets.register("places-lt", options=("root",), splits=("test", "val", "train"))
+@datasets.register("places-lt", options=("root",), splits=SPLITS)
 def places_lt_images(spec: DataSpec) -> Images:
-    """The published list Places_LT_test.txt of the folder; images below root, or the folder."""
+    """A published list such as Places_LT_val.txt; its images lie below root, or the folder."""
     return _published_images(spec, "Places_LT")
 
 
@@ -100,5 +101,12 @@ def _published(spec: DataSpec, stem: str, default: str) -> DataSpec:
 
 
 def _published_images(spec: DataSpec, stem: str) -> Images:
-    found = list_images(_published(spec, stem, "test"))
-    return replace(found, source=f"{spec.name} {spec.split or 'test'}")
+    there = [s for s in SPLITS if _published(replace(spec, split=s), stem, s).path.is_file()]
+
+    def size(split: str) -> str:
+        with text_of(spec.path / f"{stem}_{split}.txt") as lines:
+            return f"{sum(1 for line in lines if line.strip()):,} images"
+
+    split = spec.split or pick(spec, there or SPLITS, size if there else lambda split: "")
+    found = list_images(_published(spec, stem, split))
+    return replace(found, source=f"{spec.name} {split}", split=split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,18 @@ from rescale_cli.errors import BadImage, BadInput
 from rescale_cli.files.regular_file import opened, refuse_lfs_pointer
 from rescale_cli.json_text import clip, parse_json
 from rescale_cli.loading.libraries import library
-from rescale_cli.sources.data_spec import SPLITS, DataSpec, counts, datasets
+from rescale_cli.sources.chosen_rows import chosen_rows
+from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import AS_STORED, Decoding, bad_image, decode, read_image
 from rescale_cli.sources.label_sources import bad_data, labels_of, tally_of
+from rescale_cli.sources.splits import (
+    ANY_SPLIT,
+    by_split,
+    data_files,
+    files_of,
+    split_word,
+    splits_in,
+)
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
@@ -85,53 +94,68 @@ def scalar_labels(values: list[Any], source: str) -> NDArray[Any]:
     return np.array(values)
 
 
-@counts.register("parquet", options=("image", "label"), splits=SPLITS)
+@counts.register("parquet", options=("image", "label", "where"), splits=ANY_SPLIT)
 def parquet(spec: DataSpec) -> RawCounts:
     """The label column of one .parquet, or of a folder of them; no image is read."""
-    files, source = _files(spec, ("train",))
-    table = _Table.of(files, spec, need_image=False)
-    return tally_of(table.labels(), table.classes, source)
+    table, rows, split, source = _chosen(spec, need_image=False)
+    return replace(tally_of(table.labels()[rows], table.classes, source), split=split)
 
 
-@datasets.register("parquet", options=("image", "label"), splits=("test", "val", "train"))
+@datasets.register("parquet", options=("image", "label", "where"), splits=ANY_SPLIT)
 def parquet_images(spec: DataSpec) -> Images:
     """Columns `image` (bytes, or {bytes, path}) and `label` of one .parquet, or a folder of them.
 
     Class names are read from the schema where Hugging Face wrote them.
     """
-    files, source = _files(spec, ("test", "val"))
-    table = _Table.of(files, spec, need_image=True)
-    labels, classes = labels_of(table.labels(), table.classes, source)
-    names = tuple(map(str, range(len(labels))))
+    table, rows, split, source = _chosen(spec, need_image=True)
+    labels, classes = labels_of(table.labels()[rows], table.classes, source)
+    names = tuple(map(str, range(sum(table.rows))))
     starts = np.cumsum([0, *table.rows])[:-1]
-    read = ParquetImages(files, table.image, starts, np.array(table.groups, np.int64), table.how)
-    return Images(read, labels, classes, names, source)
+    groups = np.array(table.groups, np.int64)
+    read = ParquetImages(table.files, table.image, starts, groups, table.how)
+    if isinstance(rows, slice):
+        return Images(read, labels, classes, names, source, split=split)
+    every = Images(read, None, None, names, source).only(rows, split)
+    return replace(every, labels=labels, classes=classes)
 
 
-def _files(spec: DataSpec, default: tuple[str, ...]) -> tuple[tuple[Path, ...], str]:
-    """The file, or those of a folder that belong to the split: train-00000-of-00002.parquet."""
+def _chosen(
+    spec: DataSpec, *, need_image: bool
+) -> tuple[_Table, NDArray[np.int64] | slice, str | None, str]:
+    """The table of the files of a split, the rows that are read, the split, and the title."""
+    files, split, source = _files(spec)
+    table = _Table.of(files, spec, need_image=need_image)
+    by_row = spec if split is None else replace(spec, split=None)
+    candidates = [] if split else [n for n in table.texts if n not in (table.image, table.label)]
+    candidates = [name for name in candidates if split_word(table.first(name))]
+    if by_row.split is None and not candidates and "where" not in spec.options:
+        return table, slice(None), split, source
+    rows, found = chosen_rows(by_row, table.columns, table.texts_of, candidates)
+    source += f" {found}" if found else ""
+    return table, slice(None) if rows is None else rows, split or found, source
+
+
+def _files(spec: DataSpec) -> tuple[tuple[Path, ...], str | None, str]:
+    """The file, or those of a folder that belong to the split that is read; the split; a title."""
     path = spec.path
     if not path.is_dir():
-        if spec.split and not path.name.startswith(spec.split):
-            fix = f"leave out @{spec.split}: parquet:{path}"
-            raise bad_data("one file has no splits", path.name, fix)
-        return (path,), path.name
-    found = sorted(path.rglob("*.parquet"))
+        by_name = spec.split is not None and split_word(spec.split) in splits_in(path.name)
+        return (path,), spec.split if by_name else None, path.name
+    found = data_files(path, ".parquet")
     if not found:
         raise bad_data(f"{path} has no .parquet file", "a folder without one", "parquet:FILE")
-    words = {name: split for split in SPLITS for name in (split, f"{split}idation")}
-    split_of = {file: words.get(file.name.partition(".")[0].partition("-")[0]) for file in found}
-    splits = {split for split in split_of.values() if split}
-    wanted = spec.split or next((split for split in default if split in splits), None)
-    if wanted is None and splits:
-        saw = f"splits {', '.join(sorted(splits))}"
-        fix = f"say which is meant: parquet:{path}@{min(splits)}"
-        raise bad_data(f"{path} has no {' or '.join(default)} split", saw, fix)
-    files = tuple(file for file in found if wanted is None or split_of[file] == wanted)
-    if not files:
-        have = few([file.name for file in found])
-        raise bad_data(f"{path} has no {wanted} split", have, f"parquet:{path}")
-    return files, f"parquet {path.name}" + (f" {wanted}" if wanted else "")
+    if spec.split and {*by_split(found, path)} == {""}:  # a column may say it
+        return tuple(found), None, f"parquet {path.name}"
+
+    def size(files: tuple[Path, ...]) -> str:
+        rows = 0
+        for file in files:
+            with _opened(file) as table:
+                rows += table.metadata.num_rows
+        return f"{rows:,} images"
+
+    files, split = files_of(spec, found, path, size)
+    return files, split, f"parquet {path.name}" + (f" {split}" if split else "")
 
 
 @dataclass(frozen=True)
@@ -145,8 +169,11 @@ class _Table:
     rows: tuple[int, ...]
     """Of each row group."""
     groups: tuple[tuple[int, int], ...]
-    how: Decoding = AS_STORED
+    how: Decoding
     """How the images are decoded."""
+    columns: tuple[str, ...]
+    texts: tuple[str, ...]
+    """The columns that hold text."""
 
     @classmethod
     def of(cls, files: tuple[Path, ...], spec: DataSpec, *, need_image: bool) -> _Table:
@@ -170,15 +197,31 @@ class _Table:
         if not sum(rows):
             raise bad_data(f"{spec.path} is empty", "no row", "name a table with images")
         image, label, classes, how = tables[0]
-        return cls(files, image, label, classes, tuple(rows), tuple(groups), how)
+        texts = tuple(f.name for f in schema if "string" in str(f.type))
+        return cls(
+            files, image, label, classes, tuple(rows), tuple(groups), how, columns, texts
+        )  # fmt: skip
 
     def labels(self) -> NDArray[Any]:
         """The label column: numbers or texts (N,)."""
+        return scalar_labels(self._values(self.label), f"{self.files[0].name}: {self.label}")
+
+    def texts_of(self, column: str) -> list[str]:
+        """Any column as text, (N,)."""
+        return [str(value) for value in self._values(column)]
+
+    def first(self, column: str) -> str:
+        """The first value of a column."""
+        with _opened(self.files[0]) as file:
+            batch = next(file.iter_batches(batch_size=1, columns=[column]), None)
+        return str(batch.column(0)[0].as_py()) if batch is not None and len(batch) else ""
+
+    def _values(self, column: str) -> list[Any]:
         parts: list[Any] = []
         for path in self.files:
             with _opened(path) as file:
-                parts += file.read(columns=[self.label]).column(0).to_pylist()
-        return scalar_labels(parts, f"{self.files[0].name}: {self.label}")
+                parts += file.read(columns=[column]).column(0).to_pylist()
+        return parts
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rescale_cli.json_text import clip, parse_json
 from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import IMAGES, decode
 from rescale_cli.sources.label_sources import bad_data, numbered, tally_texts
+from rescale_cli.sources.splits import ANY_SPLIT, by_split, data_files, files_of
 
 MAX_SHARDS = 100_000
 #: What holds an image: webdataset's own decoders read these, too.
@@ -52,34 +53,55 @@ class TarImages:
             return decode(os.pread(fd, size, start), f"{self.shards[shard]}: {self.names[index]}")
 
 
-@counts.register("wds", options=("label",))
+@counts.register("wds", options=("label",), splits=ANY_SPLIT)
 def wds(spec: DataSpec) -> RawCounts:
     """The labels of webdataset shards: members .cls, or .json with the field `label`."""
-    shards, found = _samples(spec)
-    return tally_texts((label for _, _, label in found), _title(spec, shards))
+    shards, split = _shards(spec)
+    found = _samples(spec, shards)
+    title = _title(spec, shards, split)
+    return replace(tally_texts((label for _, _, label in found), title), split=split)
 
 
-@datasets.register("wds", options=("label",))
+@datasets.register("wds", options=("label",), splits=ANY_SPLIT)
 def wds_images(spec: DataSpec) -> Images:
     """Webdataset shards: an image and .cls, or .json with the field `label`, of one base name."""
-    shards, found = _samples(spec)
-    source = _title(spec, shards)
+    shards, split = _shards(spec)
+    found = _samples(spec, shards)
+    source = _title(spec, shards, split)
     labels, classes = numbered((label for _, _, label in found), source)
     names = tuple(name for name, _, _ in found)
     places = np.array([place for _, place, _ in found], np.int64)
-    return Images(TarImages(shards, names, places), labels, classes, names, source)
+    read = TarImages(shards, names, places)
+    return Images(read, labels, classes, names, source, split=split)
 
 
-def _title(spec: DataSpec, shards: tuple[Path, ...]) -> str:
-    return f"wds {spec.path.name}, {len(shards)} shard{'s' if len(shards) > 1 else ''}"
+def _title(spec: DataSpec, shards: tuple[Path, ...], split: str | None) -> str:
+    named = f" {split}" if split else ""
+    return f"wds {spec.path.name}{named}, {_size(shards)}"
+
+
+def _size(shards: tuple[Path, ...]) -> str:
+    return f"{len(shards):,} shard{'s' if len(shards) > 1 else ''}"
+
+
+def _shards(spec: DataSpec) -> tuple[tuple[Path, ...], str | None]:
+    """The shards of the split that is read, and the split, if their names say one."""
+    if spec.path.is_dir():
+        found = data_files(spec.path, ".tar") or find_shards(str(spec.path))
+        return files_of(spec, found, spec.path, _size)
+    shards = find_shards(str(spec.path))
+    root = Path(os.path.commonpath([shard.parent for shard in shards]))
+    splits = by_split(shards, root)
+    if len(splits) == 1 and spec.split is None:  # the pattern names it
+        return shards, next(iter(splits)) or None
+    return files_of(spec, shards, root, _size)
 
 
 Found = list[tuple[str, tuple[int, int, int], str]]
 
 
-def _samples(spec: DataSpec) -> tuple[tuple[Path, ...], Found]:
-    """The shards, and of each sample its image's name, its place, and its label as text."""
-    shards = find_shards(str(spec.path))
+def _samples(spec: DataSpec, shards: tuple[Path, ...]) -> Found:
+    """Of each sample of the shards its image's name, its place, and its label as text."""
     found: Found = []
     for number, shard in enumerate(shards):
         for key, members in _groups(shard):
@@ -89,7 +111,7 @@ def _samples(spec: DataSpec) -> tuple[tuple[Path, ...], Found]:
     if not found:
         saw = f"no member that ends in {', '.join(_IMAGES)} in {few(shards, 3)}"
         raise bad_data(f"{spec.path} has no images", saw, "name shards of images and labels")
-    return shards, found
+    return found
 
 
 Members = dict[str, tarfile.TarInfo]

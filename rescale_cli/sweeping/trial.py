@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.core.binary import adjusting_line, refuse_rescaling
 from rescale_cli.core.counts import ClassCounts
@@ -55,7 +57,8 @@ def logits_alone(
     title = f"logits ({len(predictions.logits)}, {c}) in {file.name}"
     resolved, _ = replace(counts, checked=False).resolve(HeadRows(c, title=title))
     head = Head.of_logits(c, binary=predictions.binary)
-    return Trial(None, head, resolved, predictions, (), JointHead((file.name,), (head,)))
+    warnings = doubts(predictions, resolved)
+    return Trial(None, head, resolved, predictions, warnings, JointHead((file.name,), (head,)))
 
 
 def try_on(
@@ -108,6 +111,7 @@ def try_on(
         if first.keys.binary:
             data = ("--data", choice.data) if choice.logits is None else ("--logits", choice.logits)
             refuse_rescaling(method, adjusting_line("sweep-gamma", path, counts.typed, *data))
+    choice = replace(choice, purpose="choose")
     predictions = predictions_of(
         path, choice, num_classes=first.keys.num_classes, said=counts.said, accept=accept,
         labelled=labelled, progress=progress, notes=notes,
@@ -116,4 +120,27 @@ def try_on(
         return None
     rows = checkpoint.rows(first.keys.classes, path.name)
     counts.refuse_unchecked(rows, (predictions.alignment or {}).get("by"))
+    warnings += doubts(predictions, plan.counts)
     return Trial(path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint)
+
+
+def doubts(predictions: Predictions, counts: ClassCounts) -> Warnings:
+    """What speaks against choosing on these samples: they are of one class, or trained on."""
+    found = []
+    labels = predictions.labels
+    if labels is not None and len(labels) and (labels == labels[0]).all():
+        row = int(labels[0])
+        name = f"{row} ({counts.names[row]})" if counts.names else f"{row}"
+        text = f"all {len(labels):,} samples are of class {name}: what is chosen on them says "
+        found.append(("one-class", f"{text}nothing about the other classes"))
+    same = labels is not None and np.array_equal(
+        np.bincount(labels, minlength=len(counts.values)), counts.values
+    )
+    if predictions.split == "train" or same:
+        why = f"{predictions.source} is the training split"
+        if predictions.split != "train":
+            why = f"{predictions.source} has exactly the class counts of --counts"
+        text = "the strength is chosen on the data that the model was trained on, where rare "
+        text += f"classes look better than they are ({why}); choose on validation data: --data DATA"
+        found.append(("training-set", text))
+    return tuple(found)

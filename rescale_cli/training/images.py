@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from rescale_cli.core.classes import Classes
 from rescale_cli.core.images import Images, Preprocessing
 from rescale_cli.core.row_names import HeadRows
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.sources.data_spec import datasets, named_folder, parse_spec
+from rescale_cli.sources.data_spec import datasets, parse_spec
 from rescale_cli.sources.datasets import open_images
-from rescale_cli.training.long_tail import Imbalance
+from rescale_cli.sources.splits import NoSplit, splits_in
+from rescale_cli.training.long_tail import Imbalance, held_out
 from rescale_cli.training.recipe import Recipe
 
 #: Images that are looked at for mean and deviation, evenly spaced, where they lie in files.
@@ -45,6 +46,21 @@ class TrainingImages:
     """Of validation, and of whoever uses the model."""
     alignment: Alignment | None = None
     """How the labels of `validation` were joined with the rows."""
+    val_split: float = 0.0
+    """The share of the training images that `validation` is; 0 where it is other data."""
+    sweep_data: str = ""
+    """What to choose a strength on, as `--data` names it; empty where it is no validation data."""
+
+    def described(self) -> dict[str, Any]:
+        """What was trained and validated on, for config.json and `--json`."""
+        train, val = self.train, self.validation
+        return {
+            "train": {"source": train.source, "split": train.split, "samples": len(self.kept)},
+            "validation": None if val is None else {
+                "source": val.source, "split": val.split, "samples": len(val),
+                "val_split": self.val_split or None,
+            },
+        }  # fmt: skip
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -58,7 +74,7 @@ def open_training_images(
     """Open the data of a recipe and choose the images that are trained on.
 
     Args:
-        recipe: its data, val_data, imbalance, size, mean and std are read.
+        recipe: its data, val_data, val_split, seed, imbalance, size, mean and std are read.
         download: fetch what is not there.
         notes: told what the user should know.
 
@@ -68,43 +84,61 @@ def open_training_images(
     """
     if not recipe.data:
         raise UsageError("there is nothing to train on", fix="--data DATA")
-    train_spec, has_other = _train_split(recipe.data)
-    train = open_images(train_spec, download=download)
+    train = open_images(recipe.data, purpose="train", download=download)
     if train.labels is None:
         raise BadInput(f"{train.source} has no labels", fix="name data with labels: --data")
     known = train.classes or Classes.numbered(int(train.labels.max()) + 1)
     classes = known.names
     if len(classes) < 2:
         raise BadInput(f"{train.source} has one class only", fix="name data with several: --data")
-    chosen = Imbalance.parse(recipe.imbalance)
-    kept = chosen.choose(train.labels, len(classes), recipe.imbalance_seed)
-    validation = aligned = None
-    if recipe.val_data or has_other:
-        validation = open_images(recipe.val_data or recipe.data, download=download)
+    validation, sweep_data = _other(recipe, train, download)
+    aligned, part = None, np.zeros(0, np.int64)
+    if validation is not None:
         validation, aligned = _in_rows(validation, known, notes)
     else:
-        notes(f"{train.source} has no held-out split, so nothing is validated: --val-data DATA")
+        part = held_out(train.labels, recipe.val_split, recipe.seed)
+        validation = _part(train, part, recipe.val_split, notes)
+    rest = np.setdiff1d(np.arange(len(train)), part)
+    chosen = Imbalance.parse(recipe.imbalance)
+    kept = rest[chosen.choose(train.labels[rest], len(classes), recipe.imbalance_seed)]
     labels = train.labels[kept].astype(np.int64)
     prepared = _preprocessing(recipe, train, kept, notes)
-    return TrainingImages(train, kept, labels, classes, known.named, validation, prepared, aligned)
+    share = recipe.val_split if len(part) else 0.0
+    return TrainingImages(
+        train, kept, labels, classes, known.named, validation, prepared, aligned, share, sweep_data
+    )  # fmt: skip
 
 
-def _train_split(text: str) -> tuple[str, bool]:
-    """The name of the training images, and whether the same name leads to others, held out."""
-    spec = parse_spec(text, datasets)
-    if not spec.name and spec.path.is_dir():
-        spec = named_folder(spec, datasets)
-    facts = datasets.entry(spec.name).facts if spec.name else {}
-    splits = cast("tuple[str, ...]", facts.get("splits", ()))
-    if spec.split is not None or "train" not in splits or spec.path.is_file():
-        return text, False
-    if spec.name == "folder":
-        if not (spec.path / "train").is_dir():
-            return text, False
-        held = any((spec.path / name).is_dir() for name in ("test", "val", "valid", "validation"))
-        return f"folder:{spec.path}@train", held
-    options = "&".join(f"{key}={value}" for key, value in spec.options.items())
-    return f"{spec.name}:{spec.path}{'?' if options else ''}{options}@train", True
+def _other(recipe: Recipe, train: Images, download: bool) -> tuple[Images | None, str]:
+    """The images of --val-data, or of the validation split, and how `--data` names them."""
+    if recipe.val_data:
+        found = open_images(recipe.val_data, purpose="validate", download=download)
+        test = found.split == "test" or "test" in splits_in(parse_spec(recipe.val_data).path.name)
+        return found, "" if test else recipe.val_data
+    if train.split != "train":
+        return None, ""
+    spec = replace(parse_spec(recipe.data, datasets), split=None)
+    try:
+        found = open_images(spec, purpose="validate", download=download)
+    except NoSplit:
+        return None, ""
+    return found, spec.text("val")
+
+
+def _part(
+    train: Images, part: NDArray[np.int64], share: float, notes: Callable[[str], None]
+) -> Images | None:
+    """A part of the training images, to validate on."""
+    if not len(part):
+        fix = "--val-split 0.1, or --val-data DATA"
+        notes(f"{train.source} has no validation split, so nothing is validated: {fix}")
+        return None
+    notes(
+        f"{train.source} has no validation split: {len(part):,} of its images are not trained on, "
+        f"but validated on (--val-split {share:g})"
+    )
+    found = train.only(part, "val")
+    return replace(found, source=f"{train.source}, held out by --val-split {share:g}")
 
 
 def _in_rows(

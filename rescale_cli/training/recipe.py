@@ -35,7 +35,10 @@ class Recipe:
     data: str = ""
     """The training images, as `--data` names them."""
     val_data: str = ""
-    """Images to validate on; empty: the validation or test split of the same data."""
+    """Images to validate on; empty: the validation split of the same data."""
+    val_split: float = 0.1
+    """Share of the training images to validate on, of every class, if there are no others; 0: none.
+    They are drawn by `seed` before `imbalance` applies."""
     imbalance: str = "none"
     """`exp:100`, `step:10` or `none`: what is made of the training images."""
     imbalance_seed: int | None = None
@@ -151,7 +154,7 @@ class Recipe:
 _INF = math.inf
 #: Option, lowest and highest value; None is let through.
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("imbalance_seed", 0, 2**63 - 1), ("size", 0, 1 << 14),
+    ("imbalance_seed", 0, 2**63 - 1), ("val_split", 0, 0.9), ("size", 0, 1 << 14),
     ("gamma", 0, 4), ("drw_epoch", 0, _INF),
     ("epochs", 1, _INF), ("batch_size", 1, _INF), ("accumulate", 1, _INF),
     ("lr", 1e-300, 1e6), ("head_lr_factor", 0, 1e6), ("lr_decay", 0, 1), ("warmup_epochs", 0, _INF),

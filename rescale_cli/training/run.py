@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import BadInput, RescaleError
+from rescale_cli.files.logits_file import write_logits
 from rescale_cli.signals import undisturbed
 from rescale_cli.training.feed import make_feed
 from rescale_cli.training.images import TrainingImages
@@ -226,6 +227,13 @@ class Run:
         except RescaleError:  # an image that cannot be read: the epoch's steps are not in vain
             self.keep()
             raise
+
+    def write_val_logits(self) -> None:
+        """Keep the logits of a validation part that --data cannot name, for `sweep-gamma`."""
+        if self.validation is not None and self.data.val_split:
+            stepper = self.stepper
+            found = self.validation.predictions(stepper.network, stepper.weights(), stepper.layout)
+            write_logits(self.folder.val_logits, found, force=True)
 
     @property
     def images_per_second(self) -> float | None:

@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "last.ckpt"
 
     @property
+    def val_logits(self) -> Path:
+        """Logits of the validation images that --val-split took from the training images."""
+        return self.path / "val_logits.npz"
+
+    @property
     def norms(self) -> Path:
         """The row norms at the end, as a picture."""
         return self.path / "norms.svg"
@@ -108,7 +113,15 @@ class RunFolder:
         """Remove the files of an earlier run, once the new one is known to work; others stay."""
         with system_errors(f"writing {self.path}"):
             told = self.events.glob("events.out.tfevents.*")
-            for file in (self.model, self.rescaled, self.metrics, self.last, self.norms, *told):
+            for file in (
+                self.model,
+                self.rescaled,
+                self.metrics,
+                self.last,
+                self.norms,
+                self.val_logits,
+                *told,
+            ):
                 file.unlink(missing_ok=True)
 
     def describe(self, recipe: Recipe, data: TrainingImages, head: HeadKind) -> None:
@@ -120,6 +133,7 @@ class RunFolder:
             **names,
             "preprocessing": to_run(data.preprocessing),
             "head": head.as_json(),
+            "data": data.described(),
             # As timm says it: where every reader of such folders looks for the head.
             "pretrained_cfg": {"classifier": head.name},
         }

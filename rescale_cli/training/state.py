@@ -86,7 +86,8 @@ def read_state(path: Path) -> RunState:
         case {"version": 1, "epoch": int(epoch), "step": int(step), "recipe": dict(recipe),
               "facts": dict(facts)}:  # fmt: skip
             tensors = read_tensors({info.name: info for info in contents.tensors})
-            made = Recipe(**options_from(recipe, path.name))
+            # Runs of earlier versions trained on all images.
+            made = Recipe(**{"val_split": 0.0, **options_from(recipe, path.name)})
             return RunState(made, epoch, step, tensors, facts)
     raise BadCheckpoint(
         f"{path.name} is no state of a run that this version can go on from",

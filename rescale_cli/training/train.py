@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli.core.alignment import Alignment
@@ -38,7 +38,11 @@ class Trained:
     images_per_second: float | None
     """Of training alone, in this process; None where nothing was left to do."""
     alignment: Alignment | None = None
-    """How the validation labels were joined with the rows; None without validation."""
+    """How the labels of other validation data were joined with the rows."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """See `TrainingImages.described`."""
+    sweep_data: str = ""
+    """See `TrainingImages.sweep_data`."""
 
 
 def train(
@@ -94,13 +98,14 @@ def train(
             return None
         with last_step():
             folder.write_model(run.stepper.weights())
+            run.write_val_logits()
             if recipe.gamma is not None:
                 folder.write_rescaled(recipe.gamma, recipe.zero_count)
             else:
                 folder.rescaled.unlink(missing_ok=True)  # of a gamma that was taken back
         return Trained(
             folder, recipe, run.counts, run.lines, str(device), run.images_per_second,
-            run.data.alignment,
+            run.data.alignment, run.data.described(), run.data.sweep_data,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.images import Images, Preprocessing
+from rescale_cli.core.predictions import Predictions
 from rescale_cli.errors import BadInput
 from rescale_cli.measures.metrics import Groups, Tallies, accuracy, table_of
 from rescale_cli.predicting.batches import batches
@@ -93,6 +94,27 @@ class Validation:
         found: NDArray[np.float64] = self._ranks.total(tallies).cpu().numpy()
         hits, support, predictions = found[:-1].reshape(3, c)
         return _errors(Tallies(hits, support, predictions), self._groups, found[-1])
+
+    def predictions(
+        self, network: nn.Module, weights: Mapping[str, Tensor], layout: torch.memory_format
+    ) -> Predictions:
+        """The logits of all images, whatever the rank, with their labels as rows of the head."""
+        import torch
+        from torch.func import functional_call
+
+        was_training = network.training
+        network.eval()
+        with torch.no_grad():
+            logits = [
+                functional_call(network, dict(weights), (x.contiguous(memory_format=layout),))
+                .float()
+                .cpu()
+                for _, x in self._batches(range(len(self._images)))
+            ]
+        network.train(was_training)
+        labels = self._labels.cpu().numpy()
+        source, names = self._images.source, self._images.names
+        return Predictions(torch.cat(logits).numpy(), labels, source, names)
 
     def _batches(self, samples: range) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows of the set, and their images on the device."""
