@@ -226,6 +226,20 @@ def test_the_result_of_an_accepted_call_is_not_called() -> None:
         load_pickle(LIVE["getattr chain"] + b".", accept=accept)
 
 
+def test_code_stored_by_cloudpickle_is_refused_with_the_way_out() -> None:
+    cloudpickle = pytest.importorskip("cloudpickle", reason="needs cloudpickle, as MLflow uses it")
+
+    class Network:  # a class of a function, notebook or script is stored with its code
+        def forward(self) -> int:
+            return 1
+
+    for stored in (Network(), lambda: 1):
+        with pytest.raises(UnsafePickle, match="stored by cloudpickle") as caught:
+            load_pickle(cloudpickle.dumps(stored))
+        assert "torch.save(model.state_dict(), 'w.pth')" in caught.value.fix
+    assert load_pickle(cloudpickle.dumps(Path())).named  # a class of a module is only named
+
+
 class Colour(enum.Enum):
     RED = 1
 

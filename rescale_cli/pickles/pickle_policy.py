@@ -127,6 +127,12 @@ _WAYS_OUT = frozenset(
 _HIDDEN = REFUSED | _WAYS_OUT
 _TORCH_BASICS = ("Tensor", "Size", "device", "dtype", "strided")
 
+#: What cloudpickle names where it stores code. It calls what these return, so that accepting them
+#: one by one would lead nowhere.
+_STORES_CODE = frozenset(
+    f"cloudpickle.cloudpickle.{name}"
+    for name in _words("_make_function _make_skeleton_class _make_skeleton_enum _builtin_type")
+)
 _NOT_FOR_US = "do not load this file with torch either; ask its maker for a plain state dict"
 
 
@@ -166,6 +172,13 @@ def check_named(module: str, name: str, accept: Collection[str]) -> None:
     full = f"{module}.{name}"
     if full in EXCEPTIONS or full in accept:
         return
+    if full in _STORES_CODE:
+        raise UnsafePickle(
+            "the pickle holds the code of a class or function, stored by cloudpickle",
+            saw=full,
+            fix="where the model loads, save its weights: torch.save(model.state_dict(), 'w.pth');"
+            " or import its class from a module (not a notebook or script) and save it again",
+        )
     parts = name.split(".")
     spelled = unicodedata.normalize("NFKC", full)
     plain = full.isprintable() and all(module.split("."))
