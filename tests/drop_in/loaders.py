@@ -373,7 +373,7 @@ def outcome(name: str, folder: Path) -> str:
         printed = done.stderr.strip().replace("\n", " | ")
         return f"FAILED: apply exits with {done.returncode}, not {expected}: {printed}"
     if load is None:
-        return f"ok, refused: {done.stderr.splitlines()[0]}"
+        return f"ok, refused: {done.stderr.splitlines()[0].removeprefix('error: ')}"
     z, bias = load(original)
     found, _ = load(patched)
     wanted = (z - bias) * torch.tensor([(max(COUNTS) / n) ** GAMMA for n in COUNTS]) + bias
