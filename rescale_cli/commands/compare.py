@@ -51,7 +51,7 @@ def compare(
     with progress_bar(model.name) as progress:
         trial = try_on(
             model, choice, data, heads=of.named(),
-            tried=[Adjustment(bias=bias.value if bias else "")],
+            tried=[Adjustment(bias=bias.value if bias else "")], leave_out=True,
             accept=frozenset(of.accept_global or ()), progress=progress, notes=notes,
         )  # fmt: skip
     if trial is None:

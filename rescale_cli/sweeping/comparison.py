@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rescale_cli.core.binary import adjusting_line, refuse_rescaling
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadHead, NeedsDecision
@@ -95,6 +96,8 @@ def compare_methods(
             found[name] = family, None
             continue
         try:
+            if trial.head.binary and adjustment.method != "logit-adjust":
+                refuse_rescaling(adjustment.method, adjusting_line())
             trial.joint.refuse(family.adjustment)
             outcome = decide(
                 family, predictions, parts, wanted, objective, target / target.sum(), device

@@ -71,6 +71,7 @@ def try_on(
     labelled: bool = True,
     adjustment: Adjustment | None = None,
     tried: Sequence[Adjustment] = (),
+    leave_out: bool = False,
     progress: Progress | None = None,
     notes: Notes = lambda _: None,
 ) -> Trial | None:
@@ -85,6 +86,7 @@ def try_on(
         labelled: whether it is an error that nobody knows the labels.
         adjustment: of what will be written, so that a head which cannot hold it is refused now.
         tried: what will be swept, so that what the heads do not allow is refused now.
+        leave_out: whether the re-scalings of a binary head are left out later, not refused now.
         progress: called as the images go through.
         notes: told what the user should know.
 
@@ -108,7 +110,7 @@ def try_on(
     first = plan.heads[0]
     refuse_multi_label(checkpoint.contents.config or {}, heads.names, first.keys.num_classes)
     for method in (a.method for a in tried if a.method != "logit-adjust"):
-        if first.keys.binary:
+        if first.keys.binary and not leave_out:
             data = ("--data", choice.data) if choice.logits is None else ("--logits", choice.logits)
             refuse_rescaling(method, adjusting_line("sweep-gamma", path, counts.typed, *data))
     choice = replace(choice, purpose="choose")
