@@ -26,7 +26,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "class_name",
 COUNT_COLUMNS = ("count", "counts", "n", "num", "number", "samples", "num_samples", "images",
                  "num_images", "frequency", "support")  # fmt: skip
 #: What pandas and others write where a value is missing.
-_MISSING = ("", "nan", "<na>")
+_MISSING = ("", "#N/A", "#NA", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "None")
 #: Columns that do not hold the names of splits.
 KNOWN_COLUMNS = {*IMAGE_COLUMNS, *LABEL_COLUMNS, *COUNT_COLUMNS}
 #: What mends most files that were to hold counts.
@@ -137,9 +137,9 @@ class _Table:
         """
         for number, row in self.rows:
             text = _cell(row, self.label, self.source).strip()
-            if text.lower() in _MISSING:
+            if text in _MISSING or text.lower() in ("nan", "<na>"):
                 what = f"line {number} of {self.source} has no label"
-                fix = "take out the rows without a label, or write it"
+                fix = "take out the rows without a label, or write it; a class needs another name"
                 raise bad_data(what, clip(",".join(row), 80), fix)
             yield row, text
 
@@ -149,7 +149,7 @@ def _rows(lines: Iterator[str], source: str) -> Iterator[tuple[int, list[str]]]:
     skipped, first = 0, next(lines, "")
     while first and not first.strip():
         skipped, first = skipped + 1, next(lines, "")
-    if said := re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE):
+    if said := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):
         skipped, first, comma = skipped + 1, next(lines, ""), said[1]
     else:
         comma = next((mark for mark in ",;\t" if mark in first), ",")
@@ -233,8 +233,13 @@ def _columns(
     counted = [
         i
         for i, word in enumerate(words)
-        if header and word in COUNT_COLUMNS and (i in numeric or not second)
+        if header and word in COUNT_COLUMNS and (i in numeric or not second or i not in image)
     ]
+    paths = any(cell.strip().lower().endswith((*IMAGES, ".gif", ".jfif")) for cell in sample[:1])
+    if len(words) > 2:
+        counted = [i for i in counted if i in numeric or not second]
+    elif paths and len(words) == 2:  # a file is no class
+        counted = []
     if counted and len(named) == 2 and len({*named} & numeric) == 1:
         named = [i for i in named if i not in numeric]  # the number of a class and its name
     if label is None and len(named) > 1:
@@ -245,7 +250,6 @@ def _columns(
         return (other or counted)[0], counted[0], True
     if label is None and named:
         return named[0], None, True
-    paths = any(cell.strip().lower().endswith((*IMAGES, ".gif", ".jfif")) for cell in sample[:1])
     if label is None and len(words) == 2 and (paths or image == [0]):
         return 1, None, header and not words[0].endswith(IMAGES)
     if label is None and len(words) == 2 and 1 in numeric and not header:
