@@ -87,6 +87,9 @@ def test_labels_in_the_format_of_numpy_savetxt_are_integers(tmp_path: Path) -> N
     raw = count_data(f"csv:{tmp_path}/t.csv")
     assert raw.classes is not None
     assert raw.classes.indices == tuple(range(12))
+    (tmp_path / "t.csv").write_text("label,count\n11.0,4\n2.0,5\n0.0,7\n")
+    assert count_data(f"{tmp_path}/t.csv").names is None
+    assert count_data(f"{tmp_path}/t.csv").values == (7, 5, 4)
 
 
 def test_a_file_is_no_class_and_a_number_with_commas_no_label(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from rescale_cli.core.classes import RawCounts
+from rescale_cli.core.classes import NUMBER, RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.errors import BadCounts, NeedsDecision
 from rescale_cli.json_text import clip
 from rescale_cli.sources.chosen_rows import chosen_lines
 from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import IMAGES, ImageFiles
-from rescale_cli.sources.label_sources import bad_data, numbered, tally_texts, text_of
+from rescale_cli.sources.label_sources import bad_data, numbered, tally_texts, text_of, whole_text
 from rescale_cli.sources.list_files import image_root, list_counts
 from rescale_cli.sources.splits import ANY_SPLIT
 
@@ -87,7 +87,9 @@ def csv_counts(
         return RawCounts(tuple(value for _, value in pairs), None, source)
     if not table.header and (tally or len({name for name, _ in pairs}) < len(pairs)):
         raise _samples_or_counts(source, ",".join(map(str, pairs[0])))
-    return RawCounts.keyed(pairs, source)
+    whole = [(whole_text(name), number) for name, number in pairs]
+    numbers = all(NUMBER.fullmatch(name) for name, _ in whole)  # pandas writes 3 as 3.0
+    return RawCounts.keyed(whole if numbers else pairs, source)
 
 
 def _samples_or_counts(source: str, first: str) -> NeedsDecision:
