@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -166,3 +168,10 @@ def test_one_swapped_pair_among_many_classes_is_told_apart_from_errors():
     assert not alarm(predicted, labels, 50)
     assert swapped(predicted, labels, 50) == (Moved(3, 7, 1.0), Moved(7, 3, 1.0))
     assert swapped(predicted[::4], labels[::4], 50) == ()  # two samples a class say nothing
+
+
+def test_a_few_guesses_give_no_alarm_and_a_few_exchanged_samples_do():
+    labels = np.repeat([0, 1], 3)
+    guesses = [np.array(bits) for bits in itertools.product([0, 1], repeat=6)]
+    alarms = [g for g in guesses if (found := label_evidence(g, labels, 2)) and found.wrong]
+    assert [alarm.tolist() for alarm in alarms] == [(1 - labels).tolist()]

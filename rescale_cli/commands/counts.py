@@ -53,9 +53,15 @@ def counts(
 
 
 def _warnings(raw: RawCounts) -> list[tuple[str, str]]:
+    from rescale_cli.core.images import DataRead
+
+    notes = []
+    if raw.skipped:
+        total = sum(int(str(value)) for value in raw.values)
+        notes = [("skipped", str(DataRead.of(raw.source, total, raw.skipped)))]
     empty = [i for i, value in enumerate(raw.values) if value == 0]
     if not empty:
-        return []
+        return notes
     name = f" ({raw.names[empty[0]]})" if raw.names else ""
     text = f"{len(empty)} classes have no sample, the first is {empty[0]}{name}; apply needs a"
-    return [("empty-class", f"{text} decision about them: --zero-count one or skip")]
+    return [*notes, ("empty-class", f"{text} decision about them: --zero-count one or skip")]

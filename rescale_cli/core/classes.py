@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from rescale_cli.core.counts import bad_counts, few
 
@@ -66,6 +66,8 @@ class RawCounts:
     """Where the counts were read, for messages."""
     split: str | None = None
     """Which split of the data was counted; None where it has none."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """How many entries of the data are no samples, by reason."""
 
     @classmethod
     def keyed(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.classes import Classes
-from rescale_cli.core.predictions import Labels
+
+if TYPE_CHECKING:
+    from rescale_cli.core.predictions import Labels
 
 #: One image, (H, W, channels), uint8, channels 1 or 3.
 Image = NDArray[np.uint8]
@@ -34,6 +36,8 @@ class Images:
     """(N, H, W) or (N, H, W, channels), uint8: small sets lie in memory as one array."""
     split: str | None = None
     """Which split of the data it is: train, val, test, or as the data name it; None: not known."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """How many entries are no samples, by reason: ".txt files", "hidden folders"."""
 
     def only(self, rows: NDArray[np.int64], split: str | None) -> Images:
         """Those of some rows, (n,), as the split of that name."""
@@ -61,6 +65,48 @@ class _Rows:
     def __call__(self, index: int) -> Image:
         """The image of that index."""
         return self.read(int(self.rows[index]))
+
+
+@dataclass(frozen=True, slots=True)
+class DataRead:
+    """What was found where the samples were looked for: `data` of the JSON."""
+
+    source: str
+    """What it is, for messages."""
+    split: str | None
+    """Which split of it; None: not known."""
+    entries: int
+    """Samples and skipped entries."""
+    skipped: Mapping[str, int]
+    """How many entries are no samples, by reason."""
+
+    @classmethod
+    def of(
+        cls,
+        source: str,
+        samples: int,
+        skipped: Mapping[str, int],
+        bad: int = 0,
+        split: str | None = None,
+    ) -> DataRead:
+        """With `bad` of the samples left out by `--skip-bad`."""
+        left_out = {"missing or unreadable images": bad} if bad else {}
+        return cls(source, split, samples + sum(skipped.values()), {**skipped, **left_out})
+
+    def as_json(self) -> dict[str, Any]:
+        """`result.data`."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """In words, for messages.
+
+        Example:
+            >>> print(DataRead.of("folder val/", 90, {".txt files": 3, "hidden folders": 1}))
+            folder val/: 4 of 94 entries were skipped: .txt files (3), hidden folders (1)
+        """
+        reasons = ", ".join(f"{reason} ({n:,})" for reason, n in self.skipped.items())
+        number = sum(self.skipped.values())
+        return f"{self.source}: {number:,} of {self.entries:,} entries were skipped: {reasons}"
 
 
 @dataclass(frozen=True, slots=True)

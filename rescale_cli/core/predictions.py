@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rescale_cli.core.images import DataRead
 
 Labels = NDArray[np.int64]
 
@@ -34,11 +36,15 @@ class Predictions:
     """Which split of the data they are of; None: not known."""
     alignment: Mapping[str, Any] | None = None
     """How the labels were joined with the rows; see `Alignment.as_json`."""
+    no_samples: Mapping[str, int] = field(default_factory=dict)
+    """How many entries of the data are no samples, by reason."""
 
     @property
-    def data(self) -> dict[str, str | None]:
+    def data(self) -> dict[str, Any]:
         """What they are of, for JSON."""
-        return {"source": self.source, "split": self.split}
+        bad = len(self.skipped)
+        samples = len(self.logits) + bad
+        return DataRead.of(self.source, samples, self.no_samples, bad, self.split).as_json()
 
     @property
     def data_line(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rescale_cli.core.alignment import join_labels
 from rescale_cli.core.binary import two_columns
+from rescale_cli.core.images import DataRead
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said
 from rescale_cli.errors import BadInput
@@ -146,7 +147,9 @@ def _run(
     found = predict(classifier, images, prepared, choice.run, progress, notes)
     if found is None:
         return None
-    found = replace(found, alignment=aligned, split=images.split)
+    if images.skipped:
+        notes(str(DataRead.of(images.source, len(images), images.skipped)))
+    found = replace(found, alignment=aligned, split=images.split, no_samples=images.skipped)
     if classifier.num_classes == 1:
         found = replace(found, logits=two_columns(found.logits), binary=True)
     names = said.names or classifier.classes

@@ -14,6 +14,16 @@ from rescale_cli.measures.label_evidence import Moved, label_evidence, swapped
 
 #: Classes that a message names.
 _NAMED = 4
+#: What mends the order, by how labels and rows were joined.
+_FIXES = {
+    "index": "give the labels in the order of the rows: --label-order FILE",
+    "name": "check the names of the labels and of the rows, in --classes too; or give the labels "
+    "in the order of the rows: --label-order FILE",
+    "file": "check the file of --label-order",
+    "sorted": "give the class names in the order of the rows: --classes FILE, or say how folders "
+    "were sorted: --order natural",
+    "logits": "write the labels in the order of the columns of the logits",
+}
 
 
 def check_order(
@@ -62,11 +72,13 @@ def check_order(
     if accept:
         notes(f"{what}, which --accept-order allows: {saw}")
         return
+    joined = predictions.alignment or {}
+    by = joined.get("by") if joined.get("classes") else "logits"
     raise UnknownClassOrder(
         what,
         saw=clip(saw, 1000),
-        fix="give the class names in the order of the rows: --classes FILE, or say how folders "
-        "were sorted: --order natural; if this order is right, go on with --accept-order",
+        fix=f"{_FIXES.get(str(by), _FIXES['index'])}; if this order is right, go on with "
+        "--accept-order",
     )
 
 

@@ -93,7 +93,7 @@ class Scored:
     groups: Groups = field(default_factory=dict)
     alignment: Mapping[str, Any] | None = None
     """How its labels were joined with the rows."""
-    data: Mapping[str, str | None] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     """See `Predictions.data`."""
 
 

@@ -55,7 +55,7 @@ class LabelEvidence:
     permuted: float
     """The same after the best permutation of the first half."""
     interval: tuple[float, float]
-    """95 % interval of the gain, `permuted` less `diagonal`."""
+    """95 % interval of the gain, of the second half or of all samples: the lower of the two."""
     moved: tuple[Moved, ...]
     """The classes that the permutation moves, the most certain first."""
     order: str | None
@@ -113,17 +113,25 @@ def label_evidence(
         apart = len(np.unique(candidate[both])) == len(both)
         if apart and (share := _share(rates, candidate)) > as_good:
             rows, order, as_good = candidate, words, share
-    weight = 1 / np.bincount(labels[measured])[labels[measured]] / len(both)
-    gain = (predicted == rows[labels]).astype(np.float64) - (predicted == labels)
-    mean = _share(held_out, rows) - _share(held_out, number)
-    error = 1.96 * float(np.sqrt(np.square(weight * (gain[measured] - mean)).sum()))
+    # Few samples of one half may agree by chance; then those of both halves do not.
+    interval = min(_gain(predicted[s], labels[s], rows) for s in (measured, usable))
     return LabelEvidence(
         _share(held_out, number),
         _share(held_out, rows),
-        (mean - error, mean + error),
+        interval,
         _moved(rows, predicted, labels, num_classes),
         order,
     )
+
+
+def _gain(predicted: Labels, labels: Labels, rows: Labels) -> tuple[float, float]:
+    """The 95 % interval of what a permutation adds to the mean recall of the classes that occur."""
+    support = np.bincount(labels)
+    weight = 1 / support[labels] / np.count_nonzero(support)
+    gain = (predicted == rows[labels]).astype(np.float64) - (predicted == labels)
+    mean = float((weight * gain).sum())
+    error = 1.96 * float(np.sqrt(np.square(weight * (gain - mean)).sum()))
+    return mean - error, mean + error
 
 
 def swapped(predicted: Labels, labels: Labels, num_classes: int) -> tuple[Moved, ...]:

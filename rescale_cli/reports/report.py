@@ -8,6 +8,7 @@ from typing import Any
 
 from rescale_cli.api import Applied, Inspected
 from rescale_cli.core.classes import RawCounts
+from rescale_cli.core.images import DataRead
 from rescale_cli.core.summary import correlation
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.patching.proof import Proof
@@ -119,6 +120,7 @@ def counts_result(raw: RawCounts, saved: Mapping[str, Any], output: Path | None)
         "empty_classes": sum(value == 0 for value in values),
         "source": raw.source,
         "split": raw.split,
+        "data": DataRead.of(raw.source, sum(values), raw.skipped, split=raw.split).as_json(),
         "output": None if output is None else str(output),
     }
 

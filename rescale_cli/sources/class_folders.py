@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +23,14 @@ from rescale_cli.sources.splits import ANY_SPLIT, is_junk, pick, split_word
 def folder(spec: DataSpec) -> RawCounts:
     """Class folders as torchvision's ImageFolder reads them; one without images is no class."""
     root, classes, split = _classes(spec)
-    pairs = [(name, sum(1 for _ in _images_below(root / name))) for name in classes]
+    skipped = _skipped(root)
+    pairs = [(name, sum(1 for _ in _images_below(root / name, skipped))) for name in classes]
     if not any(number for _, number in pairs):
         raise _no_images(root, len(pairs))
-    pairs = [(name, number) for name, number in pairs if number]
-    return replace(RawCounts.keyed(pairs, f"folder {root.name}/", "imagefolder"), split=split)
+    full = [(name, number) for name, number in pairs if number]
+    skipped["folders without images"] = len(pairs) - len(full)
+    raw = RawCounts.keyed(full, f"folder {root.name}/", "imagefolder")
+    return replace(raw, split=split, skipped=dict(+skipped))
 
 
 @datasets.register("folder", splits=ANY_SPLIT)
@@ -38,7 +42,9 @@ def folder_images(spec: DataSpec) -> Images:
 
 def _images_of(root: Path, classes: list[str], source: str) -> Images:
     """The images of class folders; `root / name / ...` is of class `name`."""
-    found = [sorted(_images_below(root / name)) for name in classes]
+    skipped = _skipped(root)
+    found = [sorted(_images_below(root / name, skipped)) for name in classes]
+    skipped["folders without images"] = sum(not files for files in found)
     classes = [name for name, files in zip(classes, found, strict=True) if files]
     found = [files for files in found if files]
     names = [f"{name}/{file}" for name, files in zip(classes, found, strict=True)
@@ -46,7 +52,8 @@ def _images_of(root: Path, classes: list[str], source: str) -> Images:
     if not names:
         raise _no_images(root, 0)
     labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
-    return Images(ImageFiles(root, names), labels, _sorted(classes), names, source)
+    read, known = ImageFiles(root, names), _sorted(classes)
+    return Images(read, labels, known, names, source, skipped=dict(+skipped))
 
 
 def _classes(spec: DataSpec) -> tuple[Path, list[str], str | None]:
@@ -94,8 +101,25 @@ def _no_images(root: Path, classes: int) -> BadInput:
     return bad_data(f"{root} has no images", saw, "name the folder whose sub-folders hold images")
 
 
-def _scan(folder: Path | str) -> tuple[list[str], list[str]]:
-    """The names of the sub-folders, and of the images."""
+def _skipped(root: Path) -> Counter[str]:
+    """What lies beside the class folders and is none."""
+    skipped: Counter[str] = Counter()
+    folders, images = _scan(root, skipped)
+    skipped["hidden folders"] = sum(map(is_junk, folders))
+    skipped["images in no class folder"] = len(images)
+    return skipped
+
+
+def _kind(name: str) -> str:
+    """Why a file is no image, for a tally: its suffix."""
+    if name.startswith("."):
+        return "hidden files"
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - many times
+    return f"{suffix} files" if suffix and len(suffix) < 12 else "files without a suffix"
+
+
+def _scan(folder: Path | str, skipped: Counter[str] | None = None) -> tuple[list[str], list[str]]:
+    """The names of the sub-folders, and of the images; other files are added to `skipped`."""
     folders, images = [], []
     try:
         with os.scandir(folder) as entries:
@@ -104,6 +128,8 @@ def _scan(folder: Path | str) -> tuple[list[str], list[str]]:
                     folders.append(entry.name)
                 elif entry.name.lower().endswith(IMAGES):
                     images.append(entry.name)
+                elif skipped is not None:
+                    skipped[_kind(entry.name)] += 1
     except PermissionError as error:
         fix = "check the folder's permissions"
         raise EnvironmentProblem(f"{folder} may not be read", saw=str(error), fix=fix) from None
@@ -114,7 +140,7 @@ def _scan(folder: Path | str) -> tuple[list[str], list[str]]:
     return folders, images
 
 
-def _images_below(folder: Path) -> Iterator[tuple[str, str]]:
+def _images_below(folder: Path, skipped: Counter[str] | None = None) -> Iterator[tuple[str, str]]:
     """The images in a folder and all below it, each as (its folder, its path), relative to it.
 
     Sorted, that is ImageFolder's order. Links are followed, as there.
@@ -126,7 +152,7 @@ def _images_below(folder: Path) -> Iterator[tuple[str, str]]:
         real = os.path.realpath(here)
         if real in above:  # a link to a folder above, and no end
             continue
-        folders, images = _scan(here)
+        folders, images = _scan(here, skipped)
         start = f"{below}/" if below else ""
         yield from ((below, start + name) for name in images)
         waiting += [(start + name, above | {real}) for name in folders]

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from rescale_cli.core.classes import RawCounts
+from rescale_cli.core.classes import NUMBER, RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.errors import BadCounts, NeedsDecision
 from rescale_cli.json_text import clip
 from rescale_cli.sources.chosen_rows import chosen_lines
 from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import IMAGES, ImageFiles
-from rescale_cli.sources.label_sources import bad_data, numbered, tally_texts, text_of
+from rescale_cli.sources.label_sources import bad_data, numbered, tally_texts, text_of, whole_text
 from rescale_cli.sources.list_files import image_root, list_counts
 from rescale_cli.sources.splits import ANY_SPLIT
 
@@ -26,7 +26,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "class_name",
 COUNT_COLUMNS = ("count", "counts", "n", "num", "number", "samples", "num_samples", "images",
                  "num_images", "frequency", "support")  # fmt: skip
 #: What pandas and others write where a value is missing.
-_MISSING = ("", "nan", "<na>")
+_MISSING = ("", "#N/A", "#NA", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "None")
 #: Columns that do not hold the names of splits.
 KNOWN_COLUMNS = {*IMAGE_COLUMNS, *LABEL_COLUMNS, *COUNT_COLUMNS}
 #: What mends most files that were to hold counts.
@@ -87,7 +87,9 @@ def csv_counts(
         return RawCounts(tuple(value for _, value in pairs), None, source)
     if not table.header and (tally or len({name for name, _ in pairs}) < len(pairs)):
         raise _samples_or_counts(source, ",".join(map(str, pairs[0])))
-    return RawCounts.keyed(pairs, source)
+    whole = [(whole_text(name), number) for name, number in pairs]
+    numbers = all(NUMBER.fullmatch(name) for name, _ in whole)  # pandas writes 3 as 3.0
+    return RawCounts.keyed(whole if numbers else pairs, source)
 
 
 def _samples_or_counts(source: str, first: str) -> NeedsDecision:
@@ -137,9 +139,9 @@ class _Table:
         """
         for number, row in self.rows:
             text = _cell(row, self.label, self.source).strip()
-            if text.lower() in _MISSING:
+            if text in _MISSING or text.lower() in ("nan", "<na>"):
                 what = f"line {number} of {self.source} has no label"
-                fix = "take out the rows without a label, or write it"
+                fix = "take out the rows without a label, or write it; a class needs another name"
                 raise bad_data(what, clip(",".join(row), 80), fix)
             yield row, text
 
@@ -149,7 +151,7 @@ def _rows(lines: Iterator[str], source: str) -> Iterator[tuple[int, list[str]]]:
     skipped, first = 0, next(lines, "")
     while first and not first.strip():
         skipped, first = skipped + 1, next(lines, "")
-    if said := re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE):
+    if said := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):
         skipped, first, comma = skipped + 1, next(lines, ""), said[1]
     else:
         comma = next((mark for mark in ",;\t" if mark in first), ",")
@@ -233,8 +235,13 @@ def _columns(
     counted = [
         i
         for i, word in enumerate(words)
-        if header and word in COUNT_COLUMNS and (i in numeric or not second)
+        if header and word in COUNT_COLUMNS and (i in numeric or not second or i not in image)
     ]
+    paths = any(cell.strip().lower().endswith((*IMAGES, ".gif", ".jfif")) for cell in sample[:1])
+    if len(words) > 2:
+        counted = [i for i in counted if i in numeric or not second]
+    elif paths and len(words) == 2:  # a file is no class
+        counted = []
     if counted and len(named) == 2 and len({*named} & numeric) == 1:
         named = [i for i in named if i not in numeric]  # the number of a class and its name
     if label is None and len(named) > 1:
@@ -245,7 +252,6 @@ def _columns(
         return (other or counted)[0], counted[0], True
     if label is None and named:
         return named[0], None, True
-    paths = any(cell.strip().lower().endswith((*IMAGES, ".gif", ".jfif")) for cell in sample[:1])
     if label is None and len(words) == 2 and (paths or image == [0]):
         return 1, None, header and not words[0].endswith(IMAGES)
     if label is None and len(words) == 2 and 1 in numeric and not header:

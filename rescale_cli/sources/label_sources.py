@@ -170,11 +170,23 @@ def tally_of(values: NDArray[Any], names: tuple[str, ...] | None, source: str) -
     return RawCounts(tuple(total), classes, source)
 
 
+def whole_text(text: str) -> str:
+    """A whole float as the integer it is: "3.0", and "3.000e+00" as numpy.savetxt writes it.
+
+    Example:
+        >>> whole_text("3.0"), whole_text("1.1e+01"), whole_text("v2.0.1")
+        ('3', '11', 'v2.0.1')
+    """
+    if re.fullmatch(r"-?[0-9]\.?[0-9]*[eE][+-]?[0-9]{1,2}", text) and float(text).is_integer():
+        return str(int(float(text)))
+    return re.sub(r"\.0+$", "", text)
+
+
 def _meaning(found: Counter[str], source: str) -> tuple[dict[str, int], Classes]:
     """The class of each text, and the classes: numbers keep their text, names are sorted."""
     if "" in found or not found:
         raise bad_data(f"{source} has samples without a label", f"{found['']} of {found.total()}")
-    plain = {text: re.sub(r"\.0+$", "", text) for text in found}
+    plain = {text: whole_text(text) for text in found}
     if not all(re.fullmatch("-?[0-9]{1,9}", text) for text in plain.values()):
         names = tuple(sorted(found))
         return {name: i for i, name in enumerate(names)}, Classes(names)

@@ -56,23 +56,25 @@ class TarImages:
 @counts.register("wds", options=("label",), splits=ANY_SPLIT)
 def wds(spec: DataSpec) -> RawCounts:
     """The labels of webdataset shards: members .cls, or .json with the field `label`."""
+    skipped: Counter[str] = Counter()
     shards, split = _shards(spec)
-    found = _samples(spec, shards)
-    title = _title(spec, shards, split)
-    return replace(tally_texts((label for _, _, label in found), title), split=split)
+    found = _samples(spec, shards, skipped)
+    raw = tally_texts((label for _, _, label in found), _title(spec, shards, split))
+    return replace(raw, split=split, skipped=dict(skipped))
 
 
 @datasets.register("wds", options=("label",), splits=ANY_SPLIT)
 def wds_images(spec: DataSpec) -> Images:
     """Webdataset shards: an image and .cls, or .json with the field `label`, of one base name."""
+    skipped: Counter[str] = Counter()
     shards, split = _shards(spec)
-    found = _samples(spec, shards)
+    found = _samples(spec, shards, skipped)
     source = _title(spec, shards, split)
     labels, classes = numbered((label for _, _, label in found), source)
     names = tuple(name for name, _, _ in found)
     places = np.array([place for _, place, _ in found], np.int64)
     read = TarImages(shards, names, places)
-    return Images(read, labels, classes, names, source, split=split)
+    return Images(read, labels, classes, names, source, split=split, skipped=dict(skipped))
 
 
 def _title(spec: DataSpec, shards: tuple[Path, ...], split: str | None) -> str:
@@ -100,12 +102,14 @@ def _shards(spec: DataSpec) -> tuple[tuple[Path, ...], str | None]:
 Found = list[tuple[str, tuple[int, int, int], str]]
 
 
-def _samples(spec: DataSpec, shards: tuple[Path, ...]) -> Found:
+def _samples(spec: DataSpec, shards: tuple[Path, ...], skipped: Counter[str]) -> Found:
     """Of each sample of the shards its image's name, its place, and its label as text."""
     found: Found = []
     for number, shard in enumerate(shards):
-        for key, members in _groups(shard):
-            for image, own in _images_of(shard, key, members):
+        for key, members in _groups(shard, skipped):
+            images = _images_of(shard, key, members)
+            skipped.update([] if images else ["groups without image and label"])
+            for image, own in images:
                 label = _label(spec, shard, key, own)
                 found.append((image.name, (number, image.offset_data, image.size), label))
     if not found:
@@ -202,11 +206,11 @@ def _alternatives(text: str) -> list[str]:
     return text.split(",") if "," in text else []
 
 
-def _groups(shard: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _groups(shard: Path, skipped: Counter[str]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Each run of members with one base name: up to the first dot of the file's name."""
     key = ""
     members: dict[str, tarfile.TarInfo] = {}
-    for member in _members(shard):
+    for member in _members(shard, skipped):
         folder, slash, name = member.name.rpartition("/")
         base, _, end = name.partition(".")
         if folder + slash + base != key:
@@ -221,7 +225,7 @@ def _groups(shard: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
         yield key, members
 
 
-def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
+def _members(shard: Path, skipped: Counter[str]) -> Iterator[tarfile.TarInfo]:
     """The regular files of a tar, in order, each whole."""
     fix = "fetch or write the shard again, as an uncompressed .tar"
     with opened(shard, BadInput) as fd, os.fdopen(fd, "rb", closefd=False) as file:
@@ -231,8 +235,14 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
                 for member in archive:
                     # macOS adds a file ._NAME with what its Finder knows of NAME.
                     of_finder = member.name.rpartition("/")[2].startswith("._")
-                    if member.isreg() and not member.issparse() and not of_finder:
+                    if of_finder:
+                        skipped["macOS files"] += 1
+                    elif re.match(r"__[^/]*__($|/)", member.name):  # as webdataset does
+                        skipped["metadata of the shard"] += 1
+                    elif member.isreg() and not member.issparse():
                         yield member
+                    elif not member.isdir():
+                        skipped["links and other special members"] += 1
                     # Else every header stays in memory.
                     archive.members = []  # type: ignore[attr-defined]
                 rest = os.pread(fd, 512, archive.offset)
