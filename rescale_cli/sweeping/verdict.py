@@ -21,8 +21,9 @@ Why = Literal[
     "no-value", "no-labels",
 ]  # fmt: skip
 
-#: Replicates of the bootstrap behind a verdict, whatever `--bootstrap` says.
-REPLICATES = 2000
+#: Replicates of the bootstrap behind a verdict, whatever `--bootstrap` says: of a metric that is a
+#: sum over samples, and of any other, where each replicate costs a whole table.
+REPLICATES, REPLICATES_OF_TABLES = 10_000, 2000
 #: A change of a metric that is smaller than this does not matter: 0.1 points.
 NEGLIGIBLE = 0.001
 #: So many samples prove nothing: even if all of them change in one direction, chance does that in
@@ -100,7 +101,7 @@ def judge(
 ) -> Verdict:
     """Compare the decisions at the chosen strength with those of the head as it is.
 
-    The interval is that of the paired difference of the metric: 2,000 replicates, samples drawn
+    The interval is that of the paired difference of the metric: 10,000 replicates, samples drawn
     again within their classes (classes of a single sample together), 2.5th to 97.5th percentile.
 
     - `helps`: the whole interval is above 0.
@@ -188,7 +189,7 @@ def _interval(
         return round(float(low), _DIGITS), round(float(high), _DIGITS)
     classes, shares = len(objective.groups["few"]), objective.shares
     found: Interval | None = bootstrap_difference(
-        before, after, labels, classes, shares, replicates=REPLICATES, seed=seed
+        before, after, labels, classes, shares, replicates=REPLICATES_OF_TABLES, seed=seed
     )[objective.metric]
     return None if found is None else (round(found.low, _DIGITS), round(found.high, _DIGITS))
 
@@ -210,7 +211,8 @@ def _redrawn(weights: Float64, change: NDArray[np.int64], labels: Labels, seed: 
     sums = np.zeros(REPLICATES)
     alone = (weights * change)[support[labels] == 1]
     if alone.any():
-        sums += [generator.choice(alone, len(alone)).sum() for _ in range(REPLICATES)]
+        values, times = np.unique(alone, return_counts=True)
+        sums += generator.multinomial(len(alone), times / len(alone), REPLICATES) @ values
     gained, lost = (np.bincount(labels, change == sign, len(support)) for sign in (1, -1))
     weight = np.bincount(labels, weights, len(support)) / np.maximum(support, 1)
     for row in np.flatnonzero((gained + lost > 0) & (support > 1) & (weight > 0)):
