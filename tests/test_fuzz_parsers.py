@@ -1,27 +1,30 @@
-"""A short run of examples/fuzz/fuzz.py over every parser that reads bytes from outside."""
+"""A short run of examples/fuzz/fuzz.py over every parser that reads untrusted bytes."""
 
 from __future__ import annotations
 
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "fuzz" / "fuzz.py"
-#: Inputs of a format; those whose every input goes through torch or a disk get fewer.
-INPUTS = {"torch-zip": 25, "torch-legacy": 40, "pt2": 30, "safetensors": 60}
+from rescale_cli.errors import BadInput
+from rescale_cli.files.logits_file import read_logits
+from rescale_cli.sources.count_sources import count_data
+
+FOLDER = Path(__file__).parents[1] / "examples" / "fuzz"
+#: Inputs of a format. Those of which many go on to torch or to a written file get fewer.
+INPUTS = {"torch-zip": 150, "torch-legacy": 150, "pt2": 60, "safetensors": 200}
 
 
 def script() -> ModuleType:
-    spec = spec_from_file_location("fuzz", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules["fuzz"] = module  # a dataclass looks its module up there
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(FOLDER))  # the script imports its mutations from there
+    try:
+        return import_module("fuzz")
+    finally:
+        sys.path.remove(str(FOLDER))
 
 
 fuzz = script()
@@ -29,14 +32,46 @@ fuzz = script()
 
 @pytest.mark.parametrize("name", fuzz.FORMATS)
 def test_a_mutated_file_is_refused_clearly_or_gives_a_proven_result(name: str) -> None:
-    inputs = INPUTS.get(name, 200)
-    result, failures = fuzz.fuzz(name, inputs, seed=20261128)
+    inputs, target = INPUTS.get(name, 300), fuzz.FORMATS[name]
+    passed, failures = fuzz.fuzz(name, inputs, seed=20261128, share=0.2)
     assert not failures
-    assert sum(result.values()) == inputs
-    assert result["refused"] > inputs // 10
-    assert result["accepted"] > 0
+    assert passed["inputs"] == inputs
+    assert inputs * 0.1 < passed["parsed"] < inputs * 0.95  # both answers are exercised
+    assert target.use is None or passed["used"] > inputs * 0.1
+    assert target.sample is None or passed["applied"] > 0
 
 
 def test_the_same_seed_gives_the_same_inputs() -> None:
     one, other = (fuzz.fuzz("json", 100, seed=7)[0] for _ in range(2))
     assert one == other
+
+
+def test_a_failure_is_reported_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(path: Path, value: object) -> None:
+        if path.stat().st_size != 9:  # "[3, 5, 7]" itself
+            raise KeyError("bug")
+
+    broken = fuzz.Target(lambda: iter([("c.json", b"[3, 5, 7]")]), *_parts("json"), crash)
+    monkeypatch.setitem(fuzz.FORMATS, "json", broken)
+    passed, failures = fuzz.fuzz("json", 50)
+    assert passed["failed"] > 0
+    assert len(failures) == 1
+    assert failures[0].startswith("json input ")
+    assert "KeyError" in failures[0]
+
+
+def _parts(name: str) -> tuple[object, object]:
+    return fuzz.FORMATS[name].mutate, fuzz.FORMATS[name].parse
+
+
+def test_half_precision_labels_are_counted_without_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "labels.npz"
+    np.savez(file, labels=np.array([0, 1, 1, 2], np.float16))
+    assert count_data(str(file)).values == (1, 2, 1)
+
+
+def test_labels_without_a_row_are_refused_clearly(tmp_path: Path) -> None:
+    file = tmp_path / "logits.npz"
+    np.savez(file, logits=np.ones((5, 4), np.float32), labels=np.empty((0, 4), np.int64))
+    with pytest.raises(BadInput, match="not one whole number a row"):
+        read_logits(file)

@@ -152,7 +152,7 @@ def refuse_multi_label(labels: NDArray[Any], source: str) -> None:
     Raises:
         BadInput: they are a matrix of 0 and 1.
     """
-    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
+    if labels.ndim == 2 and labels.size and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
         if not np.isin(labels, (0, 1)).all():
             return
         each = labels.sum(axis=1)

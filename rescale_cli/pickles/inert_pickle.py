@@ -32,6 +32,8 @@ _DICTS: tuple[str, ...] = (
     "collections.Counter",
 )
 _DICTS += ("builtins.dict", "__builtin__.dict")
+_STEPS = tuple(OPCODES.get(code) for code in range(256))
+_COSTS = tuple(COSTS.get(code, ONE_PLACE) for code in range(256))
 #: Every way in which bytes that are no pickle can trip the machine.
 _TRIPS = (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error)
 
@@ -111,8 +113,7 @@ class Machine:
 
     def run(self) -> Any:
         """Take steps until STOP, and give the value that is left."""
-        data, end, table = self.data, self.end, [OPCODES.get(code) for code in range(256)]
-        costs, left = [COSTS.get(code, ONE_PLACE) for code in range(256)], MAX_MEMORY
+        data, end, table, costs, left = self.data, self.end, _STEPS, _COSTS, MAX_MEMORY
         for _ in range(MAX_STEPS):
             self.op_at = at = self.at
             if at >= end:

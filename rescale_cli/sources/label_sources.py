@@ -77,7 +77,7 @@ def _whole_parts(labels: NDArray[Any], source: str) -> Iterator[Labels]:
     if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iuf":
         saw = f"shape {labels.shape}, dtype {labels.dtype}"
         raise bad_data(f"{source} does not hold one whole number a sample", saw)
-    low, high = labels.min(), labels.max()
+    low, high = labels.min().item(), labels.max().item()  # float16 cannot hold MAX_LABEL
     if not (low >= 0 and high <= MAX_LABEL):
         raise bad_data(f"{source} has labels outside 0 to {MAX_LABEL:,}", f"from {low} to {high}")
     for start in range(0, len(labels), 1 << 22):  # as int64 a byte would take eight
