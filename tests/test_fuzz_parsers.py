@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -47,21 +51,50 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
 
 
 def test_a_failure_is_reported_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(path: Path, value: object) -> None:
-        if path.stat().st_size != 9:  # "[3, 5, 7]" itself
+    def crash(path: Path, _: object) -> None:
+        if path.read_bytes() != b"[3, 5, 7]":
             raise KeyError("bug")
 
-    broken = fuzz.Target(lambda: iter([("c.json", b"[3, 5, 7]")]), *_parts("json"), crash)
-    monkeypatch.setitem(fuzz.FORMATS, "json", broken)
-    passed, failures = fuzz.fuzz("json", 50)
+    passed, failures = _run_with(crash, monkeypatch)
     assert passed["failed"] > 0
     assert len(failures) == 1
     assert failures[0].startswith("json input ")
     assert "KeyError" in failures[0]
 
 
-def _parts(name: str) -> tuple[object, object]:
-    return fuzz.FORMATS[name].mutate, fuzz.FORMATS[name].parse
+def test_a_pickle_that_imports_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpickle(path: Path, _: object) -> None:
+        if path.read_bytes() != b"[3, 5, 7]":
+            with suppress(Exception):
+                pickle.loads(b"cos\ngetcwd\n.")  # noqa: S301 - this is what must be noticed
+
+    passed, failures = _run_with(unpickle, monkeypatch)
+    assert passed["failed"] > 0
+    assert "ran code: pickle.find_class" in failures[0]
+
+
+def _run_with(
+    use: Callable[[Path, object], None], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Counter[str], list[str]]:
+    """Fuzz a list of counts with that function behind the parser."""
+    old = fuzz.FORMATS["json"]
+    target = fuzz.Target(lambda: iter([("c.json", b"[3, 5, 7]")]), old.mutate, old.parse, use)
+    monkeypatch.setitem(fuzz.FORMATS, "json", target)
+    result: tuple[Counter[str], list[str]] = fuzz.fuzz("json", 50)
+    return result
+
+
+def test_an_output_that_differs_from_the_formula_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    apply = fuzz.api.apply
+
+    def too_strong(path: Path, counts: list[int], gamma: float, output: Path) -> object:
+        return apply(path, counts, gamma + 0.1, output=output)
+
+    monkeypatch.setattr(fuzz.api, "apply", too_strong)
+    with pytest.raises(AssertionError, match=r"fc\.weight"):
+        fuzz.fuzz("safetensors", 1)
 
 
 def test_half_precision_labels_are_counted_without_a_warning(tmp_path: Path) -> None:

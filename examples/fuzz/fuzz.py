@@ -8,9 +8,10 @@ accepts goes on to the code that uses it, and a seeded sample of what that accep
 `apply`, `verify` and an independent reader (safetensors, or torch.load with weights_only=True).
 
 Allowed are a RescaleError with a fix, or a success. Not allowed: any other exception, a
-RuntimeWarning, more than 5 seconds, more than 1 GiB of memory beyond the start, a changed source,
-or an output that differs from the formula. The same format, seed and number give the same input.
-A failure prints its number and keeps its file in --keep.
+RuntimeWarning, an import by a pickle or a started program, more than 5 seconds, more than 1 GiB of
+memory beyond the start, a changed source, or an output that differs from the formula. The same
+format, seed and number give the same input. A failure prints its number and keeps its file in
+--keep.
 """
 
 from __future__ import annotations
@@ -57,6 +58,24 @@ STAGES = ("parsed", "used", "sampled", "applied", "compared", "failed")
 
 class TooSlow(BaseException):
     """An input took more than the seconds allowed."""
+
+
+class CodeRan(BaseException):
+    """Something of an input was called."""
+
+
+#: What Python reports when a pickle imports a name, or a program is started.
+_FORBIDDEN = {"pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"}
+_watching = False
+
+
+def _watch(event: str, _: object) -> None:
+    """An audit hook, which cannot be removed; it is idle between inputs."""
+    if _watching and event in _FORBIDDEN:
+        raise CodeRan(event)
+
+
+sys.addaudithook(_watch)
 
 
 # ---- what is done with an input: parse, use, apply
@@ -221,7 +240,9 @@ FORMATS = {
 
 def attempt(target: Target, path: Path, sampled: bool) -> Iterator[str]:
     """Give the name of each stage that an input passes; a clear error ends it."""
+    global _watching
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    _watching = True
     try:
         value = target.parse(path)
         yield "parsed"
@@ -236,6 +257,7 @@ def attempt(target: Target, path: Path, sampled: bool) -> Iterator[str]:
             raise AssertionError(f"exit {error.exit_code}, {error.what!r}, {error.fix!r}") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        _watching = False
 
 
 def _stop(*_: object) -> None:
@@ -256,6 +278,8 @@ def problem_with(target: Target, path: Path, sampled: bool, result: Counter[str]
             result.update(attempt(target, path, sampled))
     except TooSlow:
         return f"more than {SECONDS} s"
+    except CodeRan as error:
+        return f"the input ran code: {error}"
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
