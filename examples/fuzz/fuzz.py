@@ -306,8 +306,9 @@ def fuzz(
         how many were tried (`inputs`) and passed each stage; a line for each different failure.
     """
     target, result, failures = FORMATS[name], Counter[str](), dict[str, str]()
-    before = signal.signal(signal.SIGALRM, _stop)
-    folder = Path(tempfile.mkdtemp(prefix="rescale-fuzz-", dir=SCRATCH))
+    before, tempdir = signal.signal(signal.SIGALRM, _stop), tempfile.tempdir
+    tempfile.tempdir = SCRATCH or tempdir  # for the parsers, too
+    folder = Path(tempfile.mkdtemp(prefix="rescale-fuzz-"))
     try:
         real = list(target.seeds())
         for file, data in real:  # the files themselves are right
@@ -342,6 +343,7 @@ def fuzz(
                 break
     finally:
         signal.signal(signal.SIGALRM, before)
+        tempfile.tempdir = tempdir
         shutil.rmtree(folder)
     return result, list(failures.values())
 
