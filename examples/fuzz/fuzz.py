@@ -53,7 +53,6 @@ COUNTS, GAMMA, C = [100, 50, 20, 5], 0.3, seeds.C
 SECONDS, MEMORY = 5, 1 << 30
 #: A folder in memory where the system has one: the disk is not under test.
 SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-STAGES = ("parsed", "used", "sampled", "applied", "compared", "failed")
 
 
 class TooSlow(BaseException):
@@ -372,10 +371,10 @@ def main() -> int:
             name, given.inputs, given.seed, given.share, given.first, given.keep, given.seconds
         )
         spent = time.monotonic() - begun
-        shown = ", ".join(
-            f"{result[stage]:,} {stage} ({result[stage] / result['inputs']:.1%})"
-            for stage in STAGES
-        )
+        target = FORMATS[name]
+        stages = ["parsed", *["used"] * (target.use is not None)]
+        stages += ["sampled", "applied", "compared"] * (target.sample is not None) + ["failed"]
+        shown = ", ".join(f"{result[s]:,} {s} ({result[s] / result['inputs']:.1%})" for s in stages)
         print(f"{name}: {result['inputs']:,} inputs in {spent:,.0f} s: {shown}", flush=True)
         for line in failures:
             print(f"  {line}", flush=True)
