@@ -23,8 +23,8 @@ def to_toml(recipe: Recipe) -> str:
     """One line a value, in the order of the fields; what is not set is a comment.
 
     Example:
-        >>> to_toml(Recipe(gamma=0.3)).splitlines()[11:13]
-        ['wvn = false', 'gamma = 0.3']
+        >>> [line for line in to_toml(Recipe(gamma=0.3)).splitlines() if "gamma" in line]
+        ['gamma = 0.3']
     """
     values = ((name, getattr(recipe, name)) for name in _KINDS)
     lines = (f"# {k} is not set" if v is None else f"{k} = {_text(v)}" for k, v in values)
