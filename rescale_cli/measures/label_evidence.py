@@ -10,13 +10,13 @@ samples each, the best permutation of those very samples is right in half of the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rescale_cli.core.classes import ranks
 from rescale_cli.core.head import Float64
 from rescale_cli.core.predictions import Labels
 
@@ -347,20 +347,14 @@ def known_orders(
     if names is not None and {*names} == {*known}:
         yield np.array([known[name] for name in names]), "the rows have the order of their names"
     for labelled in [numbers, sorted(numbers)] if names is None else [names]:
-        for key, order in ((str, "text order (1, 10, 2)"), (_natural, "natural order (1, 2, 10)")):
-            ranks = np.empty(num_classes, np.int64)
-            ranks[sorted(range(num_classes), key=lambda i: key(labelled[i]))] = number
-            if not np.array_equal(ranks, number):
-                yield ranks, f"the rows are in {order}, and the labels are not"
+        for order, example in (("text", "(1, 10, 2)"), ("natural", "(1, 2, 10)")):
+            places = ranks(labelled, "imagefolder" if order == "text" else order)
+            if places is not None and places != tuple(range(num_classes)):
+                words = f"the rows are in {order} order {example}, and the labels are not"
+                yield np.array(places, np.int64), words
     yield np.maximum(number - 1, 0), "the labels start at 1"
     shifted = np.minimum(number + (number >= moved), num_classes - 1)
     yield shifted, f"the labels leave out class {moved}, so that those after it are 1 too small"
-
-
-def _natural(name: str) -> tuple[str | int, ...]:
-    """Digits as numbers, letters without regard to case: as timm sorts class folders."""
-    parts = re.split("([0-9]+)", name.casefold())
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def _moved(rows: Labels, predicted: Labels, labels: Labels, num_classes: int) -> tuple[Moved, ...]:
