@@ -24,10 +24,11 @@ from rescale_cli.core.summary import warnings_of
 from rescale_cli.errors import BadHead, RescaleError
 from rescale_cli.files.text_file import refuse_input
 from rescale_cli.finding.find_head import FoundHeads
+from rescale_cli.patching.find_records import find_records
 from rescale_cli.patching.locate_head import HeadChoice, locate, one_size
 from rescale_cli.patching.patch import Patched, Target, apply_plan, default_output, files_beside
 from rescale_cli.patching.plan import CountsChoice, Plan, make_plan
-from rescale_cli.patching.record import Record, find_records
+from rescale_cli.patching.record import Record
 from rescale_cli.sources.class_names import said_about_rows
 from rescale_cli.sources.count_sources import json_counts, read_counts
 from rescale_cli.sources.data_spec import paths_of
@@ -83,6 +84,7 @@ def inspect(
     classes: str | PathLike[str] | Sequence[str] | None = None,
     label_order: str | Sequence[str] | None = None,
     order: str | None = None,
+    record: str | PathLike[str] | None = None,
     accept_global: Sequence[str] = (),
 ) -> Inspected:
     """Open a checkpoint, find its head and read its row norms. Nothing is run or written.
@@ -99,6 +101,7 @@ def inspect(
         label_order: `name`, `index`, a file, or the labels in row order: how the classes of the
             counts are joined with the rows, where two ways differ.
         order: `imagefolder`, `natural` or `index`: how the class folders were sorted.
+        record: the record of an earlier re-scaling, where it is not beside the checkpoint.
         accept_global: full names of pickle globals that are let pass, still without being run.
 
     Raises:
@@ -119,7 +122,7 @@ def inspect(
     if raw is not None:
         matched, aligned = CountsChoice(raw, rows, zero="one").resolve(head_rows)
     head = read_head(checkpoint, first)
-    records, odd = find_records(checkpoint)
+    records, odd = find_records(checkpoint, _path(record))
     notes = [("head", text) for text in found.warnings] + [("record", text) for text in odd]
     notes += [("class-order", text) for text in (aligned.notes if aligned else ())]
     if first.binary and raw is None:
@@ -165,6 +168,7 @@ def apply(
     force: bool = False,
     dry_run: bool = False,
     undo: bool = True,
+    record: str | PathLike[str] | None = None,
     accept_global: Sequence[str] = (),
     command: str = "",
 ) -> Applied:
@@ -196,8 +200,10 @@ def apply(
         force: replace an output that exists.
         dry_run: write nothing.
         undo: keep what `revert` needs.
+        record: the record of an earlier re-scaling, where it is not beside the checkpoint.
         accept_global: full names of pickle globals that are let pass, still without being run.
-        command: the command line, for the record.
+        command: a command line to keep in the record, which by default says nothing of who made
+            the change, where and when.
 
     Raises:
         RescaleError: in one of its kinds; see `inspect`, `patch.apply_plan` and `plan.make_plan`.
@@ -214,15 +220,20 @@ def apply(
     checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
     named = HeadChoice(tuple(heads), only, plain_head)
     plan = make_plan(
-        checkpoint, choice, adjustment, heads=named, num_classes=num_classes, compose=compose
-    )
+        checkpoint, choice, adjustment, heads=named, num_classes=num_classes, compose=compose,
+        record=_path(record),
+    )  # fmt: skip
     if dry_run:
         return Applied(plan, None)
     place = Path(output) if output is not None else default_output(checkpoint.path)
-    read = paths_of(counts, classes, label_order, target_prior)
+    read = paths_of(counts, classes, label_order, target_prior, record)
     for written in (place, *files_beside(place)):
         refuse_input(written, read)
     return Applied(plan, apply_plan(plan, Target(place, force, in_place, undo, command)))
+
+
+def _path(given: str | PathLike[str] | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 __all__ = ["Applied", "CountsLike", "Inspected", "RescaleError", "apply", "inspect"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +10,7 @@ import typer
 from rescale_cli import options
 from rescale_cli.errors import UsageError
 from rescale_cli.files.text_file import refuse_input
+from rescale_cli.options.record_options import RecordCommand, RecordFile, recorded_command
 from rescale_cli.options.strength_option import (
     read_adjustment,
     read_counted,
@@ -102,6 +101,8 @@ def apply(
     no_undo: Annotated[
         bool, typer.Option("--no-undo", help="Leave out what revert needs.")
     ] = False,
+    record: RecordFile = None,
+    record_command: RecordCommand = False,
     accept_global: options.AcceptGlobal = None,
     json: options.Json = False,
 ) -> None:
@@ -144,8 +145,9 @@ def apply(
             force=force,
             dry_run=dry_run,
             undo=not no_undo,
+            record=record,
             accept_global=accept_global or (),
-            command=shlex.join(["rescale-cli", *sys.argv[1:]]),
+            command=recorded_command(record_command),
         )
     result = report.apply_result(applied)
     if applied.patched is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rescale_cli import options
+from rescale_cli.options.record_options import RecordFile
 from rescale_cli.reports.screen import Screen
 
 
@@ -16,6 +17,7 @@ def inspect(
     classes: options.Classes = None,
     label_order: options.LabelOrder = None,
     order: options.Order = None,
+    record: RecordFile = None,
     accept_global: options.AcceptGlobal = None,
     json: options.Json = False,
 ) -> None:
@@ -33,6 +35,7 @@ def inspect(
         classes=classes,
         label_order=label_order,
         order=order,
+        record=record,
         accept_global=accept_global or (),
     )
     result = report.inspect_result(found)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
+from rescale_cli.options.record_options import RecordFile
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import last_step
 
@@ -16,7 +17,7 @@ def revert(
     patched: Annotated[
         Path,
         typer.Argument(
-            metavar="PATCHED", help="What apply wrote, its record beside it.", readable=False
+            metavar="PATCHED", help="The file or folder that apply wrote.", readable=False
         ),
     ],
     output: Annotated[
@@ -30,10 +31,12 @@ def revert(
         typer.Option(
             "--against",
             metavar="ORIGINAL",
-            help="For a record written with --no-undo.",
+            help="The original, if the record is missing or was written with --no-undo.",
             readable=False,
         ),
     ] = None,
+    record: RecordFile = None,
+    head: options.Heads = None,
     force: options.Force = False,
     accept_global: options.AcceptGlobal = None,
     json: options.Json = False,
@@ -44,7 +47,9 @@ def revert(
 
     with last_step():
         done = restore.revert(
-            patched, output, against=against, force=force, accept_global=accept_global or ()
-        )
+            patched, output, against=against, record=record, heads=head or (), force=force,
+            accept_global=accept_global or (),
+        )  # fmt: skip
     result = report.revert_result(done)
-    Screen("revert", json).result(result, [], lambda: tables.show_revert(result))
+    warnings = report.about_records(done.records, done.notes)
+    Screen("revert", json).result(result, warnings, lambda: tables.show_revert(result))

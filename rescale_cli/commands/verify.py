@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
+from rescale_cli.options.record_options import RecordFile
 from rescale_cli.reports.screen import Screen
 
 
@@ -15,7 +16,7 @@ def verify(
     patched: Annotated[
         Path,
         typer.Argument(
-            metavar="PATCHED", help="What apply wrote, its record beside it.", readable=False
+            metavar="PATCHED", help="The file or folder that apply wrote.", readable=False
         ),
     ],
     against: Annotated[
@@ -24,13 +25,21 @@ def verify(
             "--against", metavar="ORIGINAL", help="What it was made from.", readable=False
         ),
     ],
+    record: RecordFile = None,
+    head: options.Heads = None,
     accept_global: options.AcceptGlobal = None,
     json: options.Json = False,
 ) -> None:
-    """Prove that only the head changed, and that it changed as the record says."""
+    """Prove that only the head changed, and that it changed as the record says.
+
+    Without a record, the factor of each row is read off and shown.
+    """
     from rescale_cli.patching import proof
     from rescale_cli.reports import report, tables
 
-    found = proof.verify(patched, against, accept_global=accept_global or ())
+    found = proof.verify(
+        patched, against, record=record, heads=head or (), accept_global=accept_global or ()
+    )
     result = report.verify_result(patched, against, found)
-    Screen("verify", json).result(result, [], lambda: tables.show_verify(result))
+    warnings = report.about_records(found.records, found.notes)
+    Screen("verify", json).result(result, warnings, lambda: tables.show_verify(result, found))

@@ -21,9 +21,9 @@ from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
 from rescale_cli.measures.per_sample import PerSample
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
+from rescale_cli.patching.find_records import find_records
 from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice, locate, one_size
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
-from rescale_cli.patching.record import find_records
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from rescale_cli.files.regular_file import opened
 MARK = ".rescale-cli-"
 
 
-def copy_folder(source: Path, target: Path, skip: Sequence[Path], top: Path | None = None) -> None:
+def copy_folder(
+    source: Path, target: Path, skip: Sequence[Path], top: Path | None = None
+) -> list[Path]:
     """Copy a folder, all but the files in `skip`, and sync what was copied.
 
     A link that `leads_home` becomes the file; any other link stays a link. Pipes, devices and
@@ -29,10 +31,13 @@ def copy_folder(source: Path, target: Path, skip: Sequence[Path], top: Path | No
         skip: entries left out, as paths below `source`.
         top: the whole folder that is copied, where `source` is a part of it.
 
+    Returns:
+        What was copied, as paths below `top`: files and links.
+
     Raises:
         OSError: the system refused something.
     """
-    top = top or source
+    top, copied = top or source, list[Path]()
     target.mkdir()
     for entry in sorted(source.iterdir()):
         if entry in skip or entry.name.startswith(MARK):
@@ -42,11 +47,16 @@ def copy_folder(source: Path, target: Path, skip: Sequence[Path], top: Path | No
         if entry.is_symlink() and not (entry.is_file() and leads_home(entry, top)):
             copy.symlink_to(entry.readlink())
         elif entry.is_dir():
-            copy_folder(entry, copy, skip, top)
+            copied += copy_folder(entry, copy, skip, top)
+            continue
         elif entry.is_file():
             copy_file(entry, copy)
+        else:
+            continue
+        copied.append(entry.relative_to(top))
     target.chmod(stat.S_IMODE(source.stat().st_mode) | stat.S_IRWXU)
     sync_folder(target)
+    return copied
 
 
 def leads_home(file: Path, folder: Path) -> bool:

@@ -34,6 +34,7 @@ class Staging:
     def __init__(self, folder: Path, *, replace: bool) -> None:
         self.folder, self.replace = folder, replace
         self._moves: list[tuple[Path, Path]] = []
+        self._then: list[tuple[Path, Path]] = []
         self._outdated: list[Path] = []
 
     def __enter__(self) -> Staging:
@@ -54,6 +55,12 @@ class Staging:
         temporary = self._unique("tmp")
         # Listed before it is made: there is no moment in which an interrupt could lose it.
         self._moves.append((temporary, target))
+        return temporary
+
+    def then(self, target: Path) -> Path:
+        """A name for what replaces `target`, a file beside, once the main target has its name."""
+        temporary = self._unique("tmp")
+        self._then.append((temporary, target))
         return temporary
 
     def outdate(self, *beside: Path) -> None:
@@ -79,13 +86,14 @@ class Staging:
         with locked(self.folder) as folder_fd, undisturbed():
             check()
             with ExitStack() as way_back:
-                for number, (temporary, target) in enumerate(self._moves, 1):
+                moves = [*self._moves, *self._then]
+                for temporary, target in moves:
                     folder = temporary.is_dir()
-                    replace = self.replace or number < len(self._moves)
+                    replace = self.replace or (temporary, target) != self._moves[-1]
                     refuse_existing(target, replace=replace, folder=folder)
                     if folder:
                         sync_folder(temporary)
-                replaced = [self._place(*move, way_back) for move in self._moves]
+                replaced = [self._place(*move, way_back) for move in moves]
                 sync_names(folder_fd)
                 way_back.pop_all()
                 committed()
@@ -123,7 +131,7 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         with undisturbed():
-            for temporary, _ in self._moves:
+            for temporary, _ in [*self._moves, *self._then]:
                 _remove(temporary)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rescale_cli.files.text_file import identities
 from rescale_cli.patching.patched_file import Written, refuse_wrong_crc, write_changed
 from rescale_cli.patching.plan import Plan
 from rescale_cli.patching.record import sidecar_of, undo_file_of
-from rescale_cli.patching.record_writer import RecordWriter
+from rescale_cli.patching.record_writer import RecordWriter, records_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Target:
     undo: bool = True
     """Whether to keep what `revert` needs."""
     command: str = ""
-    """The command line, for the record."""
+    """The command line, to be kept in the record; empty to leave it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Patched:
     """Bytes of the head that differ from the source's."""
     record: Mapping[str, Any]
     """Of the first patched file."""
+    others: Mapping[Path, str | None] = field(default_factory=dict)
+    """Every other file that was written -> its SHA-256, or None if it is a copy of a side file."""
 
 
 def default_output(path: Path) -> Path:
@@ -64,6 +67,7 @@ def apply_plan(plan: Plan, target: Target) -> Patched:
         EnvironmentProblem: no space, no permission, a failing disk.
     """
     path, output = plan.checkpoint.path, target.output
+    copied: list[Path] = []
     with system_errors(f"writing {output}"):
         if target.in_place:
             return _in_place(plan, target)
@@ -75,7 +79,7 @@ def apply_plan(plan: Plan, target: Target) -> Patched:
                 refuse_other_tree(path, output)
                 aside = staging.aside(output)
                 skip = [name for source in plan.files for name in (source, *files_beside(source))]
-                copy_folder(path, aside, skip)
+                copied = copy_folder(path, aside, [*skip, *plan.left_behind])
                 parts = [
                     _write(plan, file, aside / file.name, output / file.name, target)
                     for file in plan.files
@@ -83,7 +87,7 @@ def apply_plan(plan: Plan, target: Target) -> Patched:
             else:
                 parts = [_stage(plan, plan.files[0], output, staging, target)]
             staging.commit(plan.checkpoint.refuse_changed)
-    return _patched(output, parts)
+    return _patched(output, parts, {output / name: None for name in copied})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,38 +96,53 @@ class _Part:
     written: Written
     writer: RecordWriter
 
+    def beside(self) -> Iterator[tuple[Path, str]]:
+        """The files that belong to it, with their SHA-256."""
+        if not self.writer.inside:
+            text = self.writer.sidecar(self.written.source_sha256)
+            yield sidecar_of(self.final), hashlib.sha256(text).hexdigest()
+        if self.writer.undo_beside is not None:
+            yield undo_file_of(self.final), hashlib.sha256(self.writer.undo_beside).hexdigest()
 
-def _patched(output: Path, parts: list[_Part]) -> Patched:
+
+def _patched(output: Path, parts: list[_Part], others: Mapping[Path, str | None]) -> Patched:
     changed = sum(part.writer.bytes_changed for part in parts)
     record = parts[0].writer.fields(parts[0].written.source_sha256)
-    return Patched(output, {part.final: part.written for part in parts}, changed, record)
+    written = {part.final: part.written for part in parts}
+    beside = {file: sha for part in parts for file, sha in part.beside()}
+    return Patched(output, written, changed, record, {**beside, **others})
 
 
 def _stage(plan: Plan, source: Path, final: Path, staging: Staging, target: Target) -> _Part:
-    """Write one file and those beside it aside; the file itself is the last to get its name."""
+    """Write one file and those beside it aside; the file itself is the last to get its name.
+
+    Where it replaces another with a record beside it, the new record comes in two steps: first one
+    that speaks for both files, as a run may be killed before the file has its name; then its own.
+    """
     undo, sidecar = undo_file_of(final), sidecar_of(final)
-    writer = RecordWriter.of(plan, source, final, target.undo, target.command)
+    writer = RecordWriter.of(plan, source, target.undo, target.command)
     if writer.undo_beside is not None:
         write_new(staging.aside(undo), writer.undo_beside, like=source)
-    beside = staging.aside(sidecar) if not writer.inside else None
+    old = [] if writer.inside else records_beside(final)
+    records = [(staging.aside(sidecar), old)] if not writer.inside else []
     if not target.in_place:
         staging.outdate(undo, sidecar)
     main = staging.aside(final)
+    records += [(staging.then(sidecar), [])] if old else []
     written = _write_main(plan, source, main, writer)
-    if beside is not None:
-        write_new(beside, writer.text(written.source_sha256, indent=2).encode(), like=source)
+    for aside, replaced in records:
+        write_new(aside, writer.sidecar(written.source_sha256, replaced), like=source)
     return _Part(final, written, writer)
 
 
 def _write(plan: Plan, source: Path, aside: Path, final: Path, target: Target) -> _Part:
     """Write one file and those beside it into a folder that is still aside."""
-    writer = RecordWriter.of(plan, source, final, target.undo, target.command)
+    writer = RecordWriter.of(plan, source, target.undo, target.command)
     written = _write_main(plan, source, aside, writer)
     if writer.undo_beside is not None:
         write_new(undo_file_of(aside), writer.undo_beside, like=source)
     if not writer.inside:
-        text = writer.text(written.source_sha256, indent=2)
-        write_new(sidecar_of(aside), text.encode(), like=source)
+        write_new(sidecar_of(aside), writer.sidecar(written.source_sha256), like=source)
     return _Part(final, written, writer)
 
 
@@ -165,7 +184,7 @@ def _in_place(plan: Plan, target: Target) -> Patched:
             copy_file(source, copy_aside)
         part = _stage(plan, source, source, staging, target)
         staging.commit(plan.checkpoint.refuse_changed)
-    return _patched(plan.checkpoint.path, [part])
+    return _patched(plan.checkpoint.path, [part], {backup: part.written.source_sha256})
 
 
 def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:

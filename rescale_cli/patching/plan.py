@@ -11,6 +11,7 @@ import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.checkpoints.read_head import class_axis, read_head, refuse_shared
+from rescale_cli.checkpoints.side_files import left_behind
 from rescale_cli.core.alignment import Alignment, in_row_order, join_counts
 from rescale_cli.core.binary import (
     NO_BIAS,
@@ -30,6 +31,7 @@ from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import AlreadyRescaled
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import clip
+from rescale_cli.patching.find_records import find_records
 from rescale_cli.patching.joint_head import JointHead
 from rescale_cli.patching.locate_head import (
     ANY_HEAD,
@@ -38,7 +40,7 @@ from rescale_cli.patching.locate_head import (
     one_size,
     refuse_no_effect,
 )
-from rescale_cli.patching.record import Record, find_records
+from rescale_cli.patching.record import Record
 from rescale_cli.patching.rewrite import RowScaling
 
 Warnings = tuple[tuple[str, str], ...]
@@ -118,6 +120,8 @@ class Plan:
     """Of earlier re-scalings."""
     alignment: Alignment | None = None
     """How the counts were joined with the rows."""
+    left_behind: tuple[Path, ...] = ()
+    """What a patched folder does not get: training state of the model as it is."""
 
     def edits_of(self, file: Path) -> list[RowScaling]:
         """The changes in one file; a tensor with two names changes once."""
@@ -148,6 +152,7 @@ def make_plan(
     heads: HeadChoice = ANY_HEAD,
     num_classes: int | None = None,
     compose: bool = False,
+    record: Path | None = None,
 ) -> Plan:
     """Find the head, hold the counts against it, and work out every factor.
 
@@ -158,6 +163,7 @@ def make_plan(
         heads: what the user says of the heads.
         num_classes: C, where the user knows it; else the number of counts says it.
         compose: whether a checkpoint that was re-scaled before may be re-scaled again.
+        record: the record of an earlier re-scaling, where it is not beside the checkpoint.
 
     Raises:
         AmbiguousHead, NoClassifier, BadHead: no one head that can be re-scaled.
@@ -171,7 +177,7 @@ def make_plan(
     own = checkpoint.names_of(first.classes)
     label = f"{first.weight} ({first.num_classes}, {first.feature_dim}) in {checkpoint.path.name}"
     counts, aligned = choice.resolve(checkpoint.rows(first.classes, label))
-    records, odd = find_records(checkpoint)
+    records, odd = find_records(checkpoint, record)
     if records and not compose:
         raise _already(checkpoint, records)
     if first.binary and adjustment.needs_counts and adjustment.method != "logit-adjust":
@@ -182,6 +188,7 @@ def make_plan(
     notes = _about_choice(choice, own, planned[0])
     notes += [("class-order", text) for text in aligned.notes]
     notes += [("head", text) for text in found.warnings] + [("record", text) for text in odd]
+    left = left_behind(checkpoint)
     notes += [
         (
             "other-weights",
@@ -189,6 +196,7 @@ def make_plan(
             "old head; remove it, or re-scale it as well",
         )
         for name in checkpoint.other_models
+        if not any((checkpoint.path / name).is_relative_to(entry) for entry in left)
     ]
     plan = Plan(
         checkpoint,
@@ -199,6 +207,7 @@ def make_plan(
         (*notes, *(() if records else warnings_of(planned[0].before, counts))),
         tuple(records),
         aligned,
+        left,
     )
     plan.joint.refuse(adjustment, written=True)
     return plan
@@ -266,10 +275,10 @@ def _bias_axis(bias: TensorInfo) -> int:
 
 
 def _already(checkpoint: Checkpoint, records: Sequence[Record]) -> AlreadyRescaled:
-    fields = records[0].fields
-    how = f"{fields.get('method')}, gamma {fields.get('gamma')}"
+    fields, sidecar = records[0].fields, records[0].sidecar
+    how = f"{fields.get('method')}, gamma {fields.get('gamma')}, version {fields.get('version')}"
     return AlreadyRescaled(
         f"{checkpoint.path.name} was re-scaled before; once more would over-correct it",
-        saw=clip(f"{how}, by version {fields.get('version')}"),
+        saw=clip(f"{how}, recorded in {sidecar.name if sidecar else 'the file itself'}", 300),
         fix="start from the original (rescale-cli revert), or insist: --compose",
     )

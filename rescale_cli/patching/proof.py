@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from rescale_cli.checkpoints.side_files import left_behind
 from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import BadCounts, NotProven, UsageError
 from rescale_cli.files.hashing import sha256_of
 from rescale_cli.files.regular_file import opened
@@ -21,18 +26,14 @@ from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import HeaderEdit, read_header
 from rescale_cli.json_text import clip
 from rescale_cli.patching.byte_proof import crc32_of, prove
+from rescale_cli.patching.find_records import find_records
+from rescale_cli.patching.history import seal
+from rescale_cli.patching.locate_head import HeadChoice
 from rescale_cli.patching.plan import Plan, plan_head
-from rescale_cli.patching.record import (
-    Record,
-    damaged,
-    find_records,
-    seal,
-    sidecar_of,
-    undo_file_of,
-    unpack,
-)
-from rescale_cli.patching.record_writer import describe
-from rescale_cli.patching.rewrite import RowScaling, regions
+from rescale_cli.patching.record import Record, damaged, sidecar_of, undo_file_of, unpack
+from rescale_cli.patching.record_writer import describe, describe_keys
+from rescale_cli.patching.rewrite import Edit, RowScaling, regions
+from rescale_cli.patching.unrecorded import read_off
 
 #: How far a factor in the record may be from the formula: another machine's pow() may differ.
 _TOLERANCE = 1e-12
@@ -44,54 +45,118 @@ class Proof:
     """What was held against what."""
 
     records: tuple[Record, ...]
+    """Empty where no record says what was intended."""
     bytes_compared: int
     """Bytes outside headers, of all files."""
     sha256: Mapping[str, str]
     """Patched file name -> its SHA-256."""
+    source_sha256: str
+    """Of the original's file with the first head."""
+    heads: tuple[dict[str, Any], ...]
+    """What changed, as `record_writer.describe` has it."""
+    factors: Float64
+    """(C,): what the rows of the first head were multiplied by."""
+    shifts: Float64
+    """(C,): what was added to its bias."""
+    notes: tuple[str, ...] = ()
+    """What is odd about the records."""
 
 
 def verify(
     patched: str | PathLike[str],
     original: str | PathLike[str],
     *,
+    record: str | PathLike[str] | None = None,
+    heads: Sequence[str] = (),
     accept_global: Sequence[str] = (),
 ) -> Proof:
     """Compare every byte of a patched checkpoint with what original and record make of it.
 
+    Without a record, what was done to each row of the head is read off, and all the rest must be
+    equal; nothing says then what was intended.
+
     Args:
         patched: a file or folder that `apply` wrote.
         original: what it was made from.
+        record: its record, where that is not beside it.
+        heads: names of the heads, where there is no record and the original does not show them.
         accept_global: full names of pickle globals that are let pass.
 
     Raises:
-        NotProven: no record, another original, a factor that is not the formula's, or a byte that
-            is not what it must be.
+        NotProven: another original, a factor that is not the formula's, a row that was not scaled,
+            or a byte that is not what it must be.
+        AmbiguousHead: no record, and several tensors of the original could be the head.
     """
     patched, original = Path(patched), Path(original)
     accept = frozenset(accept_global)
     after, before = open_checkpoint(patched, accept), open_checkpoint(original, accept)
-    records, _ = find_records(after)
+    records, odd = find_records(after, None if record is None else Path(record))
+    twins = partners(after, before)
     if not records:
-        raise NotProven(
-            f"{patched.name} carries no record of a re-scaling",
-            saw=f"no {sidecar_of(patched).name} beside it, none in its metadata",
-            fix="name a file that rescale-cli apply wrote, with the record beside it",
-        )
-    partners = _partners(after, before)
-    for name, twin in partners.items():
-        if name not in {record.file.name for record in records}:
-            _refuse_different(after.contents.files, name, twin)
-    compared = sum(_prove_file(record, partners[record.file.name], before) for record in records)
-    if patched.is_dir():
-        compared += _prove_side_files(patched, original, records)
-    hashes = {}
-    for record in records:
-        with opened(record.file) as fd:
-            hashes[record.file.name] = sha256_of(fd)
-    return Proof(tuple(records), compared, hashes)
+        refuse_leftover(after)
+        return _without_record(after, before, twins, HeadChoice(tuple(heads)))
+    recorded = {record.file.name for record in records}
+    compared = sum(
+        _refuse_different(file, twins[file.name])
+        for file in after.contents.files
+        if file.name not in recorded
+    )
+    proven = [_prove_file(record, twins[record.file.name], before) for record in records]
+    compared += sum(size for _, size in proven) + _prove_side_files(after, before)
+    update = proven[0][0].heads[0].row_update
+    return Proof(
+        tuple(records), compared, {r.file.name: _sha256(r.file) for r in records},
+        records[0].text("source_sha256"), tuple(records[0].fields["head"]),
+        update.scale, update.shift, tuple(odd),
+    )  # fmt: skip
 
 
-def _partners(after: Checkpoint, before: Checkpoint) -> dict[str, Path]:
+def refuse_leftover(after: Checkpoint) -> None:
+    """Stop at a record that has the name for it, and describes another head.
+
+    Raises:
+        NotProven: the head was changed since, or the record is of a file that had the same name.
+    """
+    for file in after.contents.files:
+        sidecar = sidecar_of(file)
+        if sidecar.is_file():
+            raise NotProven(
+                f"{sidecar.name} describes another head than that of {file.name}",
+                saw="the head was changed after it was re-scaled, or the record is another file's",
+                fix=f"if the record is another file's, move it away: mv {sidecar} ELSEWHERE",
+            )
+
+
+def _without_record(
+    after: Checkpoint, before: Checkpoint, twins: Mapping[str, Path], choice: HeadChoice
+) -> Proof:
+    """Prove that nothing but the heads differs, and that their rows were scaled."""
+    found, compared = read_off(after, before, twins, choice), 0
+    for mine in after.contents.files:
+        twin = twins[mine.name]
+        edits = {_place(e.info): e for head in found for e in head.edits if e.info.file == twin}
+        with opened(twin) as src, opened(mine) as dst:
+            compared += _prove_bytes(src, dst, (twin, before), list(edits.values()), (0, 0))
+    first = found[0]
+    home = before.tensor(first.keys.weight).file
+    return Proof(
+        (), compared + _prove_side_files(after, before),
+        {file.name: _sha256(file) for file in after.contents.files},
+        _sha256(home), tuple(describe_keys(head.keys, head.dtype) for head in found),
+        first.factors, first.shifts,
+    )  # fmt: skip
+
+
+def _place(info: TensorInfo) -> tuple[object, ...]:
+    return info.start, info.shape, info.strides
+
+
+def _sha256(file: Path) -> str:
+    with opened(file) as fd:
+        return sha256_of(fd)
+
+
+def partners(after: Checkpoint, before: Checkpoint) -> dict[str, Path]:
     """For each file of the patched checkpoint by name, that of the original."""
     mine, theirs = after.contents.files, before.contents.files
     if len(mine) == len(theirs) == 1:
@@ -106,8 +171,8 @@ def _partners(after: Checkpoint, before: Checkpoint) -> dict[str, Path]:
     return found
 
 
-def _prove_file(record: Record, original: Path, before: Checkpoint) -> int:
-    """Hold one patched file against its original and its record; the bytes compared."""
+def _prove_file(record: Record, original: Path, before: Checkpoint) -> tuple[Plan, int]:
+    """Hold one patched file against its original and its record; the plan, the bytes compared."""
     with opened(original) as src, opened(record.file) as dst:
         wanted = record.text("source_sha256")
         if sha256_of(src) != wanted:
@@ -116,18 +181,27 @@ def _prove_file(record: Record, original: Path, before: Checkpoint) -> int:
                 saw=f"its sha256 is not {wanted[:16]}…, which the record names",
                 fix="give the file that was patched: --against ORIGINAL",
             )
-        stretches = regions(_proven_edits(record, original, before))
+        plan, edits = _proven_edits(record, original, before)
         starts = _prove_header(record, original)
-        checks = [check for check in before.contents.checksums if check.file == original]
-        mended: dict[int, bytes] = {}
-        for check in checks:
-            if any(check.start < r.stop and r.start < check.stop for r in stretches):
-                crc = crc32_of(dst, check.start, check.stop).to_bytes(4, "little")
-                mended |= dict.fromkeys(check.at, crc)
-        compared = prove(src, dst, starts, stretches, mended)
+        compared = _prove_bytes(src, dst, (original, before), edits, starts)
     if record.fields.get("record_sha256") != seal(record.fields):
         raise damaged("it is not as it was written")
-    return compared
+    return plan, compared
+
+
+def _prove_bytes(
+    src: int, dst: int, original: tuple[Path, Checkpoint], edits: Sequence[Edit],
+    starts: tuple[int, int],
+) -> int:  # fmt: skip
+    """Hold every byte behind the headers against what the edits make of the original's."""
+    stretches, mended = regions(edits), dict[int, bytes]()
+    file, before = original
+    for check in before.contents.checksums:
+        touched = any(check.start < r.stop and r.start < check.stop for r in stretches)
+        if check.file == file and touched:
+            crc = crc32_of(dst, check.start, check.stop).to_bytes(4, "little")
+            mended |= dict.fromkeys(check.at, crc)
+    return prove(src, dst, starts, stretches, mended)
 
 
 def _prove_header(record: Record, original: Path) -> tuple[int, int]:
@@ -159,14 +233,17 @@ def header_edit(record: Record) -> HeaderEdit:
     raise damaged("no header, or one that cannot be")
 
 
-def _proven_edits(record: Record, original: Path, before: Checkpoint) -> list[RowScaling]:
-    """The recorded edits of one file, once they are those of the recorded method and counts.
+def _proven_edits(
+    record: Record, original: Path, before: Checkpoint
+) -> tuple[Plan, list[RowScaling]]:
+    """What apply would do, and the recorded edits of one file, once both are the same.
 
     Raises:
         NotProven: other tensors, other factors, or a record that is damaged.
     """
     try:
-        planned = _planned(record, before).edits_of(original)
+        plan = _planned(record, before)
+        planned = plan.edits_of(original)
     except (LookupError, TypeError, ValueError, OverflowError, UsageError, BadCounts) as error:
         raise damaged(f"{type(error).__name__}: {clip(str(error))}") from None
     edits = [edit for edit in record.edits(before) if edit.info.file == original]
@@ -176,10 +253,10 @@ def _proven_edits(record: Record, original: Path, before: Checkpoint) -> list[Ro
         fields = record.fields
         raise NotProven(
             "the recorded changes are not those of the recorded method",
-            saw=clip(f"{fields['method']}, gamma {fields['gamma']}, {fields['counts_source']}"),
+            saw=clip(f"{fields['method']}, gamma {fields['gamma']}"),
             fix="patch the original again",
         )
-    return edits
+    return plan, edits
 
 
 def _close(one: RowScaling, other: RowScaling) -> bool:
@@ -217,34 +294,38 @@ def _planned(record: Record, before: Checkpoint) -> Plan:
     return Plan(before, tuple(heads), counts, adjustment)
 
 
-def _prove_side_files(patched: Path, original: Path, records: list[Record]) -> int:
-    """Every other file of a folder is the original's; the bytes compared."""
-    ours = {record.file for record in records}
-    ours |= {sidecar_of(file) for file in ours} | {undo_file_of(file) for file in ours}
-    compared = 0
-    names = {
-        path.relative_to(root)
-        for root in (patched, original)
-        for path in root.rglob("*")
-        if path.is_file() and (root != patched or path not in ours)
-    }
-    patched_names = {record.file.relative_to(patched) for record in records}
-    for name in sorted(names - patched_names):
-        if (patched / name) in ours:
+def _prove_side_files(after: Checkpoint, before: Checkpoint) -> int:
+    """Every other file of a folder is the original's; the bytes compared.
+
+    Training state of the original may be missing: `apply` leaves it behind.
+    """
+    patched, original = after.path, before.path
+    if not patched.is_dir():
+        return 0
+    weights = [file.relative_to(patched) for file in after.contents.files]
+    proven = {name for file in weights for name in (file, sidecar_of(file), undo_file_of(file))}
+    stale, compared = left_behind(before), 0
+    for name in sorted({*_files_in(patched), *_files_in(original)} - proven):
+        missing = not os.path.lexists(patched / name)
+        if missing and any((original / name).is_relative_to(entry) for entry in stale):
             continue
-        _refuse_different((patched / name,), name.name, original / name)
-        compared += (original / name).stat().st_size
+        compared += _refuse_different(patched / name, original / name)
     return compared
 
 
-def _refuse_different(files: tuple[Path, ...], name: str, twin: Path) -> None:
-    mine = next(file for file in files if file.name == name)
+def _files_in(folder: Path) -> Iterator[Path]:
+    """The files in a folder and the folders in it, as paths below it."""
+    return (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def _refuse_different(mine: Path, twin: Path) -> int:
+    """Hold a file that must not have changed against the original's; the bytes compared."""
     try:
         with opened(twin) as src, opened(mine) as dst:
-            prove(src, dst, (0, 0), [], {})
+            return prove(src, dst, (0, 0), [], {})
     except (NotProven, OSError) as error:
         raise NotProven(
-            f"{clip(name)} differs from the original's",
+            f"{clip(mine.name)} differs from the original's",
             saw=str(error),
             fix="patch the original again",
         ) from None

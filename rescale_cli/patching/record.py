@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.checkpoints.tensor_bytes import blocks, overlaps_itself
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.tensor_info import HEAD_DTYPES, TensorInfo
-from rescale_cli.errors import NotProven
-from rescale_cli.files.regular_file import opened, read_whole
+from rescale_cli.errors import BadInput, NotProven
+from rescale_cli.files.regular_file import opened
 from rescale_cli.formats import safetensors_file
 from rescale_cli.json_text import clip, parse_json
+from rescale_cli.patching.history import KEPT, Fields, states
 from rescale_cli.patching.rewrite import RowScaling
 
 #: The undo part stands inside the record up to this size, else in a file beside the output.
@@ -40,6 +41,8 @@ class Record:
     file: Path
     """The patched file that it speaks of."""
     fields: Mapping[str, Any]
+    sidecar: Path | None = None
+    """Where it stands, if not in the patched file itself."""
 
     @property
     def inside(self) -> bool:
@@ -62,12 +65,32 @@ class Record:
             axis = entry.get("axis")
             if info is None or not isinstance(axis, int) or axis not in range(len(info.shape)):
                 raise damaged(f"no tensor {clip(str(entry.get('tensor')))} with such an axis")
-            if not _may_be_edited(info):
+            if not may_be_edited(info):
                 raise damaged(f"{clip(info.name)} is {info.dtype} {info.shape}, no part of a head")
             size = info.shape[axis]
             factor, shift = unpack_vectors(entry.get("vectors"), size)
             found.append(RowScaling(info, axis, factor, shift))
         return found
+
+    def changes(self, checkpoint: Checkpoint) -> bool:
+        """Whether it says that any row was scaled or shifted; see `edits` for the errors."""
+        edits = self.edits(checkpoint)
+        return any((edit.factor != 1).any() or edit.shift.any() for edit in edits)
+
+    def past(self) -> Iterator[Fields]:
+        """The records of all re-scalings that led to the file, the last one first."""
+        last: Fields = {}
+        for last in states(self.fields):
+            yield last
+        header = last.get("header")
+        for _ in range(KEPT):  # a record in a header holds the one that it replaced there
+            try:
+                text = unpack(header["replaced"], safetensors_file.MAX_HEADER) if header else b""
+                inner = parse_json(parse_json(text, "a record", NotProven).encode(), "a record")
+                header = inner["header"]
+            except (BadInput, LookupError, TypeError, AttributeError):
+                return
+            yield inner
 
     def _entries(self, key: str) -> list[dict[str, Any]]:
         entries = self.fields.get(key)
@@ -85,7 +108,8 @@ class Record:
 
 def damaged(saw: str) -> NotProven:
     """The error for a record that cannot be used."""
-    return NotProven("the record is damaged", saw=saw, fix="give the original and patch it again")
+    fix = "patch the original again: rescale-cli apply ORIGINAL"
+    return NotProven("the record is damaged", saw=saw, fix=fix)
 
 
 def sidecar_of(file: Path) -> Path:
@@ -98,63 +122,7 @@ def undo_file_of(file: Path) -> Path:
     return file.with_name(file.name + ".rescale.undo")
 
 
-def find_records(checkpoint: Checkpoint) -> tuple[list[Record], list[str]]:
-    """The records of a checkpoint's files, one a patched file, and what is odd about them.
-
-    A record beside a file counts only if the head is the one that it describes: a leftover beside
-    another file does not.
-    """
-    found, odd = [], []
-    for file in checkpoint.contents.files:
-        text, inside = _text_of(file)
-        if text is None:
-            continue
-        fields = parse_json(
-            text.encode("utf-8", "surrogatepass"), f"the record of {file.name}", NotProven
-        )
-        if not isinstance(fields, dict):
-            raise damaged(clip(repr(fields)))
-        for candidate in (fields, fields.get("replaced")):
-            if isinstance(candidate, dict) and _describes(candidate, checkpoint):
-                found.append(Record(file, candidate))
-                break
-        else:
-            if inside:
-                found.append(Record(file, fields))
-                odd.append(f"the head of {file.name} was changed after it was re-scaled")
-            else:
-                odd.append(
-                    f"{sidecar_of(file).name} describes another head than that of {file.name}"
-                )
-    return found, odd
-
-
-def _text_of(file: Path) -> tuple[str | None, bool]:
-    """The record of a file as text, if it has one, and whether it stands in the file itself."""
-    if safetensors_file.matches(file):
-        own = safetensors_file.list_tensors(file).metadata.get(safetensors_file.RECORD_KEY)
-        if own is not None:
-            return own, True
-    sidecar = sidecar_of(file)
-    if not sidecar.is_file():
-        return None, False
-    return read_whole(sidecar, MAX_SIDECAR, NotProven).decode("utf-8", "replace"), False
-
-
-def _describes(fields: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
-    """Whether the head in the file is, bit for bit, the one after the recorded re-scaling."""
-    known = {info.name: info for info in checkpoint.contents.tensors}
-    entries = fields.get("edits")
-    entries = entries if isinstance(entries, list) else []
-    names = [str(entry.get("tensor")) for entry in entries if isinstance(entry, dict)]
-    if not names or len(set(names)) != len(names):
-        return False
-    if not all(name in known and _may_be_edited(known[name]) for name in names):
-        return False
-    return digest([known[name] for name in names]) == fields.get("head_sha256")
-
-
-def _may_be_edited(info: TensorInfo) -> bool:
+def may_be_edited(info: TensorInfo) -> bool:
     """Whether a re-scaling can have changed it; the record of a stranger may name any tensor."""
     return info.dtype in HEAD_DTYPES and not overlaps_itself(info)
 
@@ -206,12 +174,11 @@ def unpack_vectors(text: object, size: int) -> tuple[Float64, Float64]:
     return both[:size], both[size:]
 
 
-def seal(fields: Mapping[str, Any]) -> str:
-    """The SHA-256 of a record: of all of it but this, and the record of a file that is no more."""
-    kept = {key: value for key, value in fields.items() if key not in ("record_sha256", "replaced")}
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
-
-
 def dump(fields: Mapping[str, Any]) -> str:
     """The record as compact JSON."""
     return json.dumps(fields, separators=(",", ":"), allow_nan=False)
+
+
+def sidecar_text(fields: Mapping[str, Any]) -> bytes:
+    """The record as a file of its own."""
+    return (json.dumps(fields, indent=2) + "\n").encode()

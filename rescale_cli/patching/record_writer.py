@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ import rescale_cli
 from rescale_cli.checkpoints.tensor_bytes import blocks
 from rescale_cli.errors import BadHead, BadInput
 from rescale_cli.files.regular_file import opened, read_whole
+from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import HeaderEdit, plan_edit, read_header
 from rescale_cli.json_text import parse_json
+from rescale_cli.patching.history import flat, replaced, seal, states
 from rescale_cli.patching.plan import Plan, PlannedHead
 from rescale_cli.patching.record import (
     MAX_INSIDE,
@@ -26,11 +27,14 @@ from rescale_cli.patching.record import (
     dump,
     pack,
     pack_vectors,
-    seal,
     sidecar_of,
+    sidecar_text,
 )
 from rescale_cli.patching.rewrite import RowScaling
 from rescale_cli.patching.undo import UndoWriter
+
+#: Where counts came from, in a record: no name of a file.
+_KINDS = {"stdin": "stdin", "the counts given": "a program"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +45,15 @@ class RecordWriter:
     bytes_changed: int
     undo_beside: bytes | None
     """The undo part, where it is too large for the record."""
+    history: Sequence[Mapping[str, Any]] = ()
+    """The records of earlier re-scalings, which revert gives back."""
     old_header: bytes = b""
     edit: HeaderEdit | None = None
     """How the record gets into a safetensors header; None where it stands beside the file."""
 
     @classmethod
-    def of(cls, plan: Plan, source: Path, final: Path, undo: bool, command: str) -> RecordWriter:
-        """Survey what the plan does to `source`, which will become `final`.
+    def of(cls, plan: Plan, source: Path, undo: bool, command: str = "") -> RecordWriter:
+        """Survey what the plan does to `source`.
 
         Raises:
             BadHead: a factor too large for the head's dtype.
@@ -64,10 +70,11 @@ class RecordWriter:
         header = read_header(source)[0] if safetensors_file.matches(source) else b""
         edit = plan_edit(header) if header else None
         if edit is None:
-            return cls(base | _earlier(plan, source, final), changed, beside)
+            earlier = [state for r in plan.records if r.file == source for state in flat(r.fields)]
+            return cls(base, changed, beside, earlier)
         place = {"at": edit.at, "size": edit.size, "spaces": edit.spaces}
         base["header"] = {**place, "replaced": pack(edit.replaced)}
-        return cls(base, changed, beside, header, edit)
+        return cls(base, changed, beside, (), header, edit)
 
     @property
     def inside(self) -> bool:
@@ -77,12 +84,18 @@ class RecordWriter:
     def fields(self, source_sha256: str) -> dict[str, Any]:
         """The record as a JSON object."""
         fields = {**self.base, "source_sha256": source_sha256}
-        return fields | {"record_sha256": seal(fields)}
+        fields["record_sha256"] = seal(fields)
+        return fields | ({"history": list(self.history)} if self.history else {})
 
-    def text(self, source_sha256: str, indent: int | None = None) -> str:
-        """The record as JSON."""
-        fields = self.fields(source_sha256)
-        return dump(fields) if indent is None else json.dumps(fields, indent=indent) + "\n"
+    def sidecar(self, source_sha256: str, replaced: Sequence[Mapping[str, Any]] = ()) -> bytes:
+        """The record as a file of its own.
+
+        Args:
+            source_sha256: of the source.
+            replaced: the records of a file that is about to be replaced.
+        """
+        more = {"replaced": list(replaced)} if replaced else {}
+        return sidecar_text(self.fields(source_sha256) | more)
 
     def header(self, source_sha256: str) -> tuple[bytes, bytes]:
         """The file's first bytes, up to the data: before, and with the record.
@@ -93,7 +106,7 @@ class RecordWriter:
             BadHead: the header would become larger than the format allows.
         """
         assert self.edit is not None
-        new = self.edit.insert(self.old_header, self.text(source_sha256))
+        new = self.edit.insert(self.old_header, dump(self.fields(source_sha256)))
         if len(new) > safetensors_file.MAX_HEADER:
             raise BadHead(
                 "the header has no room for the record",
@@ -124,12 +137,15 @@ def _survey(edits: Sequence[RowScaling], undo: bool) -> tuple[bytes | None, str,
 
 
 def _facts(plan: Plan, source: Path, edits: Sequence[RowScaling], command: str) -> dict[str, Any]:
-    """What was decided, in words and numbers that a reader and `verify` understand."""
+    """What was decided, in words and numbers that a reader and `verify` understand.
+
+    The same edit has the same facts, wherever, whenever and by whom it is made.
+    """
     adjustment, counts = plan.adjustment, plan.counts
     return {
         "tool": "rescale-cli",
         "version": rescale_cli.__version__,
-        "command": command,
+        **({"command": command} if command else {}),
         "method": adjustment.method,
         "gamma": adjustment.strength,
         "normalize": adjustment.normalize,
@@ -137,7 +153,7 @@ def _facts(plan: Plan, source: Path, edits: Sequence[RowScaling], command: str) 
         "max_factor": adjustment.max_factor,
         "temperature": adjustment.temperature,
         "counts": counts.values.tolist(),
-        "counts_source": counts.source,
+        "counts_source": _KINDS.get(counts.source, "a file or data set"),
         "skipped": list(counts.skipped),
         "target_prior": None if counts.target is None else counts.target.tolist(),
         "head": [describe(head) for head in plan.heads],
@@ -149,40 +165,37 @@ def _facts(plan: Plan, source: Path, edits: Sequence[RowScaling], command: str) 
             }
             for edit in edits
         ],
-        "source": source.name,
         "source_sha256": "0" * 64,
     }
 
 
 def describe(head: PlannedHead) -> dict[str, Any]:
     """The head in the words of the JSON result."""
-    keys, weight = head.keys, head.edits[0].info
+    return describe_keys(head.keys, head.edits[0].info.dtype)
+
+
+def describe_keys(keys: HeadKeys, dtype: str) -> dict[str, Any]:
+    """The same of a head that nothing is planned for."""
     return {
         "weight": keys.weight,
         "bias": keys.bias,
         "num_classes": keys.num_classes,
         "feature_dim": keys.feature_dim,
-        "dtype": weight.dtype,
+        "dtype": dtype,
         "layout": keys.layout,
     }
 
 
-def _earlier(plan: Plan, source: Path, final: Path) -> dict[str, Any]:
-    """The record of the source, which revert gives back, and that of an output to be replaced.
+def records_beside(file: Path) -> list[dict[str, Any]]:
+    """The records of a file that is about to be replaced.
 
     Until the new file has its name, the record beside it must speak for the old one, too.
     """
-    earlier = {}
-    for record in plan.records:
-        if record.file == source:
-            earlier["previous"] = dict(record.fields)
-    beside = sidecar_of(final)
-    if beside.is_file():
-        try:
-            old = parse_json(read_whole(beside, MAX_SIDECAR), beside.name)
-        except BadInput:  # no record of ours
-            old = None
-        if isinstance(old, dict):
-            old.pop("replaced", None)
-            earlier["replaced"] = old
-    return earlier
+    beside = sidecar_of(file)
+    if not beside.is_file():
+        return []
+    try:
+        old = parse_json(read_whole(beside, MAX_SIDECAR), beside.name)
+    except BadInput:  # no record of ours
+        return []
+    return [next(states(old)), *replaced(old)] if isinstance(old, dict) else []

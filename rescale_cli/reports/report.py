@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.images import DataRead
 from rescale_cli.core.summary import correlation
 from rescale_cli.finding.find_head import HeadKeys
+from rescale_cli.patching.patch import Patched
 from rescale_cli.patching.proof import Proof
 from rescale_cli.patching.record import Record
 from rescale_cli.patching.record_writer import describe
@@ -58,21 +59,14 @@ def _head_keys(found: Inspected, keys: HeadKeys) -> dict[str, Any]:
 
 def history(record: Record) -> list[dict[str, Any]]:
     """The re-scalings that led to a file, the last one first."""
-    steps, fields = [], dict(record.fields)
-    while fields:
-        steps.append(
-            {
-                key: fields.get(key)
-                for key in (
-                    "method", "gamma", "normalize", "bias_policy", "temperature", "counts_source",
-                    "source", "source_sha256", "version", "command",
-                )
-            }
-            | {"file": record.file.name}
-        )  # fmt: skip
-        previous = fields.get("previous")
-        fields = dict(previous) if isinstance(previous, dict) else {}
-    return steps
+    keys = (
+        "method", "gamma", "normalize", "bias_policy", "temperature", "counts_source", "source",
+        "source_sha256", "version", "command",
+    )  # fmt: skip
+    return [
+        {key: fields.get(key) for key in keys} | {"file": record.file.name}
+        for fields in record.past()
+    ]
 
 
 def apply_result(applied: Applied) -> dict[str, Any]:
@@ -83,7 +77,8 @@ def apply_result(applied: Applied) -> dict[str, Any]:
         "output": str(patched.output) if patched else None,
         "sha256": written.sha256 if written else None,
         "source_sha256": written.source_sha256 if written else None,
-        "files": {str(f): w.sha256 for f, w in patched.files.items()} if patched else {},
+        "files": files_written(patched) if patched else {},
+        "left_behind": [str(entry) for entry in left_behind_by(applied)],
         "head": [describe(head) for head in plan.heads],
         "method": plan.adjustment.method,
         "gamma": plan.adjustment.strength,
@@ -101,9 +96,37 @@ def apply_result(applied: Applied) -> dict[str, Any]:
     }
 
 
+def files_written(patched: Patched) -> dict[str, str | None]:
+    """Every file that was written, the patched ones first; null for a copy of a side file."""
+    main = {str(file): written.sha256 for file, written in patched.files.items()}
+    return main | {str(file): sha256 for file, sha256 in patched.others.items()}
+
+
+def left_behind_by(applied: Applied) -> list[Path]:
+    """The training state that the patched folder does not get, as paths below the source."""
+    plan, patched = applied.plan, applied.patched
+    if patched is not None and patched.output == plan.checkpoint.path:
+        return []  # in place: all of it stays where it is
+    return [entry.relative_to(plan.checkpoint.path) for entry in plan.left_behind]
+
+
+def about_records(records: Sequence[Record], notes: Sequence[str]) -> list[tuple[str, str]]:
+    """Warnings about where a record was found, or that there is none."""
+    found = [("record", text) for text in notes]
+    if not records:
+        text = "there is no record, so nothing says which counts and strength were intended"
+        found.append(("no-record", text))
+    return found
+
+
+def _place(records: Sequence[Record]) -> str | None:
+    """Where the record of the first patched file stands."""
+    return str(records[0].sidecar or records[0].file) if records else None
+
+
 def slim(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record without the parts that only `revert` and `verify` read."""
-    bulky = ("undo", "edits", "head", "header", "previous", "replaced", "counts")
+    bulky = ("undo", "edits", "head", "header", "history", "counts")
     return {key: value for key, value in record.items() if key not in bulky}
 
 
@@ -127,15 +150,18 @@ def counts_result(raw: RawCounts, saved: Mapping[str, Any], output: Path | None)
 
 def verify_result(patched: Path, original: Path, proof: Proof) -> dict[str, Any]:
     """The JSON of `verify`."""
-    fields = proof.records[0].fields
+    fields = proof.records[0].fields if proof.records else {}
     return {
         "proven": True,
         "patched": str(patched),
         "original": str(original),
         "bytes_compared": proof.bytes_compared,
         "sha256": dict(proof.sha256),
-        "source_sha256": fields.get("source_sha256"),
-        "head": list(fields.get("head", [])),
+        "source_sha256": proof.source_sha256,
+        "head": list(proof.heads),
+        "record": _place(proof.records),
+        "factors": proof.factors.tolist(),
+        "shifts": proof.shifts.tolist(),
         "method": fields.get("method"),
         "gamma": fields.get("gamma"),
         "normalize": fields.get("normalize"),
@@ -145,7 +171,7 @@ def verify_result(patched: Path, original: Path, proof: Proof) -> dict[str, Any]
 
 def revert_result(reverted: Reverted) -> dict[str, Any]:
     """The JSON of `revert`."""
-    first = reverted.records[0].fields
+    first = reverted.records[0].fields if reverted.records else {}
     return {
         "output": str(reverted.output),
         "sha256": next(iter(reverted.sha256.values())),
@@ -153,4 +179,5 @@ def revert_result(reverted: Reverted) -> dict[str, Any]:
         "method": first.get("method"),
         "gamma": first.get("gamma"),
         "source": first.get("source"),
+        "record": _place(reverted.records),
     }

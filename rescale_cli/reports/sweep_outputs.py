@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +38,8 @@ class Outputs:
     csv: Path | None
     apply: Path | None
     force: bool
+    command: str = ""
+    """The command line, if the record is to keep it."""
 
     def check(self, model: Path | None, counts: str, on: DataOptions, of: HeadOptions) -> None:
         """Stop before the work if one of them could not be written after it, or is read by it."""
@@ -79,8 +79,7 @@ class Outputs:
             adjustment, choice, of = decided
             checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
             plan = make_plan(checkpoint, choice, adjustment, heads=of.named())
-            command = shlex.join(["rescale-cli", *sys.argv[1:]])
-            patched = apply_plan(plan, Target(self.apply, self.force, command=command))
+            patched = apply_plan(plan, Target(self.apply, self.force, command=self.command))
         write_texts(texts, force=self.force)
         return patched
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,14 @@ from rich.text import Text
 from rescale_cli.api import Applied, Inspected
 from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.summary import correlation
+from rescale_cli.patching.patch import Patched
 from rescale_cli.patching.plan import PlannedHead
-from rescale_cli.reports.report import history
+from rescale_cli.patching.proof import Proof
+from rescale_cli.reports.report import history, left_behind_by
 from rescale_cli.reports.screen import plain, say, verbosity
 
+#: Paths in a line for a person.
+_PATHS = 12
 #: Rows of a table for a person; a longer one shows its two ends.
 _ROWS = 20
 
@@ -42,7 +47,8 @@ def show_inspect(found: Inspected) -> None:
         say(f"gauge ratio |sum w| / sum |w|: {head.gauge:.3f}")
     for record in found.records:
         for step in history(record):
-            say(f"re-scaled: {step['method']}, gamma {step['gamma']}, from {step['source']}")
+            source = f"source sha256 {str(step['source_sha256'])[:16]}…"
+            say(f"re-scaled: {step['method']}, gamma {step['gamma']}, {source}")
     if contents.globals:
         say(f"the pickle names, unread and not run: {', '.join(contents.globals)}")
 
@@ -101,10 +107,30 @@ def show_apply(applied: Applied) -> None:
         say(_factor_table(applied, plan.heads[0]))
     if patched is None:
         say("dry run: nothing was written")
-        return
+    else:
+        _show_written(patched)
+    if left := left_behind_by(applied):
+        say(f"left behind, as it belongs to the training of the original: {_listed(left)}")
+
+
+def _show_written(patched: Patched) -> None:
     say(f"{patched.bytes_changed:,} bytes of the head changed; every other byte is proven equal")
     for file, written in patched.files.items():
         say(f"wrote {file}", f"sha256 {written.sha256}")
+    kinds = {".json": "the record", ".undo": "for revert", ".bak": "the file as it was"}
+    for file, sha256 in patched.others.items():
+        if sha256 is not None:
+            say(f"wrote {file} ({kinds[file.suffix]})")
+    copied = [file for file, sha256 in patched.others.items() if sha256 is None]
+    if copied:
+        names = [file.relative_to(patched.output) for file in copied]
+        say(f"copied to {patched.output}: {_listed(names)}")
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    """Paths in one line; of many, the first ones."""
+    more = f" and {len(paths) - _PATHS:,} more" if len(paths) > _PATHS else ""
+    return ", ".join(map(str, paths[:_PATHS])) + more
 
 
 def _threshold(applied: Applied) -> str:
@@ -164,18 +190,38 @@ def show_counts(raw: RawCounts, result: Mapping[str, Any]) -> None:
         say(f"wrote {result['output']}")
 
 
-def show_verify(result: Mapping[str, Any]) -> None:
+def show_verify(result: Mapping[str, Any], proof: Proof) -> None:
     """`verify` for a person."""
     heads = ", ".join(entry["weight"] for entry in result["head"])
-    say(
-        f"proven: {result['patched']} is {result['original']} with {heads} changed by "
-        f"{result['method']}, strength {result['gamma']}, and nothing else",
-        f"{result['bytes_compared']:,} bytes compared",
-    )
+    pair = f"proven: {result['patched']} is {result['original']}"
+    if result["record"] is not None:
+        how = f"with {heads} changed by {result['method']}, strength {result['gamma']},"
+        say(f"{pair} {how} and nothing else")
+    elif (proof.factors == 1).all() and not proof.shifts.any():
+        say(f"{pair}, byte for byte")
+    else:
+        say(f"{pair} with the rows of {heads} changed as follows, and nothing else")
+        say(_read_off_table(proof))
+    say(f"{result['bytes_compared']:,} bytes compared")
+
+
+def _read_off_table(proof: Proof) -> Table:
+    table = Table(box=None, pad_edge=False)
+    moved = bool(proof.shifts.any())
+    for title in ("row", "factor", *(["bias shift"] if moved else [])):
+        table.add_column(title, justify="right")
+    for row in ends(len(proof.factors)):
+        if row is None:
+            table.add_row("…")
+            continue
+        shift = [f"{proof.shifts[row]:+.6g}"] if moved else []
+        table.add_row(str(row), f"{proof.factors[row]:.6g}", *shift)
+    return table
 
 
 def show_revert(result: Mapping[str, Any]) -> None:
     """`revert` for a person."""
-    say(f"{result['method']}, strength {result['gamma']}, taken back, bit for bit")
+    done = f"{result['method']}, strength {result['gamma']}, taken back"
+    say(f"{'taken back' if result['record'] is None else done}, bit for bit")
     for file, sha256 in result["files"].items():
         say(f"wrote {file}", f"sha256 {sha256}")
