@@ -153,4 +153,5 @@ def apply(
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
     warnings = [*applied.plan.warnings, *counted.warnings(model), *unproven]
+    warnings += report.stale_beside(applied)
     Screen("apply", json).result(result, warnings, lambda: tables.show_apply(applied))

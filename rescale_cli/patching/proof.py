@@ -94,7 +94,9 @@ def verify(
     twins = partners(after, before)
     if not records:
         refuse_leftover(after)
-        return _without_record(after, before, twins, HeadChoice(tuple(heads)))
+        # All that is not named must be equal, final layers with as many rows, too.
+        choice = HeadChoice(tuple(heads), only=bool(heads))
+        return _without_record(after, before, twins, choice)
     recorded = {record.file.name for record in records}
     compared = sum(
         _refuse_different(file, twins[file.name])

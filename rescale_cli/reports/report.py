@@ -110,6 +110,15 @@ def left_behind_by(applied: Applied) -> list[Path]:
     return [entry.relative_to(plan.checkpoint.path) for entry in plan.left_behind]
 
 
+def stale_beside(applied: Applied) -> list[tuple[str, str]]:
+    """A warning about training state beside a model that was re-scaled in place."""
+    plan, patched = applied.plan, applied.patched
+    if patched is None or patched.output != plan.checkpoint.path or not plan.left_behind:
+        return []
+    names = ", ".join(entry.name for entry in plan.left_behind)
+    return [("training-state", f"{names}: still of the model before; do not train on from there")]
+
+
 def about_records(records: Sequence[Record], notes: Sequence[str]) -> list[tuple[str, str]]:
     """Warnings about where a record was found, or that there is none."""
     found = [("record", text) for text in notes]

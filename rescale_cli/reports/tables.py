@@ -200,7 +200,7 @@ def show_verify(result: Mapping[str, Any], proof: Proof) -> None:
     elif (proof.factors == 1).all() and not proof.shifts.any():
         say(f"{pair}, byte for byte")
     else:
-        say(f"{pair} with the rows of {heads} changed as follows, and nothing else")
+        say(f"{pair} with the head {heads} changed as follows, and nothing else")
         say(_read_off_table(proof))
     say(f"{result['bytes_compared']:,} bytes compared")
 
