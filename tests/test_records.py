@@ -567,3 +567,31 @@ def test_of_a_foreign_run_what_inference_needs_is_copied(
     verify(output, source)
     head = applied.plan.heads[0].keys.weight
     assert not torch.equal(*(load_file(f / "model.safetensors")[head] for f in (source, output)))
+
+
+def test_a_backup_of_the_weights_is_left_behind(containers: Containers, tmp_path: Path) -> None:
+    source = copied(containers("Hugging Face .bin folder"), tmp_path / "in")
+    api.apply(source, COUNTS, GAMMA, in_place=True)
+    output = patch(source, tmp_path / "out", 0.1, compose=True)
+    assert not list(output.glob("*.bak"))
+    verify(output, source)
+    back = revert(output, tmp_path / "back").output
+    name = next(file.name for file in source.glob("*.bin"))
+    assert (back / name).read_bytes() == (source / name).read_bytes()
+    first = revert(back, tmp_path / "first").output
+    assert (first / name).read_bytes() == (source / f"{name}.bak").read_bytes()
+
+
+def test_the_same_head_in_another_network_is_proven_by_itself(tmp_path: Path) -> None:
+    """The record of one network lies beside the other, whose own is lost."""
+    for seed in (0, 1):
+        state = net(seed).state_dict()
+        state["fc.weight"] = net(0).state_dict()["fc.weight"]
+        torch.save(state, tmp_path / f"{seed}.pth")
+        patch(tmp_path / f"{seed}.pth", tmp_path / f"o{seed}.pth")
+    sidecar(tmp_path / "o1.pth").unlink()
+    assert verify(tmp_path / "o1.pth", tmp_path / "1.pth").records == ()
+    with pytest.raises(NotProven, match="not the original"):
+        revert(tmp_path / "o1.pth", tmp_path / "b.pth")
+    back = revert(tmp_path / "o1.pth", tmp_path / "b.pth", against=tmp_path / "1.pth").output
+    assert back.read_bytes() == (tmp_path / "1.pth").read_bytes()

@@ -2,9 +2,9 @@
 
 Whatever a library reads to run the model (configs, tokenizers, preprocessing, code, licences) and
 whatever this tool does not know holds as before. What training wrote about the model as it was does
-not: its optimizer and schedule, random states, logs and results, the logits it gave, and its other
-checkpoints. Training that goes on from them would go on from another model. Sources: the names that
-transformers' Trainer, accelerate, DeepSpeed and TensorBoard give their files.
+not: its optimizer and schedule, random states, logs and results, the logits it gave, its other
+checkpoints, and a backup of its weights. Training that goes on from them would go on from another
+model. Sources: the names that transformers' Trainer, accelerate, DeepSpeed and TensorBoard use.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _OF_OTHERS = re.compile(
 #: Which of the folders beside it training goes on from (DeepSpeed).
 _POINTER = "latest"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
+#: How `apply --in-place` names the weights that it replaced.
+_BACKUP = ".bak"
 _TORCH = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 
@@ -52,8 +54,7 @@ def _stale(folder: Path, used: frozenset[Path], ours: bool) -> Iterator[Path]:
     for entry in sorted(folder.iterdir()):
         if entry in used or entry.name.startswith(MARK):
             continue
-        named = _OF_OTHERS.fullmatch(entry.name) or (ours and _OF_OUR_RUN.fullmatch(entry.name))
-        if named or (entry.name == _POINTER and any(folder.glob("global_step*"))):
+        if _is_named(entry, ours) or (entry.suffix == _BACKUP and entry.with_suffix("") in used):
             yield entry
         elif entry.is_dir() and not entry.is_symlink():
             inner = list(_stale(entry, used, ours=False))
@@ -61,6 +62,13 @@ def _stale(folder: Path, used: frozenset[Path], ours: bool) -> Iterator[Path]:
             yield from [entry] if is_checkpoint or _is_all(entry, inner) else inner
         elif entry.suffix in _TORCH and entry.is_file() and _holds_optimizer(entry):
             yield entry
+
+
+def _is_named(entry: Path, ours: bool) -> bool:
+    """Whether its name is one that training gives; see the patterns above."""
+    if _OF_OTHERS.fullmatch(entry.name) or (ours and _OF_OUR_RUN.fullmatch(entry.name)):
+        return True
+    return entry.name == _POINTER and any(entry.parent.glob("global_step*"))
 
 
 def _is_all(folder: Path, stale: list[Path]) -> bool:

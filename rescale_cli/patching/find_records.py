@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint
-from rescale_cli.errors import BadInput, NotProven, UsageError
+from rescale_cli.errors import NotProven, RescaleError, UsageError
 from rescale_cli.files.regular_file import read_whole
 from rescale_cli.formats import safetensors_file
 from rescale_cli.json_text import clip, parse_json
@@ -79,7 +79,7 @@ def _outside(file: Path, checkpoint: Checkpoint, given: Path | None) -> tuple[Re
             return Record(file, fields, sidecar), note
         note = f"{sidecar.name} describes another head than that of {file.name}"
     for stray, fields in _strays(file, checkpoint):
-        return Record(file, fields, stray), note or (
+        return Record(file, fields, stray, stray=True), note or (
             f"{file.name} has the head that {stray.name} describes, so that is its record"
         )
     return None, note
@@ -98,7 +98,7 @@ def _strays(file: Path, checkpoint: Checkpoint) -> Iterator[tuple[Path, Fields]]
             fields = _described(_parsed(_read(stray), stray.name), file, checkpoint)
             if fields is not None and Record(file, fields).changes(checkpoint):
                 yield stray, fields
-        except BadInput:  # it belongs to another file, and is not asked for
+        except (RescaleError, OSError):  # it belongs to another file, and is not asked for
             continue
 
 

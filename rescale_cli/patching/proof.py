@@ -92,11 +92,24 @@ def verify(
     after, before = open_checkpoint(patched, accept), open_checkpoint(original, accept)
     records, odd = find_records(after, None if record is None else Path(record))
     twins = partners(after, before)
-    if not records:
-        refuse_leftover(after)
-        # All that is not named must be equal, final layers with as many rows, too.
-        choice = HeadChoice(tuple(heads), only=bool(heads))
-        return _without_record(after, before, twins, choice)
+    # All that is not named must be equal, final layers with as many rows, too.
+    choice = HeadChoice(tuple(heads), only=bool(heads))
+    if records:
+        try:
+            return _with_records(after, before, twins, records, odd)
+        except NotProven:
+            if not any(record.stray for record in records):
+                raise
+            # The same head in another network: that record is not of this file.
+    refuse_leftover(after)
+    return _without_record(after, before, twins, choice)
+
+
+def _with_records(
+    after: Checkpoint, before: Checkpoint, twins: Mapping[str, Path], records: Sequence[Record],
+    odd: Sequence[str],
+) -> Proof:  # fmt: skip
+    """Prove that the heads changed as the records say, and that nothing else differs."""
     recorded = {record.file.name for record in records}
     compared = sum(
         _refuse_different(file, twins[file.name])

@@ -43,6 +43,8 @@ class Record:
     fields: Mapping[str, Any]
     sidecar: Path | None = None
     """Where it stands, if not in the patched file itself."""
+    stray: bool = False
+    """Whether it stands under another file's name, and was found by the hash of the head."""
 
     @property
     def inside(self) -> bool:

@@ -78,13 +78,15 @@ def revert(
     """
     patched, output = Path(patched), Path(output)
     checkpoint = open_checkpoint(patched, frozenset(accept_global))
-    given = None if record is None else Path(record)
-    records, odd = find_records(checkpoint, given)
-    original = None
+    original: Checkpoint | None = None
     if against is not None:
-        verify(patched, against, record=record, heads=heads, accept_global=accept_global)
+        proof = verify(patched, against, record=record, heads=heads, accept_global=accept_global)
         original = open_checkpoint(Path(against), frozenset(accept_global))
-    elif not records:
+        records, odd = proof.records, proof.notes
+    else:
+        found, said = find_records(checkpoint, None if record is None else Path(record))
+        records, odd = tuple(found), tuple(said)
+    if original is None and not records:
         refuse_leftover(checkpoint)
         raise NotProven(
             f"{patched.name} has no record of a re-scaling, so it cannot be taken back by itself",
@@ -96,7 +98,7 @@ def revert(
         _refuse_inputs(checkpoint, records, original, output)
         refuse_existing(output, replace=force, folder=checkpoint.path.is_dir())
         hashes = _write(checkpoint, backs, original, output, force)
-    return Reverted(output, hashes, tuple(records), tuple(odd))
+    return Reverted(output, hashes, records, odd)
 
 
 def _refuse_inputs(

@@ -110,7 +110,7 @@ def show_apply(applied: Applied) -> None:
     else:
         _show_written(patched)
     if left := left_behind_by(applied):
-        say(f"left behind, as it belongs to the training of the original: {_listed(left)}")
+        say(f"left behind, as it belongs to the model before: {_listed(left)}")
 
 
 def _show_written(patched: Patched) -> None:
