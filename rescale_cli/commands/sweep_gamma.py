@@ -11,7 +11,6 @@ import typer
 from rescale_cli import options
 from rescale_cli.options.data_options import DataOptions, refuse_without_model
 from rescale_cli.options.option_groups import spread
-from rescale_cli.options.record_options import RecordCommand, recorded_command
 from rescale_cli.options.sweep_options import (
     BiasPolicies,
     ChoiceOptions,
@@ -70,7 +69,6 @@ def sweep_gamma(
         bool,
         typer.Option("--require-gain", help="Exit 6 unless the verdict is helps."),
     ] = False,
-    record_command: RecordCommand = False,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -86,7 +84,7 @@ def sweep_gamma(
 
     if model is None:
         refuse_without_model(on, method, apply)
-    outputs = Outputs(output, csv, apply, force, recorded_command(record_command))
+    outputs = Outputs(output, csv, apply, force)
     outputs.check(model, counts, on, of)
     wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
     choice, tried = of.choice(counts), adjustments(method, normalize, bias)

@@ -14,6 +14,7 @@ from rescale_cli import options
 from rescale_cli.core.methods import BIAS_POLICIES, Adjustment
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
+from rescale_cli.options.record_options import RecordCommand
 
 if TYPE_CHECKING:
     from rescale_cli.patching.locate_head import HeadChoice
@@ -171,6 +172,7 @@ class HeadOptions:
             "--target-prior", metavar="FILE", help="Shares of the classes where the model is used."
         ),
     ] = None
+    record_command: RecordCommand = False
     accept_global: options.AcceptGlobal = None
 
     def named(self) -> HeadChoice:

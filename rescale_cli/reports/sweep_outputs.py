@@ -19,6 +19,7 @@ from rescale_cli.files.text_file import (
 )
 from rescale_cli.measures.markdown import escaped, markdown
 from rescale_cli.options.data_options import DataOptions
+from rescale_cli.options.record_options import recorded_command
 from rescale_cli.options.sweep_options import HeadOptions
 from rescale_cli.patching.patch import Patched, Target, apply_plan, refuse_source
 from rescale_cli.patching.plan import CountsChoice, make_plan
@@ -38,8 +39,6 @@ class Outputs:
     csv: Path | None
     apply: Path | None
     force: bool
-    command: str = ""
-    """The command line, if the record is to keep it."""
 
     def check(self, model: Path | None, counts: str, on: DataOptions, of: HeadOptions) -> None:
         """Stop before the work if one of them could not be written after it, or is read by it."""
@@ -79,7 +78,8 @@ class Outputs:
             adjustment, choice, of = decided
             checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
             plan = make_plan(checkpoint, choice, adjustment, heads=of.named())
-            patched = apply_plan(plan, Target(self.apply, self.force, command=self.command))
+            command = recorded_command(of.record_command)
+            patched = apply_plan(plan, Target(self.apply, self.force, command=command))
         write_texts(texts, force=self.force)
         return patched
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from rescale_cli.api import Applied, Inspected
 from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.summary import correlation
+from rescale_cli.json_text import clip
 from rescale_cli.patching.patch import Patched
 from rescale_cli.patching.plan import PlannedHead
 from rescale_cli.patching.proof import Proof
@@ -47,7 +48,7 @@ def show_inspect(found: Inspected) -> None:
         say(f"gauge ratio |sum w| / sum |w|: {head.gauge:.3f}")
     for record in found.records:
         for step in history(record):
-            source = f"source sha256 {str(step['source_sha256'])[:16]}…"
+            source = f"source sha256 {clip(str(step['source_sha256']), 17)}"
             say(f"re-scaled: {step['method']}, gamma {step['gamma']}, {source}")
     if contents.globals:
         say(f"the pickle names, unread and not run: {', '.join(contents.globals)}")
