@@ -595,3 +595,10 @@ def test_the_same_head_in_another_network_is_proven_by_itself(tmp_path: Path) ->
         revert(tmp_path / "o1.pth", tmp_path / "b.pth")
     back = revert(tmp_path / "o1.pth", tmp_path / "b.pth", against=tmp_path / "1.pth").output
     assert back.read_bytes() == (tmp_path / "1.pth").read_bytes()
+
+
+def test_a_folder_is_not_proven_against_a_file(run: Path) -> None:
+    output = patch(run, run.with_name("out"))
+    with pytest.raises(BadInput, match="is a folder"):
+        verify(output, run / "model.safetensors")
+    verify(output / "model.safetensors", run / "model.safetensors")

@@ -12,7 +12,7 @@ from rescale_cli.errors import NotProven, RescaleError, UsageError
 from rescale_cli.files.regular_file import read_whole
 from rescale_cli.formats import safetensors_file
 from rescale_cli.json_text import clip, parse_json
-from rescale_cli.patching.history import Fields, replaced, states
+from rescale_cli.patching.history import KEPT, Fields, replaced, states
 from rescale_cli.patching.record import (
     MAX_SIDECAR,
     Record,
@@ -52,7 +52,7 @@ def find_records(
                 raise UsageError(f"{file.name} carries its record", saw=saw, fix="omit --record")
             fields = _parsed(own.encode("utf-8", "surrogatepass"), file.name)
             found.append(Record(file, fields))
-            if _described(fields, file, checkpoint) is None:
+            if _Head(file, checkpoint).described_by(fields) is None:
                 odd.append(f"the head of {file.name} was changed after it was re-scaled")
             continue
         record, note = _outside(file, checkpoint, given)
@@ -69,34 +69,34 @@ def find_records(
 
 def _outside(file: Path, checkpoint: Checkpoint, given: Path | None) -> tuple[Record | None, str]:
     """The record of a file that does not carry one, and what is odd about it."""
-    sidecar, note = sidecar_of(file), ""
+    sidecar, note, head = sidecar_of(file), "", _Head(file, checkpoint)
     if given is not None:
-        fields = _described(_parsed(_read(given), given.name), file, checkpoint)
+        fields = head.described_by(_parsed(_read(given), given.name))
         return (Record(file, fields, given) if fields else None), note
     if sidecar.is_file():
-        fields = _described(_parsed(_read(sidecar), sidecar.name), file, checkpoint)
+        fields = head.described_by(_parsed(_read(sidecar), sidecar.name))
         if fields is not None:
             return Record(file, fields, sidecar), note
         note = f"{sidecar.name} describes another head than that of {file.name}"
-    for stray, fields in _strays(file, checkpoint):
+    for stray, fields in _strays(head):
         return Record(file, fields, stray, stray=True), note or (
             f"{file.name} has the head that {stray.name} describes, so that is its record"
         )
     return None, note
 
 
-def _strays(file: Path, checkpoint: Checkpoint) -> Iterator[tuple[Path, Fields]]:
+def _strays(head: _Head) -> Iterator[tuple[Path, Fields]]:
     """Records under other names in the folder of a file that describe its head.
 
     A record that changed nothing describes the head of the original, too, and does not count.
     """
-    own = sidecar_of(file)
-    for stray in islice(sorted(file.parent.glob("*.rescale.json")), _MOST_STRAYS):
+    own = sidecar_of(head.file)
+    for stray in islice(sorted(own.parent.glob("*.rescale.json")), _MOST_STRAYS):
         if stray == own or not stray.is_file():
             continue
         try:
-            fields = _described(_parsed(_read(stray), stray.name), file, checkpoint)
-            if fields is not None and Record(file, fields).changes(checkpoint):
+            fields = head.described_by(_parsed(_read(stray), stray.name))
+            if fields is not None and head.is_changed_by(fields):
                 yield stray, fields
         except (RescaleError, OSError):  # it belongs to another file, and is not asked for
             continue
@@ -120,23 +120,35 @@ def _parsed(data: bytes, name: str) -> Fields:
     return fields
 
 
-def _described(fields: Fields, file: Path, checkpoint: Checkpoint) -> Fields | None:
-    """The state of a record, this or an earlier one, that describes the head in the file."""
-    for record in (fields, *replaced(fields)):
-        for state in states(record):
-            if _describes(state, file, checkpoint):
-                return state
-    return None
+class _Head:
+    """The tensors of one file, against which records are held; each hash is taken once."""
 
+    def __init__(self, file: Path, checkpoint: Checkpoint) -> None:
+        self.file, self._checkpoint = file, checkpoint
+        self._known = {t.name: t for t in checkpoint.contents.tensors if t.file == file}
+        self._hashes: dict[tuple[str, ...], str] = {}
 
-def _describes(fields: Mapping[str, Any], file: Path, checkpoint: Checkpoint) -> bool:
-    """Whether the head in the file is, bit for bit, the one after the recorded re-scaling."""
-    known = {info.name: info for info in checkpoint.contents.tensors if info.file == file}
-    entries = fields.get("edits")
-    entries = entries if isinstance(entries, list) else []
-    names = [str(entry.get("tensor")) for entry in entries if isinstance(entry, dict)]
-    if not names or len(set(names)) != len(names):
-        return False
-    if not all(name in known and may_be_edited(known[name]) for name in names):
-        return False
-    return digest([known[name] for name in names]) == fields.get("head_sha256")
+    def described_by(self, fields: Fields) -> Fields | None:
+        """The state in a record, the last or an earlier one, whose head is, bit for bit, this."""
+        for record in (fields, *replaced(fields)):
+            for state in islice(states(record), KEPT + 1):
+                if self._is_of(state):
+                    return state
+        return None
+
+    def _is_of(self, fields: Mapping[str, Any]) -> bool:
+        entries = fields.get("edits")
+        entries = entries if isinstance(entries, list) else []
+        names = tuple(str(entry.get("tensor")) for entry in entries if isinstance(entry, dict))
+        if not names or len(set(names)) != len(names):
+            return False
+        known = self._known
+        if not all(name in known and may_be_edited(known[name]) for name in names):
+            return False
+        if names not in self._hashes:
+            self._hashes[names] = digest([known[name] for name in names])
+        return self._hashes[names] == fields.get("head_sha256")
+
+    def is_changed_by(self, fields: Fields) -> bool:
+        """Whether the record says that any row was scaled or shifted."""
+        return Record(self.file, fields).changes(self._checkpoint)

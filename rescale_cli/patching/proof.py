@@ -18,7 +18,7 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.tensor_info import TensorInfo
-from rescale_cli.errors import BadCounts, NotProven, UsageError
+from rescale_cli.errors import BadCounts, BadInput, NotProven, UsageError
 from rescale_cli.files.hashing import sha256_of
 from rescale_cli.files.regular_file import opened
 from rescale_cli.finding.find_head import HeadKeys
@@ -317,6 +317,12 @@ def _prove_side_files(after: Checkpoint, before: Checkpoint) -> int:
     patched, original = after.path, before.path
     if not patched.is_dir():
         return 0
+    if not original.is_dir():
+        raise BadInput(
+            f"{patched} is a folder, and {original} is a file",
+            saw="side files with nothing to compare them with",
+            fix=f"give the folder (--against DIR), or verify {after.contents.files[0]} alone",
+        )
     weights = [file.relative_to(patched) for file in after.contents.files]
     proven = {name for file in weights for name in (file, sidecar_of(file), undo_file_of(file))}
     stale, compared = left_behind(before), 0

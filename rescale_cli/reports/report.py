@@ -116,7 +116,8 @@ def stale_beside(applied: Applied) -> list[tuple[str, str]]:
     if patched is None or patched.output != plan.checkpoint.path or not plan.left_behind:
         return []
     names = ", ".join(entry.name for entry in plan.left_behind)
-    return [("training-state", f"{names}: still of the model before; do not train on from there")]
+    text = f"{names}: of the model before it was re-scaled; do not resume training from these"
+    return [("training-state", text)]
 
 
 def about_records(records: Sequence[Record], notes: Sequence[str]) -> list[tuple[str, str]]:
