@@ -511,7 +511,7 @@ def test_of_a_run_what_holds_for_the_re_scaled_model_is_copied(run: Path, capsys
     kept = {"model.safetensors", "config.json", "counts.json", "notes.txt"}
     assert {entry.name for entry in output.iterdir()} == kept
     assert {entry.name for entry in run.iterdir()} == kept | set(STALE), "nothing is lost"
-    verify(output, run)
+    assert [str(entry) for entry in verify(output, run).left_behind] == STALE
     back = revert(output, run.with_name("back")).output
     assert (back / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     assert main([*words, "--force"]) == 0

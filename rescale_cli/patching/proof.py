@@ -60,6 +60,8 @@ class Proof:
     """(C,): what was added to its bias."""
     notes: tuple[str, ...] = ()
     """What is odd about the records."""
+    left_behind: tuple[Path, ...] = ()
+    """Training state of the original that the patched folder does not have, as paths below it."""
 
 
 def verify(
@@ -117,12 +119,13 @@ def _with_records(
         if file.name not in recorded
     )
     proven = [_prove_file(record, twins[record.file.name], before) for record in records]
-    compared += sum(size for _, size in proven) + _prove_side_files(after, before)
+    beside, missing = _prove_side_files(after, before)
+    compared += sum(size for _, size in proven) + beside
     update = proven[0][0].heads[0].row_update
     return Proof(
         tuple(records), compared, {r.file.name: _sha256(r.file) for r in records},
         records[0].text("source_sha256"), tuple(records[0].fields["head"]),
-        update.scale, update.shift, tuple(odd),
+        update.scale, update.shift, tuple(odd), missing,
     )  # fmt: skip
 
 
@@ -152,13 +155,13 @@ def _without_record(
         edits = {_place(e.info): e for head in found for e in head.edits if e.info.file == twin}
         with opened(twin) as src, opened(mine) as dst:
             compared += _prove_bytes(src, dst, (twin, before), list(edits.values()), (0, 0))
-    first = found[0]
+    first, (beside, missing) = found[0], _prove_side_files(after, before)
     home = before.tensor(first.keys.weight).file
     return Proof(
-        (), compared + _prove_side_files(after, before),
+        (), compared + beside,
         {file.name: _sha256(file) for file in after.contents.files},
         _sha256(home), tuple(describe_keys(head.keys, head.dtype) for head in found),
-        first.factors, first.shifts,
+        first.factors, first.shifts, (), missing,
     )  # fmt: skip
 
 
@@ -309,14 +312,14 @@ def _planned(record: Record, before: Checkpoint) -> Plan:
     return Plan(before, tuple(heads), counts, adjustment)
 
 
-def _prove_side_files(after: Checkpoint, before: Checkpoint) -> int:
-    """Every other file of a folder is the original's; the bytes compared.
+def _prove_side_files(after: Checkpoint, before: Checkpoint) -> tuple[int, tuple[Path, ...]]:
+    """Every other file of a folder is the original's; the bytes compared, and what is missing.
 
     Training state of the original may be missing: `apply` leaves it behind.
     """
     patched, original = after.path, before.path
     if not patched.is_dir():
-        return 0
+        return 0, ()
     if not original.is_dir():
         raise BadInput(
             f"{patched} is a folder, and {original} is a file",
@@ -325,13 +328,15 @@ def _prove_side_files(after: Checkpoint, before: Checkpoint) -> int:
         )
     weights = [file.relative_to(patched) for file in after.contents.files]
     proven = {name for file in weights for name in (file, sidecar_of(file), undo_file_of(file))}
-    stale, compared = left_behind(before), 0
+    stale = left_behind(before)
+    missing = [
+        entry for entry in stale if not os.path.lexists(patched / entry.relative_to(original))
+    ]
+    compared = 0
     for name in sorted({*_files_in(patched), *_files_in(original)} - proven):
-        missing = not os.path.lexists(patched / name)
-        if missing and any((original / name).is_relative_to(entry) for entry in stale):
-            continue
-        compared += _refuse_different(patched / name, original / name)
-    return compared
+        if not any((original / name).is_relative_to(entry) for entry in missing):
+            compared += _refuse_different(patched / name, original / name)
+    return compared, tuple(entry.relative_to(original) for entry in missing)
 
 
 def _files_in(folder: Path) -> Iterator[Path]:

@@ -172,6 +172,7 @@ def verify_result(patched: Path, original: Path, proof: Proof) -> dict[str, Any]
         "record": _place(proof.records),
         "factors": proof.factors.tolist(),
         "shifts": proof.shifts.tolist(),
+        "left_behind": [str(entry) for entry in proof.left_behind],
         "method": fields.get("method"),
         "gamma": fields.get("gamma"),
         "normalize": fields.get("normalize"),

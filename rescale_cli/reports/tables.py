@@ -203,6 +203,8 @@ def show_verify(result: Mapping[str, Any], proof: Proof) -> None:
     else:
         say(f"{pair} with the head {heads} changed as follows, and nothing else")
         say(_read_off_table(proof))
+    if proof.left_behind:
+        say(f"not in the patched folder: {_listed(proof.left_behind)} (of the model before)")
     say(f"{result['bytes_compared']:,} bytes compared")
 
 
