@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescale_cli.errors import NeedsDecision, OutputExists, UsageError
-from rescale_cli.files.output_folder import copy_file, copy_folder, refuse_other_tree
+from rescale_cli.errors import BadCheckpoint, NeedsDecision, OutputExists, UsageError
+from rescale_cli.files.output_folder import (
+    copy_file,
+    copy_folder,
+    refuse_other_tree,
+    sha256_in_cache,
+)
 from rescale_cli.files.staging import Staging, refuse_existing, status, system_errors, write_new
 from rescale_cli.files.text_file import identities
 from rescale_cli.patching.patched_file import Written, refuse_wrong_crc, write_changed
@@ -95,7 +100,7 @@ class _Part:
 
 def _patched(output: Path, parts: list[_Part]) -> Patched:
     changed = sum(part.writer.bytes_changed for part in parts)
-    record = parts[0].writer.fields(parts[0].written.source_sha256)
+    record = parts[0].writer.fields(parts[0].written.digest)
     return Patched(output, {part.final: part.written for part in parts}, changed, record)
 
 
@@ -111,7 +116,7 @@ def _stage(plan: Plan, source: Path, final: Path, staging: Staging, target: Targ
     main = staging.aside(final)
     written = _write_main(plan, source, main, writer)
     if beside is not None:
-        write_new(beside, writer.text(written.source_sha256, indent=2).encode(), like=source)
+        write_new(beside, writer.text(written.digest, indent=2).encode(), like=source)
     return _Part(final, written, writer)
 
 
@@ -122,7 +127,7 @@ def _write(plan: Plan, source: Path, aside: Path, final: Path, target: Target) -
     if writer.undo_beside is not None:
         write_new(undo_file_of(aside), writer.undo_beside, like=source)
     if not writer.inside:
-        text = writer.text(written.source_sha256, indent=2)
+        text = writer.text(written.digest, indent=2)
         write_new(sidecar_of(aside), text.encode(), like=source)
     return _Part(final, written, writer)
 
@@ -130,7 +135,15 @@ def _write(plan: Plan, source: Path, aside: Path, final: Path, target: Target) -
 def _write_main(plan: Plan, source: Path, aside: Path, writer: RecordWriter) -> Written:
     checksums = [c for c in plan.checkpoint.contents.checksums if c.file == source]
     header = writer.header if writer.inside else None
-    return write_changed(source, aside, plan.edits_of(source), checksums, header)
+    written = write_changed(source, aside, plan.edits_of(source), checksums, header)
+    promised = sha256_in_cache(source)
+    if promised not in (None, written.source_sha256):
+        raise BadCheckpoint(
+            f"{source.name} is damaged: it is not what the Hugging Face cache says it is",
+            saw=f"sha256 {written.source_sha256} in the file {source.resolve()}",
+            fix=f"remove {source.resolve()} and download the model again",
+        )
+    return written
 
 
 def _in_place(plan: Plan, target: Target) -> Patched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ import numpy as np
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.errors import BadCounts, NotProven, UsageError
-from rescale_cli.files.hashing import sha256_of
+from rescale_cli.errors import BadCounts, NotProven, RescaleError, UsageError
+from rescale_cli.files.hashing import TreeHashing
 from rescale_cli.files.regular_file import opened
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import HeaderEdit, read_header
 from rescale_cli.json_text import clip
 from rescale_cli.patching.byte_proof import crc32_of, prove
+from rescale_cli.patching.patched_file import Written, affected
 from rescale_cli.patching.plan import Plan, plan_head
 from rescale_cli.patching.record import (
     Record,
@@ -33,6 +35,12 @@ from rescale_cli.patching.record import (
 )
 from rescale_cli.patching.record_writer import describe
 from rescale_cli.patching.rewrite import RowScaling, regions
+from rescale_cli.patching.source_digest import (
+    found_digest,
+    hash_file,
+    is_tree,
+    recorded_digest,
+)
 
 #: How far a factor in the record may be from the formula: another machine's pow() may differ.
 _TOLERANCE = 1e-12
@@ -48,6 +56,8 @@ class Proof:
     """Bytes outside headers, of all files."""
     sha256: Mapping[str, str]
     """Patched file name -> its SHA-256."""
+    source_sha256: str
+    """Of the original of the first of them."""
 
 
 def verify(
@@ -81,14 +91,12 @@ def verify(
     for name, twin in partners.items():
         if name not in {record.file.name for record in records}:
             _refuse_different(after.contents.files, name, twin)
-    compared = sum(_prove_file(record, partners[record.file.name], before) for record in records)
+    proven = [_prove_file(record, partners[record.file.name], before) for record in records]
+    compared = sum(part.compared for part in proven)
     if patched.is_dir():
         compared += _prove_side_files(patched, original, records)
-    hashes = {}
-    for record in records:
-        with opened(record.file) as fd:
-            hashes[record.file.name] = sha256_of(fd)
-    return Proof(tuple(records), compared, hashes)
+    hashes = {r.file.name: part.sha256 for r, part in zip(records, proven, strict=True)}
+    return Proof(tuple(records), compared, hashes, proven[0].source_sha256)
 
 
 def _partners(after: Checkpoint, before: Checkpoint) -> dict[str, Path]:
@@ -106,28 +114,53 @@ def _partners(after: Checkpoint, before: Checkpoint) -> dict[str, Path]:
     return found
 
 
-def _prove_file(record: Record, original: Path, before: Checkpoint) -> int:
-    """Hold one patched file against its original and its record; the bytes compared."""
-    with opened(original) as src, opened(record.file) as dst:
-        wanted = record.text("source_sha256")
-        if sha256_of(src) != wanted:
-            raise NotProven(
-                f"{original.name} is not the file that was patched",
-                saw=f"its sha256 is not {wanted[:16]}…, which the record names",
-                fix="give the file that was patched: --against ORIGINAL",
-            )
-        stretches = regions(_proven_edits(record, original, before))
-        starts = _prove_header(record, original)
-        checks = [check for check in before.contents.checksums if check.file == original]
-        mended: dict[int, bytes] = {}
-        for check in checks:
-            if any(check.start < r.stop and r.start < check.stop for r in stretches):
-                crc = crc32_of(dst, check.start, check.stop).to_bytes(4, "little")
-                mended |= dict.fromkeys(check.at, crc)
-        compared = prove(src, dst, starts, stretches, mended)
+@dataclass(frozen=True, slots=True)
+class _Proven:
+    compared: int
+    sha256: str
+    source_sha256: str
+
+
+def _prove_file(record: Record, original: Path, before: Checkpoint) -> _Proven:
+    """Compare one patched file with its original and its record."""
+    with opened(original) as src:
+        wanted = recorded_digest(record)
+        tree = TreeHashing(src) if is_tree(wanted) else None
+        try:
+            proven = _prove_bytes(record, original, before)
+        except RescaleError:
+            # Another original explains everything else that may be wrong.
+            _refuse_other(original, wanted, hash_file(original, wanted))
+            raise
+        digest = tree.result() if tree else ""
+        _refuse_other(original, wanted, Written(proven.source_sha256, digest=digest))
     if record.fields.get("record_sha256") != seal(record.fields):
         raise damaged("it is not as it was written")
-    return compared
+    return proven
+
+
+def _refuse_other(original: Path, wanted: str, hashed: Written) -> None:
+    if found_digest(hashed) != wanted:
+        raise NotProven(
+            f"{original.name} is not the file that was patched",
+            saw=f"the record names {wanted}, but the file has {found_digest(hashed)}",
+            fix="give the file that was patched: --against ORIGINAL",
+        )
+
+
+def _prove_bytes(record: Record, original: Path, before: Checkpoint) -> _Proven:
+    """Compare the bytes, and hash both files meanwhile."""
+    stretches = regions(_proven_edits(record, original, before))
+    starts = _prove_header(record, original)
+    hashes = hashlib.sha256(), hashlib.sha256()
+    with opened(original) as src, opened(record.file) as dst:
+        checks = [check for check in before.contents.checksums if check.file == original]
+        mended: dict[int, bytes] = {}
+        for check in affected(checks, stretches):
+            crc = crc32_of(dst, check.start, check.stop).to_bytes(4, "little")
+            mended |= dict.fromkeys(check.at, crc)
+        compared = prove(src, dst, starts, stretches, mended, hashes)
+    return _Proven(compared, hashes[1].hexdigest(), hashes[0].hexdigest())
 
 
 def _prove_header(record: Record, original: Path) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import numpy as np
 import rescale_cli
 from rescale_cli.checkpoints.tensor_bytes import blocks
 from rescale_cli.errors import BadHead, BadInput
+from rescale_cli.files.hashing import NO_DIGEST
 from rescale_cli.files.regular_file import opened, read_whole
 from rescale_cli.formats import safetensors_file
 from rescale_cli.formats.safetensors_file import HeaderEdit, plan_edit, read_header
@@ -35,7 +36,7 @@ from rescale_cli.patching.undo import UndoWriter
 
 @dataclass(frozen=True, slots=True)
 class RecordWriter:
-    """Everything of a record but the source's sha256, which is known last."""
+    """Everything of a record but the digest of the source, which is known last."""
 
     base: Mapping[str, Any]
     bytes_changed: int
@@ -74,26 +75,26 @@ class RecordWriter:
         """Whether the record stands in the file itself."""
         return self.edit is not None
 
-    def fields(self, source_sha256: str) -> dict[str, Any]:
+    def fields(self, source_digest: str) -> dict[str, Any]:
         """The record as a JSON object."""
-        fields = {**self.base, "source_sha256": source_sha256}
+        fields = {**self.base, "source_digest": source_digest}
         return fields | {"record_sha256": seal(fields)}
 
-    def text(self, source_sha256: str, indent: int | None = None) -> str:
+    def text(self, source_digest: str, indent: int | None = None) -> str:
         """The record as JSON."""
-        fields = self.fields(source_sha256)
+        fields = self.fields(source_digest)
         return dump(fields) if indent is None else json.dumps(fields, indent=indent) + "\n"
 
-    def header(self, source_sha256: str) -> tuple[bytes, bytes]:
+    def header(self, source_digest: str) -> tuple[bytes, bytes]:
         """The file's first bytes, up to the data: before, and with the record.
 
-        The length is the same for every sha256.
+        The length is the same for every digest.
 
         Raises:
             BadHead: the header would become larger than the format allows.
         """
         assert self.edit is not None
-        new = self.edit.insert(self.old_header, self.text(source_sha256))
+        new = self.edit.insert(self.old_header, self.text(source_digest))
         if len(new) > safetensors_file.MAX_HEADER:
             raise BadHead(
                 "the header has no room for the record",
@@ -150,7 +151,7 @@ def _facts(plan: Plan, source: Path, edits: Sequence[RowScaling], command: str) 
             for edit in edits
         ],
         "source": source.name,
-        "source_sha256": "0" * 64,
+        "source_digest": NO_DIGEST,
     }
 
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.errors import BadInput, NotProven
-from rescale_cli.files.hashing import sha256_of
 from rescale_cli.files.output_folder import copy_file, copy_folder, refuse_other_tree
-from rescale_cli.files.regular_file import opened, read_whole
+from rescale_cli.files.regular_file import read_whole
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors, write_new
 from rescale_cli.files.text_file import refuse_input
 from rescale_cli.formats.safetensors_file import read_header
@@ -22,6 +22,12 @@ from rescale_cli.patching.patch import files_beside, refuse_source
 from rescale_cli.patching.patched_file import Written, write_changed
 from rescale_cli.patching.proof import header_edit, verify
 from rescale_cli.patching.record import Record, damaged, find_records, sidecar_of, undo_file_of
+from rescale_cli.patching.source_digest import (
+    found_digest,
+    hash_file,
+    is_tree,
+    recorded_digest,
+)
 from rescale_cli.patching.undo import Restoring, restorings
 
 _MAX_UNDO = 8 << 30
@@ -103,18 +109,17 @@ def _restore(
     checkpoint: Checkpoint, record: Record, aside: Path, sidecar: Path, against: Path | None
 ) -> Written:
     """Write one file as it was, and the record that was beside it before."""
-    wanted = record.text("source_sha256")
+    wanted = recorded_digest(record)
     if against is not None:
         original = against / record.file.name if against.is_dir() else against
         copy_file(original, aside)
-        with opened(aside) as fd:
-            written = Written(sha256_of(fd), wanted)
+        written = hash_file(aside, wanted)
     else:
-        written = _undone(checkpoint, record, aside)
-    if written.sha256 != wanted:
+        written = _undone(checkpoint, record, aside, "target" if is_tree(wanted) else "neither")
+    if found_digest(written) != wanted:
         raise NotProven(
             f"what comes out of {record.file.name} is not the original",
-            saw=f"sha256 {written.sha256[:16]}…, not {wanted[:16]}…",
+            saw=f"its digest is {found_digest(written)}, not {wanted}",
             fix="the patched file was changed since; use the original: --against ORIGINAL",
         )
     previous = record.fields.get("previous")
@@ -123,16 +128,19 @@ def _restore(
     return written
 
 
-def _undone(checkpoint: Checkpoint, record: Record, aside: Path) -> Written:
+def _undone(
+    checkpoint: Checkpoint, record: Record, aside: Path, digest_of: Literal["target", "neither"]
+) -> Written:
     edits = [edit for edit in record.edits(checkpoint) if edit.info.file == record.file]
     undo: Sequence[Restoring] = restorings(_undo_part(record), edits)
     checks = [check for check in checkpoint.contents.checksums if check.file == record.file]
     if not record.inside:
-        return write_changed(record.file, aside, undo, checks)
+        return write_changed(record.file, aside, undo, checks, digest_of=digest_of)
     new, _ = read_header(record.file)
     old = header_edit(record).remove(new)
     framed = tuple(len(text).to_bytes(8, "little") + text for text in (new, old))
-    return write_changed(record.file, aside, undo, checks, lambda _: (framed[0], framed[1]))
+    header = framed[0], framed[1]
+    return write_changed(record.file, aside, undo, checks, lambda _: header, digest_of)
 
 
 def _undo_part(record: Record) -> bytes:

@@ -65,7 +65,7 @@ def history(record: Record) -> list[dict[str, Any]]:
                 key: fields.get(key)
                 for key in (
                     "method", "gamma", "normalize", "bias_policy", "temperature", "counts_source",
-                    "source", "source_sha256", "version", "command",
+                    "source", "source_sha256", "source_digest", "version", "command",
                 )
             }
             | {"file": record.file.name}
@@ -134,7 +134,7 @@ def verify_result(patched: Path, original: Path, proof: Proof) -> dict[str, Any]
         "original": str(original),
         "bytes_compared": proof.bytes_compared,
         "sha256": dict(proof.sha256),
-        "source_sha256": fields.get("source_sha256"),
+        "source_sha256": proof.source_sha256,
         "head": list(fields.get("head", [])),
         "method": fields.get("method"),
         "gamma": fields.get("gamma"),
