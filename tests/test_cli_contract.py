@@ -535,7 +535,7 @@ def test_the_values_of_choices_are_listed_in_the_help(capsys: Capture) -> None:
 # --------------------------------------------------------------------------- a damaged record
 
 
-@pytest.mark.parametrize("key", ["gamma", "method", "source_sha256", "version"])
+@pytest.mark.parametrize("key", ["gamma", "method", "source_digest", "version"])
 @pytest.mark.parametrize("command", ["inspect", "revert", "verify"])
 def test_a_record_that_lacks_a_field_never_is_a_bug_of_ours(
     key: str, command: str, work: Path, capsys: Capture

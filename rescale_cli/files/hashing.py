@@ -1,8 +1,9 @@
-"""The SHA-256 of large files, beside other work.
+"""The digest of a large file that many cores can compute: a tree of SHA-256.
 
-The record of a re-scaling holds the hash of the source, and the hash of the output covers the
-record: one has to follow the other, and together they take longer than all the rest. So the first
-one begins as soon as the source is known, even before the rest of the tool is loaded.
+One SHA-256 over a whole file keeps one core busy and cannot be divided. The record of a re-scaling
+stands in the header of the output and names its source, so the SHA-256 of the output could only
+begin once that of the source was known. The digest here is known sooner, because all cores compute
+it, and they begin as soon as the source is known, even before the rest of the tool is loaded.
 """
 
 from __future__ import annotations
@@ -11,37 +12,49 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import cycle
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
 
 from rescale_cli.files.regular_file import page_buffer
 
-T = TypeVar("T")
+#: The name of the digest, and what its text begins with.
+TREE = "sha256-tree-16MiB:"
+BLOCK = 16 << 20
+#: A digest of the same length as any other.
+NO_DIGEST = TREE + "0" * 64
 
 _LARGE = 64 << 20
-#: Small enough to stay in a cache between being read and being hashed.
-_CHUNK = 4 << 20
-_begun: dict[tuple[int, ...], Hashing] = {}
+#: Bytes read at once; each thread has one buffer of this size.
+_STEP = 1 << 20
+_MOST_THREADS = 16
+_begun: dict[tuple[int, ...], TreeHashing] = {}
 
 
-class Hashing:
-    """The SHA-256 of an open file, in hexadecimal.
+class TreeHashing:
+    """The tree digest of an open file, computed by threads on all cores.
+
+    The file is divided into blocks of 16 MiB, of which the last may be shorter. The digest is
+    "sha256-tree-16MiB:" and the SHA-256, in hexadecimal, of the SHA-256 values of all blocks (32
+    bytes each, in order). An empty file has no blocks.
 
     Args:
         fd: a descriptor; it is duplicated, so the file may be closed meanwhile.
     """
 
     def __init__(self, fd: int) -> None:
-        self._fd, self._stop = os.dup(fd), threading.Event()
+        self._fd, self._stop, self._lock = os.dup(fd), threading.Event(), threading.Lock()
+        self._digests = [b""] * -(-os.fstat(fd).st_size // BLOCK)
+        self._todo = iter(range(len(self._digests)))
+        self._error: BaseException | None = None
         self._result: Future[str] = Future()
-        # Daemons: a command that ends in an error does not wait for them.
-        threading.Thread(target=self._run, daemon=True).start()
+        self._working = max(1, min(len(self._digests), _cores(), _MOST_THREADS))
+        for _ in range(self._working):
+            # Daemons: a command that ends in an error does not wait for them.
+            threading.Thread(target=self._run, daemon=True).start()
 
     def result(self) -> str:
-        """Wait for it.
+        """Wait for the digest.
 
         Raises:
             OSError: the file could not be read.
@@ -54,12 +67,45 @@ class Hashing:
 
     def _run(self) -> None:
         try:
-            self._result.set_result(sha256_of(self._fd, self._stop))
+            buffer = page_buffer(_STEP)
+            while not self._stop.is_set() and (number := self._next()) is not None:
+                self._digests[number] = _block_digest(self._fd, number * BLOCK, buffer)
         except BaseException as error:
-            self._result.set_exception(error)
-        finally:
-            with contextlib.suppress(OSError):  # it was opened for reading: nothing can be lost
-                os.close(self._fd)
+            self._error = error
+        with self._lock:
+            self._working -= 1
+            if not self._working:
+                self._finish()
+
+    def _next(self) -> int | None:
+        with self._lock:
+            return None if self._error else next(self._todo, None)
+
+    def _finish(self) -> None:
+        with contextlib.suppress(OSError):  # it was opened for reading: nothing can be lost
+            os.close(self._fd)
+        if self._error is not None:
+            self._result.set_exception(self._error)
+        else:
+            self._result.set_result(TREE + hashlib.sha256(b"".join(self._digests)).hexdigest())
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _block_digest(fd: int, start: int, buffer: memoryview) -> bytes:
+    """The SHA-256 of the block that begins at `start`."""
+    digest, stop = hashlib.sha256(), start + BLOCK
+    while start < stop:
+        count = os.preadv(fd, [buffer[: stop - start]], start)
+        if not count:
+            break
+        digest.update(buffer[:count])
+        start += count
+    return digest.digest()
 
 
 def begin(words: Sequence[str]) -> None:
@@ -74,55 +120,18 @@ def begin(words: Sequence[str]) -> None:
         with contextlib.suppress(OSError, ValueError):
             if Path(word).is_file() and Path(word).stat().st_size >= _LARGE:
                 with Path(word).open("rb") as file:
-                    _begun[_identity(file.fileno())] = Hashing(file.fileno())
+                    _begun[_identity(file.fileno())] = TreeHashing(file.fileno())
                 return
 
 
-def hashing_of(fd: int) -> Hashing:
+def hashing_of(fd: int) -> TreeHashing:
     """The hashing of an open file: the one that was begun, if the file is still the same."""
-    return _begun.pop(_identity(fd), None) or Hashing(fd)
+    return _begun.pop(_identity(fd), None) or TreeHashing(fd)
 
 
 def _identity(fd: int) -> tuple[int, ...]:
     status = os.fstat(fd)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def sha256_of(fd: int, stop: threading.Event | None = None) -> str:
-    """The SHA-256 of a whole file, in hexadecimal; cut short if `stop` is set."""
-    digest = hashlib.sha256()
-    for block in _one_ahead(_blocks(fd)):
-        if stop is not None and stop.is_set():
-            break
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(fd: int, wait: Callable[[int], None] = lambda to: None) -> Iterator[memoryview]:
-    """The bytes of a file, in order; a block is good until the next but one.
-
-    Args:
-        fd: the file.
-        wait: called with the end of each block before it is read.
-    """
-    buffers, at = cycle([page_buffer(_CHUNK), page_buffer(_CHUNK)]), 0
-    while True:
-        buffer = next(buffers)
-        wait(at + _CHUNK)
-        count = os.preadv(fd, [buffer], at)
-        if not count:
-            return
-        at += count
-        yield buffer[:count]
-
-
-def _one_ahead(blocks: Iterator[T]) -> Iterator[T]:
-    """Make the next block in a thread of its own while one is used: reading takes no time then."""
-    with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(next, blocks, None)
-        while (block := following.result()) is not None:
-            following = reader.submit(next, blocks, None)
-            yield block
 
 
 class Front:
@@ -153,12 +162,3 @@ class Front:
             self._changed.wait_for(lambda: self._at >= to or self._given_up)
             if self._given_up:
                 raise RuntimeError("the writing was given up")
-
-
-def sha256_behind(fd: int, size: int, front: Front, headed: Future[bytes]) -> str:
-    """The SHA-256 of a file of our own making, computed behind the front of its writing."""
-    headed.result()
-    digest = hashlib.sha256()
-    for block in _one_ahead(_blocks(fd, lambda to: front.wait(min(to, size)))):
-        digest.update(block)
-    return digest.hexdigest()

@@ -72,6 +72,19 @@ def leads_home(file: Path, folder: Path) -> bool:
     for snapshot in (home, *home.parents):
         if snapshot.parent.name == "snapshots":
             return real.parent == snapshot.parent.parent / "blobs"
+    return _is_blob(real)
+
+
+def sha256_in_cache(file: Path) -> str | None:
+    """The SHA-256 by which the Hugging Face cache names a file; None for any other file.
+
+    Only the large files of a repository have such a name; the others are named by git's hash.
+    """
+    real = file.resolve()
+    return real.name if _is_blob(real) and len(real.name) == 64 else None
+
+
+def _is_blob(real: Path) -> bool:
     repository = re.match(r"(models|datasets|spaces)--", real.parent.parent.name)
     blob = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", real.name)
     return real.parent.name == "blobs" and repository is not None and blob is not None

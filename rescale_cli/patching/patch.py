@@ -9,8 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rescale_cli.errors import NeedsDecision, OutputExists, UsageError
-from rescale_cli.files.output_folder import copy_file, copy_folder, refuse_other_tree
+from rescale_cli.errors import BadCheckpoint, NeedsDecision, OutputExists, UsageError
+from rescale_cli.files.output_folder import (
+    copy_file,
+    copy_folder,
+    refuse_other_tree,
+    sha256_in_cache,
+)
 from rescale_cli.files.staging import Staging, refuse_existing, status, system_errors, write_new
 from rescale_cli.files.text_file import identities
 from rescale_cli.patching.patched_file import Written, refuse_wrong_crc, write_changed
@@ -99,7 +104,7 @@ class _Part:
     def beside(self) -> Iterator[tuple[Path, str]]:
         """The files that belong to it, with their SHA-256."""
         if not self.writer.inside:
-            text = self.writer.sidecar(self.written.source_sha256)
+            text = self.writer.sidecar(self.written.digest)
             yield sidecar_of(self.final), hashlib.sha256(text).hexdigest()
         if self.writer.undo_beside is not None:
             yield undo_file_of(self.final), hashlib.sha256(self.writer.undo_beside).hexdigest()
@@ -107,7 +112,7 @@ class _Part:
 
 def _patched(output: Path, parts: list[_Part], others: Mapping[Path, str | None]) -> Patched:
     changed = sum(part.writer.bytes_changed for part in parts)
-    record = parts[0].writer.fields(parts[0].written.source_sha256)
+    record = parts[0].writer.fields(parts[0].written.digest)
     written = {part.final: part.written for part in parts}
     beside = {file: sha for part in parts for file, sha in part.beside()}
     return Patched(output, written, changed, record, {**beside, **others})
@@ -131,7 +136,7 @@ def _stage(plan: Plan, source: Path, final: Path, staging: Staging, target: Targ
     records += [(staging.then(sidecar), [])] if old else []
     written = _write_main(plan, source, main, writer)
     for aside, replaced in records:
-        write_new(aside, writer.sidecar(written.source_sha256, replaced), like=source)
+        write_new(aside, writer.sidecar(written.digest, replaced), like=source)
     return _Part(final, written, writer)
 
 
@@ -142,14 +147,22 @@ def _write(plan: Plan, source: Path, aside: Path, final: Path, target: Target) -
     if writer.undo_beside is not None:
         write_new(undo_file_of(aside), writer.undo_beside, like=source)
     if not writer.inside:
-        write_new(sidecar_of(aside), writer.sidecar(written.source_sha256), like=source)
+        write_new(sidecar_of(aside), writer.sidecar(written.digest), like=source)
     return _Part(final, written, writer)
 
 
 def _write_main(plan: Plan, source: Path, aside: Path, writer: RecordWriter) -> Written:
     checksums = [c for c in plan.checkpoint.contents.checksums if c.file == source]
     header = writer.header if writer.inside else None
-    return write_changed(source, aside, plan.edits_of(source), checksums, header)
+    written = write_changed(source, aside, plan.edits_of(source), checksums, header)
+    promised = sha256_in_cache(source)
+    if promised not in (None, written.source_sha256):
+        raise BadCheckpoint(
+            f"{source.name} is damaged: it is not what the Hugging Face cache says it is",
+            saw=f"sha256 {written.source_sha256} in the file {source.resolve()}",
+            fix=f"remove {source.resolve()} and download the model again",
+        )
+    return written
 
 
 def _in_place(plan: Plan, target: Target) -> Patched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections import deque
@@ -10,29 +11,37 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from rescale_cli.errors import BadCheckpoint
-from rescale_cli.files.hashing import Front, Hashing, hashing_of, sha256_behind
+from rescale_cli.files.hashing import NO_DIGEST, Front, TreeHashing, hashing_of
 from rescale_cli.files.kernel_copy import copy_bytes
 from rescale_cli.files.regular_file import opened, read_at
 from rescale_cli.formats._interface import Checksum
 from rescale_cli.json_text import clip
-from rescale_cli.patching.byte_proof import crc32_of, differs, prove
+from rescale_cli.patching.byte_proof import (
+    changed_parts,
+    compare,
+    crc32_of,
+    differs,
+    prove_changed,
+)
 from rescale_cli.patching.rewrite import Edit, Region, regions
 
 T = TypeVar("T")
 
-#: Gives the header of the source and that of the target, for the sha256 of the source.
+#: Gives the header of the source and that of the target, for the tree digest of the source.
 HeaderChange = Callable[[str], tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What came of it."""
+    """The hashes of what was read and written; empty where they were not asked for."""
 
     sha256: str
-    source_sha256: str
+    source_sha256: str = ""
+    digest: str = ""
+    """The tree digest (see `TreeHashing`) of the file that was asked for."""
 
 
 def write_changed(
@@ -41,13 +50,15 @@ def write_changed(
     edits: Sequence[Edit],
     checksums: Sequence[Checksum] = (),
     header: HeaderChange | None = None,
+    digest_of: Literal["source", "target", "neither"] = "source",
 ) -> Written:
     """Copy `source` to the new file `target`, change the edits' tensors, and prove the result.
 
-    The target is hashed behind the front of the copying, once its header is there, which holds the
-    sha256 of the source. When this returns, the target is on the disk,
-    every byte of it has been read back, and it has the mode of the source. Memory use does not
-    depend on the size of the file.
+    All cores compute the tree digest of the source while the kernel copies. The header, which holds
+    that digest, is written next; then both files are read once, behind the front of the copying, to
+    be compared and hashed side by side. When this returns, the target is on the disk, every byte of
+    it has been read back, and it has the mode of the source. Memory use does not depend on the size
+    of the file.
 
     Args:
         source: opened read-only.
@@ -55,36 +66,62 @@ def write_changed(
         edits: what changes; offsets are those of the source.
         checksums: of the source; those over changed bytes are mended.
         header: for formats whose header carries the record.
+        digest_of: the file whose tree digest is wanted. Only for "source" is the source hashed.
 
     Raises:
         NotProven: what was read back is not what was to be written.
         OSError: the system refused something.
     """
     with opened(source) as src, _created(target) as dst, _Background() as background:
-        source_hash, front = background.hash(src), background.front
-        before, after = (len(text) for text in header("0" * 64)) if header else (0, 0)
+        digest = background.hash(src) if digest_of == "source" else None
+        starts = _lengths(header)
         stretches, size = regions(edits), os.fstat(src).st_size
-        shift = after - before
-        headed = background.run(lambda: _write_header(dst, header, source_hash.result()))
-        hashed = background.run(lambda: sha256_behind(dst, size + shift, front, headed))
-        _copy(src, dst, (before, after), stretches, None if checksums else front)
-        mended = mend(dst, checksums, stretches, shift)
+        shift, front = starts[1] - starts[0], background.front
+        stale = affected(checksums, stretches)
+        places = [at for check in stale for at in check.at]
+        hashes = (hashlib.sha256() if digest else None), hashlib.sha256()
+        headed = background.run(lambda: _write_header(dst, header, digest))
+
+        def compare_both() -> None:
+            headed.result()  # until then, zeros may stand there
+            compare(src, dst, starts, changed_parts(stretches, places), hashes, front.wait)
+
+        compared = background.run(compare_both)
+        _copy(src, dst, starts, stretches, min([size, *places]), front)
+        mended = mend(dst, stale, shift)
         os.fchmod(dst, stat.S_IMODE(os.fstat(src).st_mode) & 0o777)
         front.advance(size + shift)
-        flushed = background.run(lambda: os.fsync(dst))
-        written = headed.result()  # before it is read back: until then, zeros may stand there
-        prove(src, dst, (before, after), stretches, mended)
+        flushed, written = background.run(lambda: os.fsync(dst)), headed.result()
+        if digest_of == "target":
+            digest = background.hash(dst)
+        compared.result()
+        prove_changed(src, dst, shift, stretches, mended)
         flushed.result()
-        if read_at(dst, 0, after) != written:
+        if read_at(dst, 0, starts[1]) != written:
             raise differs(0)
         os.fsync(dst)
-        return Written(hashed.result(), source_hash.result())
+        of_source, of_target = (found.hexdigest() if found else "" for found in hashes)
+        return Written(of_target, of_source, digest.result() if digest else "")
+
+
+def _lengths(header: HeaderChange | None) -> tuple[int, int]:
+    """How long the header is, in the source and in the target."""
+    before, after = header(NO_DIGEST) if header else (b"", b"")
+    return len(before), len(after)
 
 
 def _copy(
-    src: int, dst: int, starts: tuple[int, int], stretches: Sequence[Region], front: Front | None
+    src: int,
+    dst: int,
+    starts: tuple[int, int],
+    stretches: Sequence[Region],
+    hold: int,
+    front: Front,
 ) -> None:
-    """Copy what is behind the header, rewrite each stretch once it is there, tell the front."""
+    """Copy what is behind the header, rewrite each stretch once it is there, tell the front.
+
+    The front stops at offset `hold` of the source: what stands there is changed later.
+    """
     shift, pending = starts[1] - starts[0], deque(stretches)
 
     def copied(count: int) -> None:
@@ -92,15 +129,16 @@ def _copy(
         while pending and pending[0].stop <= end:
             region = pending.popleft()
             _write_at(dst, region.rewritten(src), region.start + shift)
-        if front is not None:
-            front.advance(min([end, *(region.start for region in pending)]) + shift)
+        front.advance(min([end, hold, *(region.start for region in pending)]) + shift)
 
     size = os.fstat(src).st_size - starts[0]
     copy_bytes(src, dst, size, *starts, copied)
 
 
-def _write_header(fd: int, header: HeaderChange | None, source_sha256: str) -> bytes:
-    new = header(source_sha256)[1] if header else b""
+def _write_header(fd: int, header: HeaderChange | None, digest: TreeHashing | None) -> bytes:
+    if header is None:
+        return b""
+    new = header(digest.result() if digest else NO_DIGEST)[1]
     _write_at(fd, new, 0)
     return new
 
@@ -125,15 +163,21 @@ def refuse_wrong_crc(checksums: Sequence[Checksum], files: Sequence[Path]) -> No
                     )
 
 
-def mend(
-    fd: int, checksums: Sequence[Checksum], stretches: Sequence[Region], shift: int = 0
-) -> dict[int, bytes]:
-    """Bring the checksums over changed stretches up to date; what was written where."""
+def affected(checksums: Sequence[Checksum], stretches: Sequence[Region]) -> list[Checksum]:
+    """The checksums over changed bytes."""
+    return [
+        check
+        for check in checksums
+        if any(check.start < r.stop and r.start < check.stop for r in stretches)
+    ]
+
+
+def mend(fd: int, checksums: Sequence[Checksum], shift: int = 0) -> dict[int, bytes]:
+    """Bring checksums up to date; what was written where."""
     written: dict[int, bytes] = {}
     for check in checksums:
-        if any(check.start < r.stop and r.start < check.stop for r in stretches):
-            crc = crc32_of(fd, check.start + shift, check.stop + shift).to_bytes(4, "little")
-            written |= {at + shift: crc for at in check.at}
+        crc = crc32_of(fd, check.start + shift, check.stop + shift).to_bytes(4, "little")
+        written |= {at + shift: crc for at in check.at}
     for at, crc in written.items():
         _write_at(fd, crc, at)
     return written
@@ -160,13 +204,13 @@ class _Background:
 
     def __init__(self) -> None:
         self.front = Front()
-        self._hashing: Hashing | None = None
-        self._pool = ThreadPoolExecutor(4)
+        self._hashing: TreeHashing | None = None
+        self._pool = ThreadPoolExecutor(3)
 
     def __enter__(self) -> _Background:
         return self
 
-    def hash(self, fd: int) -> Hashing:
+    def hash(self, fd: int) -> TreeHashing:
         self._hashing = hashing_of(fd)
         return self._hashing
 

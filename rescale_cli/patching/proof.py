@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.tensor_info import TensorInfo
-from rescale_cli.errors import BadCounts, BadInput, NotProven, UsageError
-from rescale_cli.files.hashing import sha256_of
+from rescale_cli.errors import BadCounts, BadInput, NotProven, RescaleError, UsageError
+from rescale_cli.files.hashing import TreeHashing
 from rescale_cli.files.regular_file import opened
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.formats import safetensors_file
@@ -29,10 +30,17 @@ from rescale_cli.patching.byte_proof import crc32_of, prove
 from rescale_cli.patching.find_records import find_records
 from rescale_cli.patching.history import seal
 from rescale_cli.patching.locate_head import HeadChoice
+from rescale_cli.patching.patched_file import Written, affected
 from rescale_cli.patching.plan import Plan, plan_head
 from rescale_cli.patching.record import Record, damaged, sidecar_of, undo_file_of, unpack
 from rescale_cli.patching.record_writer import describe, describe_keys
 from rescale_cli.patching.rewrite import Edit, RowScaling, regions
+from rescale_cli.patching.source_digest import (
+    found_digest,
+    hash_file,
+    is_tree,
+    recorded_digest,
+)
 from rescale_cli.patching.unrecorded import read_off
 
 #: How far a factor in the record may be from the formula: another machine's pow() may differ.
@@ -120,11 +128,12 @@ def _with_records(
     )
     proven = [_prove_file(record, twins[record.file.name], before) for record in records]
     beside, missing = _prove_side_files(after, before)
-    compared += sum(size for _, size in proven) + beside
-    update = proven[0][0].heads[0].row_update
+    compared += sum(part.compared for part in proven) + beside
+    update = proven[0].plan.heads[0].row_update
+    hashes = {r.file.name: part.sha256 for r, part in zip(records, proven, strict=True)}
     return Proof(
-        tuple(records), compared, {r.file.name: _sha256(r.file) for r in records},
-        records[0].text("source_sha256"), tuple(records[0].fields["head"]),
+        tuple(records), compared, hashes,
+        proven[0].source_sha256, tuple(records[0].fields["head"]),
         update.scale, update.shift, tuple(odd), missing,
     )  # fmt: skip
 
@@ -150,28 +159,25 @@ def _without_record(
 ) -> Proof:
     """Prove that nothing but the heads differs, and that their rows were scaled."""
     found, compared = read_off(after, before, twins, choice), 0
+    hashes, sources = dict[str, str](), dict[Path, str]()
     for mine in after.contents.files:
         twin = twins[mine.name]
         edits = {_place(e.info): e for head in found for e in head.edits if e.info.file == twin}
         with opened(twin) as src, opened(mine) as dst:
-            compared += _prove_bytes(src, dst, (twin, before), list(edits.values()), (0, 0))
+            size, both = _prove_bytes(src, dst, (twin, before), list(edits.values()), (0, 0))
+        compared += size
+        sources[twin], hashes[mine.name] = both
     first, (beside, missing) = found[0], _prove_side_files(after, before)
     home = before.tensor(first.keys.weight).file
     return Proof(
-        (), compared + beside,
-        {file.name: _sha256(file) for file in after.contents.files},
-        _sha256(home), tuple(describe_keys(head.keys, head.dtype) for head in found),
+        (), compared + beside, hashes,
+        sources[home], tuple(describe_keys(head.keys, head.dtype) for head in found),
         first.factors, first.shifts, (), missing,
     )  # fmt: skip
 
 
 def _place(info: TensorInfo) -> tuple[object, ...]:
     return info.start, info.shape, info.strides
-
-
-def _sha256(file: Path) -> str:
-    with opened(file) as fd:
-        return sha256_of(fd)
 
 
 def partners(after: Checkpoint, before: Checkpoint) -> dict[str, Path]:
@@ -189,37 +195,61 @@ def partners(after: Checkpoint, before: Checkpoint) -> dict[str, Path]:
     return found
 
 
-def _prove_file(record: Record, original: Path, before: Checkpoint) -> tuple[Plan, int]:
-    """Hold one patched file against its original and its record; the plan, the bytes compared."""
+@dataclass(frozen=True, slots=True)
+class _Proven:
+    plan: Plan
+    compared: int
+    sha256: str
+    source_sha256: str
+
+
+def _prove_file(record: Record, original: Path, before: Checkpoint) -> _Proven:
+    """Compare one patched file with its original and its record."""
     with opened(original) as src, opened(record.file) as dst:
-        wanted = record.text("source_sha256")
-        if sha256_of(src) != wanted:
-            raise NotProven(
-                f"{original.name} is not the file that was patched",
-                saw=f"its sha256 is not {wanted[:16]}…, which the record names",
-                fix="give the file that was patched: --against ORIGINAL",
-            )
-        plan, edits = _proven_edits(record, original, before)
-        starts = _prove_header(record, original)
-        compared = _prove_bytes(src, dst, (original, before), edits, starts)
+        wanted = recorded_digest(record)
+        tree = TreeHashing(src) if is_tree(wanted) else None
+        try:
+            plan, edits = _proven_edits(record, original, before)
+            starts = _prove_header(record, original)
+            compared, hashes = _prove_bytes(src, dst, (original, before), edits, starts)
+        except RescaleError:
+            # Another original explains everything else that may be wrong.
+            _refuse_other(original, wanted, hash_file(original, wanted))
+            raise
+        digest = tree.result() if tree else ""
+        _refuse_other(original, wanted, Written(hashes[0], digest=digest))
     if record.fields.get("record_sha256") != seal(record.fields):
         raise damaged("it is not as it was written")
-    return plan, compared
+    return _Proven(plan, compared, hashes[1], hashes[0])
+
+
+def _refuse_other(original: Path, wanted: str, hashed: Written) -> None:
+    if found_digest(hashed) != wanted:
+        raise NotProven(
+            f"{original.name} is not the file that was patched",
+            saw=f"the record names {wanted}, but the file has {found_digest(hashed)}",
+            fix="give the file that was patched: --against ORIGINAL",
+        )
 
 
 def _prove_bytes(
     src: int, dst: int, original: tuple[Path, Checkpoint], edits: Sequence[Edit],
     starts: tuple[int, int],
-) -> int:  # fmt: skip
-    """Hold every byte behind the headers against what the edits make of the original's."""
+) -> tuple[int, tuple[str, str]]:  # fmt: skip
+    """Compare every byte behind the headers with what the edits make of the original's.
+
+    Returns:
+        how many bytes were compared; the SHA-256 of the original and of the patched file.
+    """
     stretches, mended = regions(edits), dict[int, bytes]()
     file, before = original
-    for check in before.contents.checksums:
-        touched = any(check.start < r.stop and r.start < check.stop for r in stretches)
-        if check.file == file and touched:
-            crc = crc32_of(dst, check.start, check.stop).to_bytes(4, "little")
-            mended |= dict.fromkeys(check.at, crc)
-    return prove(src, dst, starts, stretches, mended)
+    hashes = hashlib.sha256(), hashlib.sha256()
+    checks = [check for check in before.contents.checksums if check.file == file]
+    for check in affected(checks, stretches):
+        crc = crc32_of(dst, check.start, check.stop).to_bytes(4, "little")
+        mended |= dict.fromkeys(check.at, crc)
+    compared = prove(src, dst, starts, stretches, mended, hashes)
+    return compared, (hashes[0].hexdigest(), hashes[1].hexdigest())
 
 
 def _prove_header(record: Record, original: Path) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 import rescale_cli
 from rescale_cli.checkpoints.tensor_bytes import blocks
 from rescale_cli.errors import BadHead, BadInput
+from rescale_cli.files.hashing import NO_DIGEST
 from rescale_cli.files.regular_file import opened, read_whole
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.formats import safetensors_file
@@ -39,7 +40,7 @@ _KINDS = {"stdin": "stdin", "the counts given": "a program"}
 
 @dataclass(frozen=True, slots=True)
 class RecordWriter:
-    """Everything of a record but the source's sha256, which is known last."""
+    """Everything of a record but the digest of the source, which is known last."""
 
     base: Mapping[str, Any]
     bytes_changed: int
@@ -81,32 +82,32 @@ class RecordWriter:
         """Whether the record stands in the file itself."""
         return self.edit is not None
 
-    def fields(self, source_sha256: str) -> dict[str, Any]:
+    def fields(self, source_digest: str) -> dict[str, Any]:
         """The record as a JSON object."""
-        fields = {**self.base, "source_sha256": source_sha256}
+        fields = {**self.base, "source_digest": source_digest}
         fields["record_sha256"] = seal(fields)
         return fields | ({"history": list(self.history)} if self.history else {})
 
-    def sidecar(self, source_sha256: str, replaced: Sequence[Mapping[str, Any]] = ()) -> bytes:
+    def sidecar(self, source_digest: str, replaced: Sequence[Mapping[str, Any]] = ()) -> bytes:
         """The record as a file of its own.
 
         Args:
-            source_sha256: of the source.
+            source_digest: of the source.
             replaced: the records of a file that is about to be replaced.
         """
         more = {"replaced": list(replaced)} if replaced else {}
-        return sidecar_text(self.fields(source_sha256) | more)
+        return sidecar_text(self.fields(source_digest) | more)
 
-    def header(self, source_sha256: str) -> tuple[bytes, bytes]:
+    def header(self, source_digest: str) -> tuple[bytes, bytes]:
         """The file's first bytes, up to the data: before, and with the record.
 
-        The length is the same for every sha256.
+        The length is the same for every digest.
 
         Raises:
             BadHead: the header would become larger than the format allows.
         """
         assert self.edit is not None
-        new = self.edit.insert(self.old_header, dump(self.fields(source_sha256)))
+        new = self.edit.insert(self.old_header, dump(self.fields(source_digest)))
         if len(new) > safetensors_file.MAX_HEADER:
             raise BadHead(
                 "the header has no room for the record",
@@ -165,7 +166,7 @@ def _facts(plan: Plan, source: Path, edits: Sequence[RowScaling], command: str) 
             }
             for edit in edits
         ],
-        "source_sha256": "0" * 64,
+        "source_digest": NO_DIGEST,
     }
 
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from itertools import repeat
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.errors import BadInput, NotProven
-from rescale_cli.files.hashing import sha256_of
 from rescale_cli.files.output_folder import copy_file, copy_folder, refuse_other_tree
-from rescale_cli.files.regular_file import opened, read_whole
+from rescale_cli.files.regular_file import read_whole
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors, write_new
 from rescale_cli.files.text_file import refuse_input
 from rescale_cli.formats.safetensors_file import read_header
@@ -30,6 +29,12 @@ from rescale_cli.patching.record import (
     sidecar_of,
     sidecar_text,
     undo_file_of,
+)
+from rescale_cli.patching.source_digest import (
+    found_digest,
+    hash_file,
+    is_tree,
+    recorded_digest,
 )
 from rescale_cli.patching.undo import Restoring, restorings
 
@@ -176,34 +181,35 @@ def _earlier(record: Record) -> dict[str, Any] | None:
 
 def _restore(checkpoint: Checkpoint, back: _Back, aside: Path, sidecar: Path) -> str:
     """Write one file as it was, and the record that was beside it before; its SHA-256."""
+    wanted = "" if back.record is None else recorded_digest(back.record)
     if back.record is not None and back.original is None:
-        sha256 = _undone(checkpoint, back.record, aside).sha256
+        written = _undone(checkpoint, back.record, aside, tree=is_tree(wanted))
     else:
         copy_file(back.original or back.file, aside)
-        with opened(aside) as fd:
-            sha256 = sha256_of(fd)
-    wanted = sha256 if back.record is None else back.record.text("source_sha256")
-    if sha256 != wanted:
+        written = hash_file(aside, wanted)
+    if wanted and found_digest(written) != wanted:
         raise NotProven(
             f"what comes out of {back.file.name} is not the original",
-            saw=f"sha256 {sha256[:16]}…, not {wanted[:16]}…",
+            saw=f"its digest is {found_digest(written)}, not {wanted}",
             fix="the patched file was changed since; use the original: --against ORIGINAL",
         )
     if back.earlier is not None:
         write_new(sidecar, sidecar_text(back.earlier), like=back.file)
-    return sha256
+    return written.sha256
 
 
-def _undone(checkpoint: Checkpoint, record: Record, aside: Path) -> Written:
+def _undone(checkpoint: Checkpoint, record: Record, aside: Path, *, tree: bool) -> Written:
     edits = [edit for edit in record.edits(checkpoint) if edit.info.file == record.file]
     undo: Sequence[Restoring] = restorings(_undo_part(record), edits)
     checks = [check for check in checkpoint.contents.checksums if check.file == record.file]
+    digest_of: Literal["target", "neither"] = "target" if tree else "neither"
     if not record.inside:
-        return write_changed(record.file, aside, undo, checks)
+        return write_changed(record.file, aside, undo, checks, digest_of=digest_of)
     new, _ = read_header(record.file)
     old = header_edit(record).remove(new)
     framed = tuple(len(text).to_bytes(8, "little") + text for text in (new, old))
-    return write_changed(record.file, aside, undo, checks, lambda _: (framed[0], framed[1]))
+    header = framed[0], framed[1]
+    return write_changed(record.file, aside, undo, checks, lambda _: header, digest_of)
 
 
 def _undo_part(record: Record) -> bytes:

@@ -61,7 +61,7 @@ def history(record: Record) -> list[dict[str, Any]]:
     """The re-scalings that led to a file, the last one first."""
     keys = (
         "method", "gamma", "normalize", "bias_policy", "temperature", "counts_source", "source",
-        "source_sha256", "version", "command",
+        "source_sha256", "source_digest", "version", "command",
     )  # fmt: skip
     return [
         {key: fields.get(key) for key in keys} | {"file": record.file.name}

@@ -48,7 +48,7 @@ def show_inspect(found: Inspected) -> None:
         say(f"gauge ratio |sum w| / sum |w|: {head.gauge:.3f}")
     for record in found.records:
         for step in history(record):
-            source = f"source sha256 {clip(str(step['source_sha256']), 17)}"
+            source = f"source {clip(str(step['source_digest'] or step['source_sha256']), 36)}"
             say(f"re-scaled: {step['method']}, gamma {step['gamma']}, {source}")
     if contents.globals:
         say(f"the pickle names, unread and not run: {', '.join(contents.globals)}")
