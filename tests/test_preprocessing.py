@@ -486,7 +486,7 @@ def test_what_is_saved_is_read_again_to_the_last_field(tmp_path: Path) -> None:
     )  # fmt: skip
     save_preprocessing(tmp_path / "p.json", made, force=False)
     assert read_preprocessing(tmp_path / "p.json") == made
-    with pytest.raises(OutputExists, match="p.json"):
+    with pytest.raises(OutputExists, match=r"p\.json"):
         save_preprocessing(tmp_path / "p.json", made, force=False)
 
 

@@ -13,18 +13,16 @@ from rescale_cli.core.binary import two_columns
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.images import Classifier, DataRead, Images, Preprocessing
 from rescale_cli.core.predictions import Labels, Predictions
-from rescale_cli.core.provenance import Provenance
 from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said
 from rescale_cli.errors import BadInput, RescaleError, UsageError
 from rescale_cli.evaluating.accuracy_check import check_accuracy, preprocessing_of
 from rescale_cli.evaluating.order_check import check_order
-from rescale_cli.evaluating.whose import LIBRARIES, check_logits_head, versions
+from rescale_cli.evaluating.whose import check_logits_head, of_predictions
 from rescale_cli.files.logits_file import read_logits, write_logits
 from rescale_cli.formats.sharded_folder import read_config
 from rescale_cli.loading.models import load_classifier
 from rescale_cli.loading.other_inputs import refuse_other_input
 from rescale_cli.loading.preprocessing import Hints, override
-from rescale_cli.loading.preprocessing_config import to_run
 from rescale_cli.loading.preprocessing_file import save_preprocessing
 from rescale_cli.predicting import ranks
 from rescale_cli.predicting.predict import RunOptions, predict
@@ -126,6 +124,7 @@ def predictions_of(
         predictions = found
     else:
         predictions = read_logits(choice.logits)
+        preprocessing_of(predictions.provenance)  # a damaged one is found before the work
         _check(model, known.num_classes, predictions.columns.shape[1], predictions.source)
         _check_labelled(predictions.labels, predictions.source, labelled)
         if not choice.alone:
@@ -202,8 +201,8 @@ def _run(
     if images.skipped:
         notes(str(DataRead.of(images.source, len(images), images.skipped)))
     found = replace(found, alignment=aligned, split=images.split, no_samples=images.skipped)
-    origin = _provenance(classifier.arch, prepared, found)
-    found = replace(found, provenance=replace(origin, head_sha256=known.head_sha256))
+    origin = of_predictions(found, known.head_sha256, classifier.arch, prepared)
+    found = replace(found, provenance=origin)
     if classifier.num_classes == 1:
         found = replace(found, logits=two_columns(found.logits), binary=True)
     names = said.names or classifier.classes
@@ -232,12 +231,6 @@ def _prepared(
         choice.prepared or classifier.preprocessing, choice.preset, choice.size, choice.mean,
         choice.std, Hints(classifier.usual, classifier.input_size, image),
     )  # fmt: skip
-
-
-def _provenance(arch: str, prepared: Preprocessing, found: Predictions) -> Provenance:
-    said = {**to_run(prepared), "source": prepared.source}
-    data = {"source": found.source, "split": found.split, "samples": len(found.logits)}
-    return Provenance(None, said, data, versions("torch", LIBRARIES.get(arch.partition(":")[0])))
 
 
 def _of_logits(predictions: Predictions) -> dict[str, Any]:

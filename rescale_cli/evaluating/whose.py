@@ -8,8 +8,10 @@ from pathlib import Path
 
 import rescale_cli
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
+from rescale_cli.core.images import Preprocessing
 from rescale_cli.core.predictions import Predictions
 from rescale_cli.core.provenance import Provenance
+from rescale_cli.loading.preprocessing_config import to_run
 from rescale_cli.patching.head_identity import refuse_other_head
 from rescale_cli.patching.record import find_records
 
@@ -69,6 +71,24 @@ def check_logits_head(
         f"--logits {predictions.source}",
         accept=accept,
     )
+
+
+def of_predictions(
+    predictions: Predictions, head_sha256: str | None, arch: str, prepared: Preprocessing
+) -> Provenance:
+    """Where predictions come from that this tool has just made.
+
+    Args:
+        predictions: of N samples.
+        head_sha256: of the model's head, see `head_identity`.
+        arch: the network, as `--arch` names it.
+        prepared: how its images were prepared.
+    """
+    said = {**to_run(prepared), "source": prepared.source}
+    data = {"source": predictions.source, "split": predictions.split,
+            "samples": len(predictions.logits)}  # fmt: skip
+    library = LIBRARIES.get(arch.partition(":")[0])
+    return Provenance(head_sha256, said, data, versions("torch", library))
 
 
 def of_result(predictions: Predictions, head_sha256: str | None = None) -> Provenance:

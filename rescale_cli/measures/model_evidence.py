@@ -27,10 +27,11 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.predictions import Labels
 
-#: Normal quantile of all bounds: 95 %, two-sided.
+#: Normal quantile of the bounds: 95 %, two-sided.
 _Z = 1.96
-#: Accuracy is at chance if it is above it by less than both: this part of chance, and this much.
-_PART, _MUCH = 0.5, 0.05
+#: Accuracy is at chance if it is above it by less than so many standard errors, or by less than
+#: both this part of chance and this much.
+_ERRORS, _PART, _MUCH = 3, 0.5, 0.05
 #: So much of what is above chance must be ruled out, before few samples are taken for a proof.
 _POWER = 0.15
 #: Below this, the standardised logits know nothing; from the second on, they know a good deal.
@@ -41,10 +42,11 @@ _KEPT = 0.25
 _GAP, _CONFIRMED = 0.3, 0.2
 #: An accuracy of more than so many times 1 / K is that of a model that works, however confident.
 _LIFT = 10
-#: The share of predictions that the frequency of the classes may leave unexplained.
-_UNEXPLAINED = 0.1
+#: A class may be predicted so much more often than it occurs, as the largest logit exaggerates;
+#: and the share of predictions that may still be unexplained.
+_EXAGGERATED, _UNEXPLAINED = 1.5, 0.1
 #: Up to so many classes a model may well predict one alone, where nobody gave the counts.
-_FEW_CLASSES = 4
+_FEW_CLASSES = 5
 #: Logits that are worked on at a time.
 _AT_ONCE = 1 << 20
 
@@ -147,7 +149,7 @@ class _Agreement:
     def at_chance(self, samples: int) -> bool:
         """Whether the accuracy is that of chance, or so little above it that it does not matter."""
         e = self.chance
-        error = _Z * np.sqrt(e * (1 - e) / samples)
+        error = _ERRORS * np.sqrt(e * (1 - e) / samples)
         return bool(self.accuracy - e <= max(error, min(_PART * e, _MUCH)))
 
 
@@ -198,6 +200,6 @@ def _explained(raw: _Agreement, counts: ClassCounts | None, classes: int) -> boo
     """Whether no class is predicted more often than the training, or the data, account for."""
     if counts is None:
         return classes <= _FEW_CLASSES
-    usual = counts.values / counts.values.sum()
+    usual = _EXAGGERATED * counts.values / counts.values.sum()
     beyond = np.maximum(raw.predicted - np.maximum(usual, raw.labelled), 0).sum()
     return bool(beyond <= _UNEXPLAINED)

@@ -11,7 +11,7 @@ from rescale_cli.core.tensor_info import HEAD_DTYPES
 from rescale_cli.errors import NotProven, OtherModel, RescaleError
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import clip
-from rescale_cli.patching.locate_head import HeadChoice, locate
+from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice, locate
 from rescale_cli.patching.record import digest, find_records
 
 
@@ -29,6 +29,27 @@ def head_sha256(checkpoint: Checkpoint, keys: HeadKeys) -> str | None:
     if any(info.dtype not in HEAD_DTYPES or overlaps_itself(info) for info in tensors):
         return None
     return digest(tensors)
+
+
+def identity_of(
+    model: Path,
+    heads: HeadChoice = ANY_HEAD,
+    num_classes: int | None = None,
+    accept: frozenset[str] = frozenset(),
+) -> str | None:
+    """The same of a checkpoint that is not opened yet; None where its head is in doubt.
+
+    Args:
+        model: a checkpoint file or folder.
+        heads: what the user says of the heads.
+        num_classes: C, where it is known.
+        accept: full names of pickle globals that are let pass, still without being run.
+    """
+    try:
+        checkpoint = open_checkpoint(model, accept)
+        return head_sha256(checkpoint, locate(checkpoint, heads, num_classes, None).heads[0])
+    except RescaleError:
+        return None
 
 
 def was_rescaled(checkpoint: Checkpoint) -> bool:
@@ -96,17 +117,12 @@ class ChosenFor:
     ) -> None:
         """The same for a checkpoint that is not opened yet.
 
-        One that was re-scaled before, or whose head is in doubt, is left to whoever opens it next.
+        One whose head is in doubt is left to whoever opens it next.
 
         Raises:
             OtherModel: the strength was chosen for another head.
         """
-        try:
-            checkpoint = open_checkpoint(model, accept)
-            own = head_sha256(checkpoint, locate(checkpoint, heads, num_classes, None).heads[0])
-        except RescaleError:
-            return
-        self.refuse_other(model, own, accept)
+        self.refuse_other(model, identity_of(model, heads, num_classes, accept), accept)
 
     def refuse_other(
         self, model: Path, own: str | None, accept: frozenset[str] = frozenset()
