@@ -32,8 +32,8 @@ _Z = 1.96
 #: Accuracy is at chance if it is above it by less than so many standard errors, or by less than
 #: both this part of chance and this much.
 _ERRORS, _PART, _MUCH = 3, 0.5, 0.05
-#: So much of what is above chance must be ruled out, before few samples are taken for a proof.
-_POWER = 0.15
+#: Fewer samples prove nothing; and so much of what is above chance must be ruled out.
+_LEAST, _POWER = 30, 0.15
 #: Below this, the standardised logits know nothing; from the second on, they know a good deal.
 _NOTHING, _MUCH_KNOWN = 0.2, 0.3
 #: What the confidence claims above chance is not kept if less than this part of it is reached.
@@ -104,7 +104,7 @@ def model_evidence(
     at_chance = raw.at_chance(n) and upper <= raw.chance + _POWER * (1 - raw.chance)
     # Of a subset of the classes, confidence and chance say little.
     doubtful = 2 * k >= c and not rescaled and raw.accuracy < min(_LIFT / k, 1 - _GAP)
-    if k < 2 or not (at_chance or doubtful):
+    if k < 2 or n < _LEAST or not (at_chance or doubtful):
         return Evidence(raw.accuracy, upper, chance, np.nan, raw.share, constant, "")
     confidence, standard = _confidence(logits), _standardised(logits, labels)
     known = float(np.nanmax([raw.share, standard.share, 0.0]))
@@ -112,7 +112,7 @@ def model_evidence(
         confidence - raw.accuracy <= _CONFIRMED
     )
     poor = ""
-    if at_chance and standard.share < _NOTHING and not confirmed:
+    if at_chance and not standard.share >= _NOTHING and not confirmed:  # NaN: one class
         poor = "chance"
     elif doubtful and confidence - upper >= _GAP:
         kept = (upper - chance) / (confidence - chance) < _KEPT

@@ -65,7 +65,7 @@ def logits_alone(
         RescaleError: logits that cannot be read, or counts that are not those of their columns.
     """
     assert choice.logits is not None
-    file = choice.logits
+    file, choice = choice.logits, replace(choice, alone=True)
     predictions = predictions_of(file, choice, labelled=labelled, notes=notes)
     if predictions is None:
         return None
