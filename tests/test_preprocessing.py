@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from rescale_cli.loading.preprocessing_config import (
     to_run,
 )
 from rescale_cli.loading.preprocessing_file import read_preprocessing, save_preprocessing
+from rescale_cli.options.data_options import DataOptions
 
 IMAGENET = presets["imagenet"]
 
@@ -465,6 +467,12 @@ def test_every_preset_prepares_an_image(name: str) -> None:
     made = apply_preprocessing(image(37, 53), p)
     assert made.shape == (p.channels, *p.size)
     assert name in p.source
+
+
+def test_the_help_lists_every_preset() -> None:
+    hints = get_type_hints(DataOptions, include_extras=True)
+    shown = re.findall(r"[\w-]+", hints["preset"].__metadata__[0].help)
+    assert set(presets) <= set(shown)
 
 
 def test_the_bundled_example_says_its_preprocessing() -> None:
