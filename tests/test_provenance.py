@@ -34,7 +34,7 @@ KNOWN = Provenance(
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The bundled example, whose head has no bias, in the working directory."""
+    """The bundled example as the folder `run`, in the working directory."""
     shutil.copytree(bundled(), tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     return tmp_path
