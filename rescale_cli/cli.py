@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 import rescale_cli
-from rescale_cli import foreign_code
+from rescale_cli import command_line, foreign_code
 from rescale_cli.errors import (
     EnvironmentProblem,
     Interrupted,
@@ -96,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _prepare_streams()
     speaker = Screen(_command_in(words), as_json="--json" in words)
+    command_line.typed.set(tuple(words))
     foreign_code.listener.set(screen.tell_announced)
     screen.announced.set(())
     try:

@@ -136,6 +136,18 @@ class UnknownClassOrder(NeedsDecision):
     code = "class-order"
 
 
+class PoorAccuracy(NeedsDecision):
+    """The predictions have so little to do with the labels that the preprocessing may be wrong."""
+
+    code = "poor-accuracy"
+
+
+class OtherModel(NeedsDecision):
+    """Logits, or a strength that a sweep chose, belong to another head than that of the model."""
+
+    code = "other-model"
+
+
 class AlreadyRescaled(NeedsDecision):
     """The checkpoint carries the record of an earlier re-scaling."""
 

@@ -231,12 +231,13 @@ def test_auxiliary_heads_may_be_there_or_not(name: str, auxiliary: bool, tmp_pat
     same_logits(found, network, images(size=64))
 
 
-def test_torchvisions_networks_come_with_their_preprocessing(tmp_path: Path) -> None:
+def test_torchvisions_preprocessing_is_suggested_and_not_assumed(tmp_path: Path) -> None:
     network = theirs("squeezenet1_1")
     found = load_classifier(save(network.state_dict(), tmp_path / "m.pth"))
     assert found.arch == "torchvision:squeezenet1_1"
-    assert found.preprocessing is not None
-    assert found.preprocessing.size == (224, 224)
+    assert found.preprocessing is None, "weights alone do not say how they were trained"
+    assert found.usual is not None
+    assert found.usual.size == (224, 224)
     same_logits(found, network)
 
 
@@ -245,7 +246,7 @@ def test_another_number_of_channels_is_taken_from_the_first_convolution(tmp_path
     network.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
     found = load_classifier(save(network.state_dict(), tmp_path / "m.pth"))
     assert found.arch == "torchvision:resnet18"
-    assert found.preprocessing is None, "torchvision's mean of three channels is none of one"
+    assert found.usual is None, "torchvision's mean of three channels does not fit one channel"
     same_logits(found, network, images(channels=1))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from PIL import Image as Pillow
 from torchvision import transforms as tv
 
 from rescale_cli.core.images import Image, Preprocessing
-from rescale_cli.errors import BadInput, NeedsDecision, UsageError
+from rescale_cli.errors import BadInput, NeedsDecision, OutputExists, UsageError
 from rescale_cli.loading.hugging_face import preprocessing as preprocessing_of
 from rescale_cli.loading.preprocessing import (
+    Hints,
     apply_preprocessing,
     batch_preprocessing,
     needs_no_resize,
@@ -31,6 +34,8 @@ from rescale_cli.loading.preprocessing_config import (
     from_torchvision,
     to_run,
 )
+from rescale_cli.loading.preprocessing_file import read_preprocessing, save_preprocessing
+from rescale_cli.options.data_options import DataOptions
 
 IMAGENET = presets["imagenet"]
 
@@ -288,6 +293,9 @@ def test_a_processor_that_leads_to_no_size_is_not_guessed(config: Any) -> None:
         std=st.tuples(*[st.floats(0.01, 1)] * 3),
         resize=st.none() | st.integers(1, 999) | st.tuples(st.integers(1, 9), st.integers(1, 9)),
         interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
+        keep_ratio=st.booleans(),
+        flip_channels=st.booleans(),
+        crop_rounds_down=st.booleans(),
         source=st.just("config.json"),
     )
 )
@@ -305,6 +313,7 @@ def test_what_a_run_writes_is_read_again(p: Preprocessing) -> None:
         {"size": [28, 28], "mean": ["a"], "std": [1]},
         {"size": [0, 28], "mean": [0.5], "std": [0.5]},
         {"size": [28, 28], "mean": [0.5], "std": [0.5], "interpolation": "magic"},
+        {"size": [28, 28], "mean": [0.5], "std": [0.5], "keep_ratio": "yes"},
     ],
 )
 def test_a_config_that_cannot_be_right_is_refused(said: Any) -> None:
@@ -326,11 +335,31 @@ def test_options_go_before_presets_and_presets_before_the_checkpoint() -> None:
     assert override(base) == base
     assert override(base, "cifar10") == presets["cifar10"]
     changed = override(base, "imagenet", size=(112, 112), mean=(0.5,))
-    assert (changed.size, changed.resize) == ((112, 112), 128)
+    assert (changed.size, changed.resize) == ((112, 112), 112), "nothing is cut off"
     assert changed.mean == (0.5, 0.5, 0.5)
     assert changed.std == IMAGENET.std
     assert "imagenet" in changed.source
     assert override(base, size=(32, 32)).resize is None
+
+
+@pytest.mark.parametrize("base", [IMAGENET, "imagenet"])
+def test_a_size_is_what_images_are_resized_to_and_nothing_is_cropped(base: Any) -> None:
+    own, preset = (None, base) if isinstance(base, str) else (base, None)
+    made = override(own, preset, size=(32, 32))
+    done = tv.Compose([tv.Resize((32, 32)), tv.ToTensor(), tv.Normalize(made.mean, made.std)])
+    pixels = image(45, 45)
+    same(apply_preprocessing(pixels, made), done(Pillow.fromarray(pixels)))
+
+
+def test_a_size_of_two_sides_is_covered_by_the_image_without_a_border() -> None:
+    made = override(None, size=(20, 30), mean=(0.0,) * 3, std=(1.0,) * 3)
+    white = np.full((25, 25, 3), 255, np.uint8)
+    assert (apply_preprocessing(white, made) == 1).all()
+
+
+def test_what_resized_both_sides_outright_still_does_for_another_size() -> None:
+    made = override(Preprocessing((8, 8), (0.5,), (0.5,), (8, 8)), size=(6, 6))
+    assert (made.resize, made.keep_ratio) == ((6, 6), False)
 
 
 def test_size_mean_and_std_together_are_the_whole_preparation() -> None:
@@ -342,9 +371,9 @@ def test_size_mean_and_std_together_are_the_whole_preparation() -> None:
         apply_preprocessing(image(80, 90, 3), made),
         apply_preprocessing(image(80, 90, 3), override(None, **said)),
     )
-    assert override(base, size=(112, 112), mean=(0.5,)).resize == 128, "the rest is the base's"
-    assert override(None, "imagenet", **said).resize == round(256 * 64 / 224), (
-        "a preset is said, too"
+    assert override(base, size=(112, 112), mean=(0.5,)).std == base.std, "the rest is the base's"
+    assert override(None, "imagenet", **said) == replace(
+        made, source="preset imagenet, changed by options"
     )
 
 
@@ -360,20 +389,54 @@ def test_the_preset_none_leaves_values_between_0_and_1() -> None:
     assert override(None, "none", size=(28, 28)).channels == 3
     with pytest.raises(NeedsDecision, match="how images are prepared") as caught:
         override(None, "none")
-    assert caught.value.fix == "--size H,W for --preset none"
+    assert caught.value.fix == "--size 224"
 
 
 def test_size_mean_and_std_are_enough_without_a_checkpoint() -> None:
     p = override(None, size=(32, 48), mean=(0.5, 0.4, 0.3), std=(0.2,))
-    assert (p.size, p.resize, p.std) == ((32, 48), 32, (0.2, 0.2, 0.2))
+    assert (p.size, p.resize, p.std) == ((32, 48), (32, 48), (0.2, 0.2, 0.2))
 
 
-@pytest.mark.parametrize("given", [{}, {"size": (8, 8)}, {"size": (8, 8), "mean": (0.5,)}])
-def test_what_nobody_says_is_asked_for(given: Any) -> None:
+@pytest.mark.parametrize(
+    ("given", "hints", "line"),
+    [
+        ({}, Hints(), "--preset imagenet"),
+        ({}, Hints(image=(500, 375)), "--preset imagenet"),
+        ({}, Hints(image=(32, 32)), "--size 32 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
+        ({}, Hints(IMAGENET, image=(32, 32)), "--size 32"),
+        ({}, Hints(IMAGENET, image=(500, 375)), "--preset imagenet"),
+        ({}, Hints(from_torchvision("efficientnet_b1")), "--preset library"),
+        ({"size": (8, 8)}, Hints(), "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
+        ({"size": (8, 8), "mean": (0.5,)}, Hints(), "--std 0.229,0.224,0.225"),
+        ({"mean": (0.5,), "std": (0.5,)}, Hints(IMAGENET), "--preset imagenet"),
+    ],
+)
+def test_what_nobody_says_is_asked_for_with_the_line_to_type(
+    given: Any, hints: Hints, line: str
+) -> None:
     with pytest.raises(NeedsDecision) as caught:
-        override(None, **given)
-    assert "--std" in caught.value.saw
-    assert "--preset imagenet" in caught.value.fix
+        override(None, **given, hints=hints)
+    assert "no preprocessing beside the checkpoint" in caught.value.saw
+    assert f"{line};" in f"{caught.value.fix};"
+
+
+def test_the_librarys_own_values_are_used_only_when_they_are_asked_for() -> None:
+    usual = from_torchvision("efficientnet_b1")
+    hints = Hints(usual)
+    assert override(None, "library", hints=hints) == usual
+    alone = override(None, size=(32, 32), hints=hints)
+    assert (alone.size, alone.resize, alone.mean) == ((32, 32), 32, usual.mean)
+    assert "mean and std of torchvision's default" in alone.source
+    with pytest.raises(NeedsDecision):
+        override(None, "library")
+
+
+def test_a_program_that_takes_one_size_needs_no_other() -> None:
+    hints = Hints(fixed=(28, 28))
+    assert override(None, mean=(0.5,), std=(0.2,), hints=hints).size == (28, 28)
+    assert override(None, "imagenet", hints=hints).size == (28, 28)
+    with pytest.raises(NeedsDecision):
+        override(None, hints=hints)
 
 
 @pytest.mark.parametrize(
@@ -406,6 +469,12 @@ def test_every_preset_prepares_an_image(name: str) -> None:
     assert name in p.source
 
 
+def test_the_help_lists_every_preset() -> None:
+    hints = get_type_hints(DataOptions, include_extras=True)
+    shown = re.findall(r"[\w-]+", hints["preset"].__metadata__[0].help)
+    assert set(presets) <= set(shown)
+
+
 def test_the_bundled_example_says_its_preprocessing() -> None:
     config = json.loads(
         (Path(__file__).parents[1] / "examples/fashion_lt/config.json").read_text(encoding="utf-8")
@@ -413,3 +482,54 @@ def test_the_bundled_example_says_its_preprocessing() -> None:
     p = from_run(config)
     assert p is not None
     assert (p.size, p.mean, p.std) == ((28, 28), (0.2983,), (0.3551,))
+
+
+# ---- files of their own
+
+
+def test_what_is_saved_is_read_again_to_the_last_field(tmp_path: Path) -> None:
+    made = Preprocessing(
+        (20, 30), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (24, 36), "bicubic", keep_ratio=True,
+        flip_channels=True, crop_rounds_down=True, source="p.json",
+    )  # fmt: skip
+    save_preprocessing(tmp_path / "p.json", made, force=False)
+    assert read_preprocessing(tmp_path / "p.json") == made
+    with pytest.raises(OutputExists, match=r"p\.json"):
+        save_preprocessing(tmp_path / "p.json", made, force=False)
+
+
+TIMM_CFG = {"input_size": [3, 40, 40], "mean": [0.5] * 3, "std": [0.2] * 3, "crop_pct": 1.0}
+RUN_CFG = {"size": [40, 40], "mean": [0.5] * 3, "std": [0.2] * 3}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        RUN_CFG,
+        {"arch": "rescale:resnet8", "preprocessing": RUN_CFG},
+        {"schema": "rescale-cli/sweep-gamma@1", "ok": True, "result": {"preprocessing": RUN_CFG}},
+        TIMM_CFG,
+        {"architecture": "resnet18", "pretrained_cfg": TIMM_CFG},
+        {"image_processor_type": "ViTImageProcessor", "size": 40, "image_mean": [0.5] * 3,
+         "image_std": [0.2] * 3},
+        {"do_resize": True, "size": {"height": 40, "width": 40}, "image_mean": [0.5] * 3,
+         "image_std": [0.2] * 3},
+    ],
+)  # fmt: skip
+def test_every_known_form_of_a_file_is_read(said: Any, tmp_path: Path) -> None:
+    path = tmp_path / "said.json"
+    path.write_text(json.dumps(said), encoding="utf-8")
+    found = read_preprocessing(path)
+    assert (found.size, found.mean, found.std) == ((40, 40), (0.5,) * 3, (0.2,) * 3)
+    assert found.source == "said.json"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"model_type": "vit"}', '{"result": {"verdict": "helps"}}', '{"size": 40}'],
+)
+def test_a_file_that_says_nothing_of_images_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "said.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match=r"said\.json"):
+        read_preprocessing(path)

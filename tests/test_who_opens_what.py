@@ -116,7 +116,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 DATA = ["--counts", "counts.json", "--data", "npz:data.npz", "--size", "2"]
-DATA += ["--mean", "0,0,0", "--std", "1,1,1"]
+DATA += ["--mean", "0,0,0", "--std", "1,1,1", "--accept-poor-accuracy"]
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sweep-gamma", "compare"])

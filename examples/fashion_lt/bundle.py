@@ -20,9 +20,11 @@ import numpy as np
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.checkpoints.read_head import read_head
 from rescale_cli.core.images import Images
+from rescale_cli.core.provenance import Provenance
 from rescale_cli.core.summary import spearman
 from rescale_cli.loading.models import load_classifier
 from rescale_cli.measures.metrics import balanced_accuracy
+from rescale_cli.patching.head_identity import identity_of
 from rescale_cli.patching.locate_head import locate, one_size
 from rescale_cli.predicting.predict import RunOptions, predict
 from rescale_cli.sources.datasets import open_images
@@ -93,7 +95,16 @@ def main() -> None:
     # By themselves: the same bits as whoever runs the model on val.npz gets.
     logits = logits_of(options.run, some(images, chosen))
     np.savez_compressed(options.out / "val.npz", images=images.array[chosen], labels=labels[chosen])
-    np.savez_compressed(options.out / "val_logits.npz", logits=logits, labels=labels[chosen])
+    said = json.loads((options.out / "config.json").read_text("utf-8"))["preprocessing"]
+    known = Provenance(
+        identity_of(options.out / "model.safetensors"),
+        {**said, "source": "config.json"},
+        {"source": "val.npz", "split": None, "samples": len(logits)},
+    )
+    np.savez_compressed(
+        options.out / "val_logits.npz",
+        logits=logits, labels=labels[chosen], provenance=np.array([json.dumps(known.as_json())]),
+    )  # fmt: skip
     np.savez_compressed(
         options.out / "test.npz", images=images.array[others], labels=labels[others]
     )

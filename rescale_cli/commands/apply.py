@@ -12,6 +12,7 @@ from rescale_cli.errors import UsageError
 from rescale_cli.files.text_file import refuse_input
 from rescale_cli.options.record_options import RecordCommand, RecordFile, recorded_command
 from rescale_cli.options.strength_option import (
+    chosen_for,
     read_adjustment,
     read_counted,
     verdict_warnings,
@@ -109,6 +110,7 @@ def apply(
     """Write the checkpoint with its head adjusted; every other byte is proven equal."""
     from rescale_cli import api
     from rescale_cli.files.github_actions import append_outputs
+    from rescale_cli.patching.locate_head import HeadChoice
     from rescale_cli.reports import report, tables
 
     if in_place and output is not None:
@@ -117,8 +119,11 @@ def apply(
     if gamma.startswith("@") and output is not None:
         refuse_input(output, [Path(gamma[1:])])
     what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
-    unproven = verdict_warnings(gamma)
+    unproven, swept = verdict_warnings(gamma), chosen_for(gamma)
     counted = read_counted(gamma, exclude_class or (), target_prior, zero_count)
+    if swept is not None:
+        named = HeadChoice(tuple(head or ()), only, plain_head)
+        swept.refuse_other_model(model, named, num_classes, frozenset(accept_global or ()))
     with last_step():
         applied = api.apply(
             model,
@@ -152,6 +157,5 @@ def apply(
     result = report.apply_result(applied)
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
-    warnings = [*applied.plan.warnings, *counted.warnings(model), *unproven]
-    warnings += report.stale_beside(applied)
+    warnings = [*applied.plan.warnings, *unproven, *report.stale_beside(applied)]
     Screen("apply", json).result(result, warnings, lambda: tables.show_apply(applied))

@@ -42,6 +42,7 @@ def compare(
     from rescale_cli.reports.sweep_report import apply_line, not_writable
     from rescale_cli.sweeping.comparison import compare_methods
     from rescale_cli.sweeping.trial import try_on
+    from rescale_cli.sweeping.undetermined import refuse_undetermined
 
     if how.unlabeled:
         raise UsageError("methods are compared by labels", fix="leave out --unlabeled")
@@ -57,6 +58,11 @@ def compare(
     if trial is None:
         return
     found = compare_methods(trial, wanted, bias.value if bias else "")
+    for entry in found.entries:
+        if entry.name == "rescale" and entry.outcome is not None:
+            refuse_undetermined(
+                entry.outcome, trial.predictions, wanted, notes, accept=on.accept_poor_accuracy
+            )
     lines = {
         entry.name: apply_line(
             model,

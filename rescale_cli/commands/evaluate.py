@@ -13,6 +13,7 @@ from rescale_cli.options.adjust_options import AdjustOptions
 from rescale_cli.options.data_options import DataOptions
 from rescale_cli.options.gate_options import GateOptions, failure, judge
 from rescale_cli.options.option_groups import spread
+from rescale_cli.options.strength_option import chosen_for
 from rescale_cli.options.sweep_options import group_sizes
 from rescale_cli.reports.evaluate_outputs import OutputOptions, tell_github
 from rescale_cli.reports.screen import Screen
@@ -77,10 +78,11 @@ def evaluate(
     gates = bounds.gates(grouped=counts is not None)
     bases = (bounds.against, bounds.against_logits)
     read = paths_of(
-        *(models or ()), *bases, counts, classes, label_order, on.data, *(on.logits or ())
-    )
-    choices = on.choices(len(models) if models else None, force=force)
-    outputs.check(len(choices), force=force, inputs=read, other=on.save_logits)
+        *(models or ()), *bases, counts, classes, label_order, on.data, *(on.logits or ()),
+        on.preprocessing, adjust.sweep,
+    )  # fmt: skip
+    choices = on.choices(len(models) if models else None, force=force, sweep=adjust.sweep)
+    outputs.check(len(choices), force=force, inputs=read, other=on.saved)
     trials = list(zip(models or on.logits or (), choices, strict=True))
     heads = HeadChoice(tuple(head or ()), only, plain_head)
     said = said_about_rows(classes, label_order, order)
@@ -134,4 +136,7 @@ def _terms(
     raw = None
     if counts is not None:
         raw = CountsChoice(as_raw_counts(counts), said, zero.value, checked=True)
-    return Terms(raw, said, group_sizes(groups), adjustment, heads, frozenset(accept))
+    return Terms(
+        raw, said, group_sizes(groups), adjustment, heads, frozenset(accept),
+        chosen_for(adjust.gamma or ""),
+    )  # fmt: skip

@@ -81,6 +81,7 @@ def sweep_gamma(
     from rescale_cli.reports.verdict_text import no_gain
     from rescale_cli.sweeping.sweep_result import sweep
     from rescale_cli.sweeping.trial import logits_alone, try_on
+    from rescale_cli.sweeping.undetermined import refuse_undetermined
 
     if model is None:
         refuse_without_model(on, method, apply)
@@ -100,6 +101,9 @@ def sweep_gamma(
     if trial is None:
         return
     found = sweep(trial.predictions, trial.head, trial.counts, tried, wanted, fit=fit_temperature)
+    refuse_undetermined(
+        found.best, trial.predictions, wanted, notes, accept=on.accept_poor_accuracy
+    )
     family = found.best.family
     best = replace(family.adjustment, strength=found.best.choice.gamma)
     best = replace(best, temperature=found.temperature or 1.0)

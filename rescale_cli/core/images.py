@@ -144,12 +144,16 @@ class Preprocessing:
             >>> print(Preprocessing((224, 224), (0.5,), (0.5,), 256, source="preset x"))
             resized to 256, cropped to 224 x 224, less 0.5, over 0.5 (preset x)
         """
-        height, width = self.size
-        cut = f"{height} x {width}"
+        mean, std = (", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return f"{self.sizes}, less {mean}, over {std} ({self.source})"
+
+    @property
+    def sizes(self) -> str:
+        """The resizing and the crop, in words."""
+        cut = f"{self.size[0]} x {self.size[1]}"
         if self.resize not in (None, self.size):
             cut = f"{self.resize}, cropped to {cut}"
-        mean, std = (", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
-        return f"resized to {cut}, less {mean}, over {std} ({self.source})"
+        return f"resized to {cut}"
 
 
 @dataclass(frozen=True)
@@ -170,3 +174,7 @@ class Classifier:
     """What its own files say of its input."""
     tool: str = ""
     """What trained the checkpoint, where it says so: timm, torchvision or rescale."""
+    usual: Preprocessing | None = None
+    """What the library uses for its own weights of this network: a suggestion, never a default."""
+    input_size: tuple[int, int] | None = None
+    """Height and width that its program takes, where it takes no other."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.images import DataRead
+from rescale_cli.core.provenance import Provenance
 
 Labels = NDArray[np.int64]
 
@@ -38,6 +39,8 @@ class Predictions:
     """How the labels were joined with the rows; see `Alignment.as_json`."""
     no_samples: Mapping[str, int] = field(default_factory=dict)
     """How many entries of the data are no samples, by reason."""
+    provenance: Provenance = Provenance()  # noqa: RUF009 - frozen
+    """Whose they are, and how they were made; nothing is known of logits made elsewhere."""
 
     @property
     def data(self) -> dict[str, Any]:

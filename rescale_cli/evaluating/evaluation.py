@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rescale_cli.core.alignment import join_labels
 from rescale_cli.core.binary import two_columns
-from rescale_cli.core.images import DataRead
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.images import Classifier, DataRead, Images, Preprocessing
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said
-from rescale_cli.errors import BadInput
+from rescale_cli.errors import BadInput, RescaleError, UsageError
+from rescale_cli.evaluating.accuracy_check import check_accuracy, preprocessing_of
 from rescale_cli.evaluating.order_check import check_order
+from rescale_cli.evaluating.whose import check_logits_head, of_predictions
 from rescale_cli.files.logits_file import read_logits, write_logits
 from rescale_cli.formats.sharded_folder import read_config
 from rescale_cli.loading.models import load_classifier
 from rescale_cli.loading.other_inputs import refuse_other_input
-from rescale_cli.loading.preprocessing import override
+from rescale_cli.loading.preprocessing import Hints, override
+from rescale_cli.loading.preprocessing_file import save_preprocessing
 from rescale_cli.predicting import ranks
 from rescale_cli.predicting.predict import RunOptions, predict
 from rescale_cli.sources.datasets import open_images
@@ -27,6 +32,23 @@ from rescale_cli.sources.splits import Purpose
 #: Called with images done, images in all, and images per second.
 Progress = Callable[[int, int, float], None]
 Notes = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the checkpoint and the counts say of a model before it is run."""
+
+    num_classes: int | None = None
+    """Rows of the head; 1 for a binary head."""
+    head_sha256: str | None = None
+    """Of its head, see `head_identity`."""
+    counts: ClassCounts | None = None
+    """Of the training set."""
+    rescaled: bool = False
+    """Whether the head was re-scaled before."""
+
+
+NOTHING_KNOWN = Known()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +62,8 @@ class DataChoice:
     alone: bool = False
     """Whether no checkpoint is named: the logits are all that is known of the model."""
     arch: str | None = None
+    prepared: Preprocessing | None = None
+    """How images are prepared, as a file says that was named: before what the checkpoint says."""
     preset: str | None = None
     size: tuple[int, int] | None = None
     """Height and width of the model's input, pixels."""
@@ -48,20 +72,24 @@ class DataChoice:
     download: bool = False
     save_logits: Path | None = None
     """Where the logits are kept."""
+    save_preprocessing: Path | None = None
+    """Where it is written how images were prepared."""
     force: bool = False
-    """Whether that file may be replaced."""
+    """Whether these files may be replaced."""
     run: RunOptions = field(default_factory=RunOptions)
     purpose: Purpose = "measure"
     """What the data are opened for; see `splits.pick`."""
     accept_order: bool = False
     """Whether to go on where the predictions show that labels and rows are in different orders."""
+    accept_poor: bool = False
+    """Whether to go on where the predictions have little to do with the labels."""
 
 
 def predictions_of(
     model: Path,
     choice: DataChoice,
     *,
-    num_classes: int | None = None,
+    known: Known = NOTHING_KNOWN,
     said: Said = NOTHING_SAID,
     accept: frozenset[str] = frozenset(),
     labelled: bool = True,
@@ -73,7 +101,7 @@ def predictions_of(
     Args:
         model: a checkpoint file or folder.
         choice: the data, or the logits in their place.
-        num_classes: rows of the head, where it is known; 1 for a binary head.
+        known: what is known of the model before it is run.
         said: what the user says about the head's rows.
         accept: full names of pickle globals that are let pass, still without being run.
         labelled: whether it is an error that nobody knows the labels.
@@ -85,28 +113,53 @@ def predictions_of(
 
     Raises:
         BadInput: another number of classes, labels that are no row of the head, or none.
+        NeedsDecision: logits of another model, an unknown preparation of the images, or predictions
+            that have little to do with the labels.
         RescaleError: the model or the data cannot be read or do not go together.
     """
     if choice.logits is None:
-        predictions = _run(model, choice, num_classes, said, accept, labelled, progress, notes)
+        found = _run(model, choice, known, said, accept, labelled, progress, notes)
+        if found is None:
+            return None
+        predictions = found
     else:
         predictions = read_logits(choice.logits)
-        _check(model, num_classes, predictions.columns.shape[1], predictions.source)
+        preprocessing_of(predictions.provenance)  # a damaged one is found before the work
+        _check(model, known.num_classes, predictions.columns.shape[1], predictions.source)
         _check_labelled(predictions.labels, predictions.source, labelled)
+        if not choice.alone:
+            check_logits_head(predictions, model, known.head_sha256, notes, accept=accept)
         if predictions.binary and 0 <= predictions.columns.min() <= predictions.columns.max() <= 1:
             text = "all logits lie between 0 and 1: if they are probabilities, give the logits"
             notes(f"{predictions.source}: {text}, log(p / (1 - p))")
         predictions = replace(predictions, alignment=_of_logits(predictions))
         check_order(predictions, notes, accept=choice.accept_order)
-    if predictions is not None and choice.save_logits is not None:
+        check_accuracy(
+            predictions, notes, counts=known.counts, rescaled=known.rescaled,
+            accept=choice.accept_poor,
+        )  # fmt: skip
+    if choice.save_logits is not None:
         write_logits(choice.save_logits, predictions, force=choice.force)
+    if choice.save_preprocessing is not None:
+        _save_preprocessing(choice.save_preprocessing, predictions, force=choice.force)
     return predictions
+
+
+def _save_preprocessing(path: Path, predictions: Predictions, *, force: bool) -> None:
+    made = preprocessing_of(predictions.provenance)
+    if made is None:
+        raise UsageError(
+            f"{predictions.source} does not say how the images were prepared",
+            saw=f"--save-preprocessing {path}",
+            fix="give the model and the images instead: --data DATA",
+        )
+    save_preprocessing(path, made, force=force)
 
 
 def _run(
     model: Path,
     choice: DataChoice,
-    num_classes: int | None,
+    known: Known,
     said: Said,
     accept: frozenset[str],
     labelled: bool,
@@ -127,13 +180,11 @@ def _run(
     classifier = load_classifier(model, choice.arch, accept=accept)
     if ranks.is_main() and any(word in classifier.why for word in ("weights from", "named by")):
         notes(f"{model.name}: {classifier.why}")
-    _check(model, num_classes, classifier.num_classes, classifier.arch)
-    prepared = override(
-        classifier.preprocessing, choice.preset, choice.size, choice.mean, choice.std
-    )
-    if any(word in prepared.source for word in ("default", "options")) and ranks.is_main():
-        # Not said by the checkpoint: a wrong guess looks like a bad model.
-        notes(f"images are {prepared}; --preset, or all of --size, --mean, --std, say otherwise")
+    _check(model, known.num_classes, classifier.num_classes, classifier.arch)
+    size = _first_size(images)
+    prepared = _prepared(classifier, choice, size)
+    if prepared.source.startswith("mean and std of") and ranks.is_main():
+        notes(f"images are {prepared}; --mean and --std replace the values of the library")
     aligned = None
     if images.labels is not None and images.classes is not None:
         c = max(2, classifier.num_classes)
@@ -150,11 +201,36 @@ def _run(
     if images.skipped:
         notes(str(DataRead.of(images.source, len(images), images.skipped)))
     found = replace(found, alignment=aligned, split=images.split, no_samples=images.skipped)
+    origin = of_predictions(found, known.head_sha256, classifier.arch, prepared)
+    found = replace(found, provenance=origin)
     if classifier.num_classes == 1:
         found = replace(found, logits=two_columns(found.logits), binary=True)
     names = said.names or classifier.classes
     check_order(found, notes, head_names=names, accept=choice.accept_order)
+    check_accuracy(
+        found, notes, counts=known.counts, rescaled=known.rescaled, image=size,
+        accept=choice.accept_poor,
+    )  # fmt: skip
     return found
+
+
+def _first_size(images: Images) -> tuple[int, int] | None:
+    """Height and width of the first image, for messages."""
+    with suppress(RescaleError):  # an image that cannot be read is for the reading of all of them
+        if len(images):
+            shape = images.read(0).shape if images.array is None else images.array.shape[1:]
+            return shape[0], shape[1]
+    return None
+
+
+def _prepared(
+    classifier: Classifier, choice: DataChoice, image: tuple[int, int] | None
+) -> Preprocessing:
+    """How images become the network's input: as options, a file or the checkpoint say."""
+    return override(
+        choice.prepared or classifier.preprocessing, choice.preset, choice.size, choice.mean,
+        choice.std, Hints(classifier.usual, classifier.input_size, image),
+    )  # fmt: skip
 
 
 def _of_logits(predictions: Predictions) -> dict[str, Any]:

@@ -14,14 +14,17 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Float64, Head, RowUpdate
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
+from rescale_cli.core.provenance import Provenance
 from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said, row_names
 from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier, UsageError
+from rescale_cli.evaluating.evaluation import Known
+from rescale_cli.evaluating.whose import of_result
 from rescale_cli.finding.head_checks import refuse_multi_label
 from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
 from rescale_cli.measures.per_sample import PerSample
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
-from rescale_cli.patching.find_records import find_records
+from rescale_cli.patching.head_identity import ChosenFor, head_sha256, was_rescaled
 from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice, locate, one_size
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 
@@ -40,6 +43,8 @@ class Terms:
     """Measured as if it had been applied; it needs counts, unless it is only a temperature."""
     heads: HeadChoice = ANY_HEAD
     accept: frozenset[str] = frozenset()
+    chosen_for: ChosenFor | None = None
+    """The model that the strength was chosen for, where a sweep chose it."""
 
     @property
     def rows_said(self) -> int | None:
@@ -66,6 +71,15 @@ class Subject:
     """The names that the checkpoint itself has."""
     tool: str = ""
     """What trained it, where it says so."""
+    head_sha256: str | None = None
+    """See `head_identity`; None where no head was found."""
+    rescaled: bool = False
+    """Whether the checkpoint has the record of a re-scaling."""
+
+    @property
+    def known(self) -> Known:
+        """What helps to run it."""
+        return Known(self.num_classes, self.head_sha256, self.counts, self.rescaled)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +109,8 @@ class Scored:
     """How its labels were joined with the rows."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """See `Predictions.data`."""
+    provenance: Provenance = Provenance()  # noqa: RUF009 - frozen
+    """Of its logits."""
 
 
 def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
@@ -126,12 +142,13 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
     rows, choice = checkpoint.rows(keys.classes, label), terms.counts
     names = row_names(rows, terms.said)
     counts = None if choice is None else choice.resolve(rows)[0]
-    trusted = must_have_head and bool(find_records(checkpoint)[0])
-    text = f"{path.name} was re-scaled, and nothing says whether the logits are from before that"
-    warnings = (("logits-of-which-model", text),) if trusted else ()
+    own = head_sha256(checkpoint, keys)
+    if terms.chosen_for is not None:
+        terms.chosen_for.refuse_other(path, own, terms.accept)
     return Subject(
-        path, keys.num_classes, names, counts, warnings=warnings, own=rows.own, tool=rows.tool
-    )
+        path, keys.num_classes, names, counts, own=rows.own, tool=rows.tool, head_sha256=own,
+        rescaled=was_rescaled(checkpoint),
+    )  # fmt: skip
 
 
 def subject_of_logits(path: Path, terms: Terms) -> Subject:
@@ -156,6 +173,9 @@ def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjust
     plan = make_plan(checkpoint, counts, adjustment, heads=terms.heads, compose=True)
     plan.joint.refuse(adjustment)
     head, warnings = plan.heads[0], list(plan.warnings)
+    own = head_sha256(checkpoint, head.keys)
+    if terms.chosen_for is not None:
+        terms.chosen_for.refuse_other(path, own, terms.accept)
     if plan.records:
         text = f"{path.name} was re-scaled before; what is measured is once more, on top of that"
         warnings.append(("rescaled-before", text))
@@ -165,7 +185,7 @@ def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjust
     names = row_names(rows, terms.said)
     return Subject(
         path, c, names, plan.counts, head.update, plan.joint.as_one.bias, tuple(warnings),
-        rows.own, rows.tool,
+        rows.own, rows.tool, own, bool(plan.records),
     )  # fmt: skip
 
 
@@ -205,6 +225,7 @@ def score(
         str(subject.path), metrics, confusion, measured.predicted, labels, measured.samples,
         predictions.names, predictions.images_per_second, predictions.skipped, subject.classes,
         counts, groups, predictions.alignment, predictions.data,
+        of_result(predictions, subject.head_sha256),
     )  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def side_by_side(
     subjects = [
         subject_of(
             path,
-            terms if (path, choice) in trials else replace(terms, adjustment=None),
+            terms if (path, choice) in trials else replace(terms, adjustment=None, chosen_for=None),
             must_have_head=choice.logits is not None,
         )
         if not choice.alone
@@ -95,11 +95,13 @@ def side_by_side(
     for subject, trial in zip(subjects, everything, strict=True):
         with watch.bar(trial[0].name) as progress:
             predictions = predictions_of(
-                *trial, num_classes=subject.num_classes, said=terms.said,
-                accept=terms.accept, progress=progress, notes=watch.notes,
+                *trial, known=subject.known, said=terms.said, accept=terms.accept,
+                progress=progress, notes=watch.notes,
             )  # fmt: skip
         if predictions is None or predictions.labels is None:
             continue  # a rank that lends a hand: where labels are wanted there are some
+        if trial[1].alone and terms.chosen_for is not None:
+            terms.chosen_for.refuse_other(trial[0], predictions.provenance.head_sha256)
         if trial in trials:
             scored.append(score(subject, predictions, predictions.labels, terms, plain=False))
         if trial == base:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rescale_cli.core.binary import two_columns
 from rescale_cli.core.floats import decode
 from rescale_cli.core.predictions import Labels, Predictions
+from rescale_cli.core.provenance import Provenance
 from rescale_cli.core.tensor_info import HEAD_DTYPES, TensorInfo
 from rescale_cli.errors import (
     BadCheckpoint,
@@ -30,11 +31,15 @@ from rescale_cli.files.staging import Staging, refuse_existing, system_errors
 from rescale_cli.formats import safetensors_file
 from rescale_cli.json_text import clip, parse_json
 
+#: The array, or the key of the metadata, that says where the logits come from.
+_ORIGIN = "provenance"
 _FIX = "np.savez(FILE, logits=logits, labels=labels), with logits (N, C) and labels (N,)"
 
 
 def read_logits(path: Path) -> Predictions:
     """Read `logits` (N, C), `labels` (N,) and `names` (N,) of a file; only logits must be there.
+
+    A file of `write_logits` also says where they come from: see `Provenance`.
 
     Logits (N,) or (N, 1) are those of class 1 of two classes, from a binary head.
 
@@ -69,12 +74,24 @@ def read_logits(path: Path) -> Predictions:
         refuse_multi_label(labels, path.name)
         labels = checked_labels(labels, len(logits), logits.shape[1], path.name)
     names = _names(arrays.get("names"), len(logits))
-    return Predictions(logits, labels, path.name, names, binary=binary)
+    origin = _provenance(arrays.get(_ORIGIN), path.name)
+    return Predictions(logits, labels, path.name, names, binary=binary, provenance=origin)
+
+
+def _provenance(raw: NDArray[Any] | None, source: str) -> Provenance:
+    """What the file says of where it comes from; nothing where another program wrote it."""
+    text = raw.reshape(-1).tolist()[0] if raw is not None and raw.size == 1 else None
+    if not isinstance(text, str):
+        return Provenance()
+    try:
+        return Provenance.of(parse_json(text.encode("utf-8", "surrogatepass"), source))
+    except BadCheckpoint:  # another program's idea of it
+        return Provenance()
 
 
 def _of_npz(path: Path) -> dict[str, NDArray[Any]]:
     file = NpzFile.of(path)
-    wanted = [name for name in ("logits", "labels", "names") if name in file.names]
+    wanted = [name for name in ("logits", "labels", "names", _ORIGIN) if name in file.names]
     if "logits" in wanted:
         return {name: file.array(name) for name in wanted}
     return dict.fromkeys(file.names, np.empty(0))
@@ -93,10 +110,12 @@ def _of_safetensors(path: Path) -> dict[str, NDArray[Any]]:
         arrays = {
             info.name: _tensor(fd, info) if info.name in ("logits", "labels") else np.empty(0)
             for info in contents.tensors
-            if info.name != "names"
+            if info.name not in ("names", _ORIGIN)
         }
     if texts is not None:
         arrays["names"] = np.array(texts, dtype=object)
+    if _ORIGIN in contents.metadata:
+        arrays[_ORIGIN] = np.array([contents.metadata[_ORIGIN]], dtype=object)
     return arrays
 
 
@@ -236,6 +255,8 @@ def _write_npz(file: IO[bytes], of: Predictions, names: Sequence[str] | None) ->
     arrays = {"logits": of.columns}
     arrays |= {} if of.labels is None else {"labels": of.labels}
     arrays |= {} if names is None else {"names": np.array(names, dtype=np.str_)}
+    if of.provenance != Provenance():
+        arrays[_ORIGIN] = np.array([json.dumps(of.provenance.as_json())])
     np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -246,6 +267,8 @@ def _write_safetensors(file: IO[bytes], of: Predictions, names: Sequence[str] | 
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
     if names is not None:
         header["__metadata__"]["names"] = json.dumps(names)
+    if of.provenance != Provenance():
+        header["__metadata__"][_ORIGIN] = json.dumps(of.provenance.as_json())
     at = 0
     for name, array in arrays.items():
         dtype = "I64" if name == "labels" else f"F{8 * array.dtype.itemsize}"

@@ -74,6 +74,7 @@ def load_exported(path: Path) -> tuple[nn.Module, int]:
             saw=f"input {shapes[0]}, output {shapes[1]}",
             fix="export it with dynamic_shapes=({0: torch.export.Dim('n')},)",
         )
+    network.input_size = shapes[0][2], shapes[0][3]  # type: ignore[assignment]  # none is None
     return network.eval(), classes
 
 

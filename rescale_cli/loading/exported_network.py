@@ -25,6 +25,9 @@ _STATE = {
 class ExportedNetwork(nn.Module):
     """Computes an exported program operator by operator; no code of the file is run."""
 
+    input_size: tuple[int, int] | None = None
+    """Height and width of its images, once they are known."""
+
     def __init__(self, archive: ExportArchive) -> None:
         super().__init__()
         self._reader = GraphReader(archive.path)

@@ -74,14 +74,13 @@ def refuse_unlike(meta: Mapping[str, Any], arch: str) -> None:
             )
 
 
-def preprocessing(meta: Mapping[str, Any], base: Preprocessing) -> Preprocessing | None:
-    """The test pipeline of the configuration; None if the checkpoint has no configuration.
+def preprocessing(meta: Mapping[str, Any]) -> Preprocessing | None:
+    """The test pipeline of the configuration; None if the checkpoint has none, or it has no sizes.
 
     mmpretrain resizes with OpenCV unless told otherwise; Pillow's values differ a little.
 
     Args:
         meta: the checkpoint's own.
-        base: its sizes are used where the configuration has no test pipeline.
     """
     config = config_of(meta)
     levels = _table(config, "data_preprocessor") or _table(
@@ -89,15 +88,14 @@ def preprocessing(meta: Mapping[str, Any], base: Preprocessing) -> Preprocessing
     )
     steps = _pipeline(config)
     levels = levels or next((step for step in steps if _kind(step) == "Normalize"), {})
-    if not levels:
+    sizes = _sizes(steps)
+    if not levels or "size" not in sizes:
         return None
     mean, std = levels.get("mean") or [0.0] * 3, levels.get("std") or [1.0] * 3
     said: dict[str, Any] = {
         "mean": [value / 255 for value in mean],
         "std": [value / 255 for value in std],
-        "size": base.size,
-        "resize": base.resize,
-        **_sizes(steps),
+        **sizes,
     }
     made = from_run({"preprocessing": said}, _SOURCE)
     # OpenCV reads blue first, and `to_rgb` turns that around.

@@ -111,21 +111,21 @@ def torchvision(file: ModelFile, name: str) -> Classifier:
     """An image classifier of torchvision, with as many classes and channels as the weights have."""
     arch = f"torchvision:{name}"
     build = build_of(arch, variant_of(arch, file.tensors))
-    default, origin = from_torchvision(name), file.origin
+    usual, origin = from_torchvision(name), file.origin
     said = None
     if origin is not None and origin.library == "mmpretrain":
         mm_config.refuse_unlike(origin.args, arch)
-        said = mm_config.preprocessing(origin.args, default)
+        said = mm_config.preprocessing(origin.args)
     elif origin is not None and origin.library == "torchvision":
         said = from_references(origin.args)
-    return _fitted(file, build, arch, said or default)
+    return _fitted(file, build, arch, said, usual)
 
 
 @models.register("rescale", argument="NAME")
 def rescale(file: ModelFile, name: str) -> Classifier:
     """One of our networks, which has no preprocessing of its own."""
     arch = f"rescale:{name}"
-    return _fitted(file, build_of(arch, variant_of(arch, file.tensors)), arch, None)
+    return _fitted(file, build_of(arch, variant_of(arch, file.tensors)), arch)
 
 
 @models.register("timm", argument="NAME")
@@ -135,19 +135,40 @@ def timm(file: ModelFile, name: str) -> Classifier:
     args = origin.args if origin is not None and origin.library == "timm" else {}
     given = file.config.get("model_args") or timm_models.model_args(name, args)
     cfg, source = timm_models.data_config(name, args)
-    return _fitted(file, timm_models.build_of(name, given), f"timm:{name}", from_timm(cfg, source))
+    found = from_timm(cfg, source)
+    said = found if timm_models.tells_images(args) else None
+    return _fitted(file, timm_models.build_of(name, given), f"timm:{name}", said, found)
 
 
-def _fitted(file: ModelFile, build: Build, arch: str, default: Preprocessing | None) -> Classifier:
+def _fitted(
+    file: ModelFile,
+    build: Build,
+    arch: str,
+    said: Preprocessing | None = None,
+    usual: Preprocessing | None = None,
+) -> Classifier:
+    """The network with its weights.
+
+    Args:
+        file: the checkpoint.
+        build: makes the network.
+        arch: its name.
+        said: how the checkpoint itself says that images are prepared, if its config.json does not.
+        usual: how the library prepares them for its own weights of this network.
+    """
     fitted = fit(as_trained(build, file.config), file.tensors, arch)
-    said, where = _preprocessing_of(file) or default, says(file.origin, arch)
+    said, where = _preprocessing_of(file) or said, says(file.origin, arch)
+    own, suggested = (
+        p if p is not None and p.channels == fitted.channels else None for p in (said, usual)
+    )
     return Classifier(
         fitted.module,
         fitted.num_classes,
         arch,
         "; ".join(filter(None, (f"{arch} fits every name and shape", where, fitted.why))),
         file.names_of(fitted.num_classes),
-        said if said is not None and said.channels == fitted.channels else None,
+        own,
+        usual=suggested,
     )
 
 
@@ -224,7 +245,8 @@ def pt2(file: ModelFile, _: str) -> Classifier:
 
     module, num_classes = compiled_models.load_exported(file.path)
     why = "an archive of torch.export; its graph is computed here and no code of it is run"
-    return Classifier(LogitsOnly(module), num_classes, "pt2", why)
+    size = getattr(module, "input_size", None)
+    return Classifier(LogitsOnly(module), num_classes, "pt2", why, input_size=size)
 
 
 def _wrong_kind(file: ModelFile, kind: str, writer: str) -> BadCheckpoint:

@@ -7,12 +7,13 @@ CenterCrop, ToTensor, Normalize.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rescale_cli.command_line import again
 from rescale_cli.core.images import Image, Preprocessing
 from rescale_cli.errors import NeedsDecision, UsageError
 from rescale_cli.registry import Registry
@@ -20,8 +21,12 @@ from rescale_cli.registry import Registry
 if TYPE_CHECKING:
     import torch
 
-#: What `--preset` names. `none` keeps values between 0 and 1 as they are.
+#: What `--preset` names. `library` is what the library of the network uses for its own weights;
+#: `none` keeps values between 0 and 1 as they are.
 presets: Registry[Preprocessing | None] = Registry("preset")
+
+#: Images this small are not those that networks for ImageNet are trained on.
+SMALL = 160
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -40,9 +45,23 @@ _preset("cifar10", 32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _preset("cifar100", 32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 _preset("mnist", 28, (0.1307,), (0.3081,))
 _preset("fashion-mnist", 28, (0.2860,), (0.3530,))
+presets.register("library")(None)
 presets.register("none")(None)
 
-_FIX = "--preset imagenet (or another), or all three of --size H,W --mean M,M,M --std S,S,S"
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What helps to complete options, or to say which ones are missing.
+
+    Nothing of it is used unless an option asks for it.
+    """
+
+    usual: Preprocessing | None = None
+    """What the library uses for its own weights of the network."""
+    fixed: tuple[int, int] | None = None
+    """Height and width that the program of the network takes, where it takes no other."""
+    image: tuple[int, int] | None = None
+    """Height and width of the first image of the data."""
 
 
 def override(
@@ -51,12 +70,15 @@ def override(
     size: tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    hints: Hints = Hints(),
 ) -> Preprocessing:
     """The preprocessing that is used: the checkpoint's own, unless the user says otherwise.
 
-    A preset takes the place of all that the checkpoint says. A size alone keeps the share that the
-    crop leaves of the image; beside mean and std it is the whole: the shorter side is resized to
-    it, and nothing more is cut off. One mean or std stands for all channels that there were.
+    A preset takes the place of all that the checkpoint says. A size is the size that the image is
+    resized to; nothing more is cut off than what makes the shape fit. One mean or std stands for
+    all channels that there were. Where the checkpoint says nothing, a size alone takes mean and
+    std from the library's own weights of that network, and never the other way round: the size is
+    what differs.
 
     Args:
         base: what the checkpoint says, if it does.
@@ -64,24 +86,27 @@ def override(
         size: height and width of the network's input, pixels.
         mean: of values in 0..1, one a channel.
         std: of values in 0..1, one a channel.
+        hints: what completes them, and what an error can say.
 
     Raises:
         NeedsDecision: nothing says the size, the mean or the standard deviation.
         UsageError: an unknown preset, or values that no image has.
 
     Example:
-        >>> override(None, "imagenet", size=(112, 112)).resize
-        128
+        >>> override(None, "imagenet", size=(32, 32)).sizes
+        'resized to 32, cropped to 32 x 32'
     """
-    start = base
+    start, usual = base, hints.usual
     if preset is not None:
-        start = presets[preset] or _raw(base)
+        start = usual if preset == "library" else presets[preset] or _raw(base)
+        size = size or (hints.fixed if start is not None and start.size != hints.fixed else None)
+    elif base is None and size is not None and usual is not None and not (mean and std):
+        start = replace(usual, source=f"mean and std of {usual.source}")
     if start is None:
-        return _from_nothing(preset, size, mean, std)
+        return _from_nothing(preset, size, mean, std, hints)
     made = start
     if size is not None:
-        whole = preset is None and mean is not None and std is not None
-        made = replace(made, size=size, resize=min(size) if whole else _scaled(made, size))
+        made = replace(made, size=size, **_resized_to(made, size))
     if mean is not None or std is not None:
         given = (mean or made.mean, std or made.std)
         mean, std = (tuple(v) * (made.channels if len(v) == 1 else 1) for v in given)
@@ -99,14 +124,16 @@ def _raw(base: Preprocessing | None) -> Preprocessing | None:
     return replace(base, mean=zeros, std=ones, source="preset none")
 
 
-def _scaled(made: Preprocessing, size: tuple[int, int]) -> int | tuple[int, int] | None:
-    if isinstance(made.resize, int):
-        return round(made.resize * min(size) / min(made.size))
-    if made.resize is None:
-        return None
-    old = zip(made.resize, made.size, size, strict=True)
-    height, width = (round(whole * new / crop) for whole, crop, new in old)
-    return height, width
+def _resized_to(made: Preprocessing | None, size: tuple[int, int]) -> dict[str, Any]:
+    """`resize` and `keep_ratio` for a size that was typed: the whole of a square image is kept.
+
+    Where both sides were resized to the input's, whatever the shape of the image, they still are.
+    """
+    if made is not None and not isinstance(made.resize, int) and not made.keep_ratio:
+        return {"resize": None if made.resize is None else size}
+    if size[0] == size[1]:
+        return {"resize": size[0], "keep_ratio": False}
+    return {"resize": size, "keep_ratio": True}
 
 
 def _from_nothing(
@@ -114,18 +141,60 @@ def _from_nothing(
     size: tuple[int, int] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    hints: Hints,
 ) -> Preprocessing:
-    if preset is not None:
+    size = size or hints.fixed
+    if preset == "none":
         mean, std = mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0)
     given = {"--size": size, "--mean": mean, "--std": std}
     if size is None or mean is None or std is None:
         lacking = ", ".join(option for option, value in given.items() if value is None)
         raise NeedsDecision(
-            "nothing says how images are prepared for this model",
-            saw=f"no preprocessing beside the checkpoint, and no {lacking}",
-            fix=f"--size H,W for --preset {preset}" if preset else _FIX,
+            "the checkpoint does not say how images are prepared for this network, and a wrong "
+            "guess looks like a bad model",
+            saw=_seen(lacking, hints),
+            fix=_lines(preset, size, hints),
         )
-    return checked(Preprocessing(size, tuple(mean), tuple(std), min(size), source="options"))
+    made = Preprocessing(size, tuple(mean), tuple(std), source="options")
+    return checked(replace(made, **_resized_to(None, size)))
+
+
+def _seen(lacking: str, hints: Hints) -> str:
+    seen = [f"no preprocessing beside the checkpoint, and no {lacking}"]
+    if hints.image is not None:
+        seen.append(f"the first image has {hints.image[0]} x {hints.image[1]} pixels")
+    if hints.usual is not None:
+        seen.append(f"not used, as it may differ from the training: {hints.usual}")
+    return "; ".join(seen)
+
+
+def _lines(preset: str | None, size: tuple[int, int] | None, hints: Hints) -> str:
+    """What to type, the likeliest first."""
+    values = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+    usual, square = hints.usual, hints.image is not None and hints.image[0] == hints.image[1]
+    small = str(hints.image[0]) if hints.image and square and hints.image[0] <= SMALL else ""
+    if preset == "none":
+        return again("--size", small or "224")
+    if size is not None:
+        return f"for the usual mean and std: {again(*values)}"
+    if small:
+        line = again("--size", small, *(() if usual else values))
+        kind = "of the images and the usual mean and std" if not usual else "of the images"
+        first = f"if it was trained at the size {kind}: {line}"
+    else:
+        same = usual is None or replace(usual, source="") == replace(_imagenet(), source="")
+        line = again("--preset", "imagenet" if same else "library")
+        first = f"if it was trained as is usual for ImageNet: {line}" if same else (
+            f"if it was trained as the published weights: {line}"
+        )  # fmt: skip
+    other = "give --preset, --size with --mean and --std, or --preprocessing FILE"
+    return f"{first}; otherwise {other}"
+
+
+def _imagenet() -> Preprocessing:
+    made = presets["imagenet"]
+    assert made is not None
+    return made
 
 
 def checked(made: Preprocessing) -> Preprocessing:

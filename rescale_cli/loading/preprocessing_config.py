@@ -16,13 +16,15 @@ from rescale_cli.loading.preprocessing import checked, presets
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 #: timm resizes so much larger than the crop where nothing else is said.
 _CROP_PCT = 0.875
+#: Fields of `Preprocessing` that are false unless a file says otherwise.
+_FLAGS = ("keep_ratio", "flip_channels", "crop_rounds_down")
 
 
 def from_run(config: Mapping[str, Any], source: str = "config.json") -> Preprocessing | None:
     """The `preprocessing` of a run's config.json, as `to_run` writes it; None if it has none.
 
     Raises:
-        BadInput: it is there, and is none.
+        BadInput: it is there and does not prepare an image.
     """
     said = config.get("preprocessing")
     if said is None:
@@ -38,6 +40,7 @@ def _from_run(said: Mapping[str, Any], source: str) -> Preprocessing:
         std=_floats(said["std"]),
         resize=resize if resize is None or isinstance(resize, int) else _pair(resize),
         interpolation=_interpolation(said.get("interpolation", "bilinear")),
+        **{flag: _flag(said.get(flag, False)) for flag in _FLAGS},
         source=source,
     )
 
@@ -54,7 +57,7 @@ def to_run(p: Preprocessing) -> dict[str, object]:
         said["resize"] = p.resize if isinstance(p.resize, int) else [*p.resize]
     if p.interpolation != "bilinear":
         said["interpolation"] = p.interpolation
-    return said
+    return said | {flag: True for flag in _FLAGS if getattr(p, flag)}
 
 
 def from_timm(cfg: Mapping[str, Any], source: str = "pretrained_cfg") -> Preprocessing | None:
@@ -197,6 +200,12 @@ def _made(
             saw=clip(f"{type(error).__name__} {error} in {said!r}"),
             fix="correct the file: size, mean and std",
         ) from None
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _pair(value: Any) -> tuple[int, int]:

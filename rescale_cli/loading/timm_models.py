@@ -114,6 +114,14 @@ def data_config(name: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], str
     return made, f"timm's default for {name} with {', '.join(asked)} from args"
 
 
+def tells_images(args: Mapping[str, Any]) -> bool:
+    """Whether these are arguments of a timm training script, which decide how it prepares images.
+
+    One that is None there is on record as left to timm's configuration of the model.
+    """
+    return bool(args.keys() & {"crop_pct", "img_size", "input_size"})
+
+
 def _timm() -> Any:
     torchvision()  # timm imports it, and must not be blamed if it does not fit torch
     return library("timm", "timm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +45,11 @@ class AdjustOptions:
     zero_count: Annotated[
         options.ZeroPolicy, typer.Option("--zero-count", help="A class without samples is …")
     ] = options.ZeroPolicy.ERROR
+
+    @property
+    def sweep(self) -> Path | None:
+        """The file of the sweep that chose the strength, where one did."""
+        return Path(self.gamma[1:]) if self.gamma and self.gamma.startswith("@") else None
 
     def adjustment(self) -> Adjustment | None:
         """What they say; None where they say nothing.

@@ -14,6 +14,7 @@ from rescale_cli.json_text import clip
 from rescale_cli.options import MethodName
 
 if TYPE_CHECKING:
+    from rescale_cli.core.images import Preprocessing
     from rescale_cli.evaluating.evaluation import DataChoice
 
 
@@ -61,19 +62,52 @@ class DataOptions:
     ] = None
     preset: Annotated[
         str | None,
-        typer.Option("--preset", metavar="NAME", help="Preprocessing of a known kind."),
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="Preprocessing by name: imagenet (256 cropped to 224 pixels), inception (342 to "
+            "299), cifar10, cifar100 (32), mnist, fashion-mnist (28), library (as torchvision or "
+            "timm does for its own weights of the network), none (values from 0 to 1).",
+        ),
     ] = None
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="N|H,W", help="Of the model's input, pixels."),
+        typer.Option(
+            "--size",
+            metavar="N|H,W",
+            help="Resize images to this many pixels, the size of the network's input.",
+        ),
     ] = None
     mean: Annotated[
         str | None,
-        typer.Option("--mean", metavar="R,G,B", help="Taken from values in 0 to 1."),
+        typer.Option(
+            "--mean", metavar="R,G,B", help="Subtract this from the pixel values, which are 0 to 1."
+        ),
     ] = None
     std: Annotated[
         str | None,
-        typer.Option("--std", metavar="R,G,B", help="What values less the mean are divided by."),
+        typer.Option(
+            "--std", metavar="R,G,B", help="Divide the pixel values by this after --mean."
+        ),
+    ] = None
+    preprocessing: Annotated[
+        Path | None,
+        typer.Option(
+            "--preprocessing",
+            metavar="FILE",
+            help="Read the preprocessing from a file: of --save-preprocessing, a sweep.json, a "
+            "config.json of timm, or a preprocessor_config.json.",
+            readable=False,
+        ),
+    ] = None
+    save_preprocessing: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-preprocessing",
+            metavar="FILE",
+            help="Write the preprocessing that was used, as JSON for --preprocessing.",
+            readable=False,
+        ),
     ] = None
     save_logits: Annotated[
         Path | None,
@@ -117,17 +151,28 @@ class DataOptions:
             "the rows of the head.",
         ),
     ] = False
+    accept_poor_accuracy: Annotated[
+        bool,
+        typer.Option(
+            "--accept-poor-accuracy",
+            help="Continue where accuracy is that of guessing, or far below the confidences of "
+            "the model, as with preprocessing that is not that of the training.",
+        ),
+    ] = False
 
     def choice(self, *, force: bool = False) -> DataChoice:
         """The same, checked and typed, for a command that takes one model."""
         return self.choices(1, force=force)[0]
 
-    def choices(self, models: int | None, *, force: bool = False) -> list[DataChoice]:
+    def choices(
+        self, models: int | None, *, force: bool = False, sweep: Path | None = None
+    ) -> list[DataChoice]:
         """The same, checked and typed, for each of several models.
 
         Args:
             models: how many; None where each file of logits stands for itself.
-            force: whether the file of --save-logits may be replaced.
+            force: whether the files of --save-logits and --save-preprocessing may be replaced.
+            sweep: a sweep.json that is used, whose preprocessing is picked up.
 
         Raises:
             UsageError: neither or both of --data and --logits, not one file of logits a model, or a
@@ -152,19 +197,47 @@ class DataOptions:
         choice = DataChoice(
             data=self.data,
             arch=self.arch,
+            prepared=self._prepared(sweep),
             preset=self.preset,
             size=_size(self.size),
             mean=_numbers("--mean", self.mean),
             std=_numbers("--std", self.std),
             download=self.download,
             save_logits=self.save_logits,
+            save_preprocessing=self.save_preprocessing,
             force=force,
             run=run,
             accept_order=self.accept_order,
+            accept_poor=self.accept_poor_accuracy,
             alone=alone,
         )
         files = [*(self.logits or ())] or [None] * models
         return [replace(choice, logits=file) for file in files]
+
+    @property
+    def saved(self) -> dict[str, Path | None]:
+        """Option -> the file that it writes."""
+        return {
+            "--save-logits": self.save_logits,
+            "--save-preprocessing": self.save_preprocessing,
+        }
+
+    def _prepared(self, sweep: Path | None) -> Preprocessing | None:
+        """What --preprocessing says, or else the sweep; None if neither does."""
+        from rescale_cli.loading.preprocessing_file import (
+            preprocessing_of_sweep,
+            read_preprocessing,
+        )
+
+        if self.preprocessing is None:
+            return None if sweep is None or self.preset else preprocessing_of_sweep(sweep)
+        if self.preset is not None:
+            raise UsageError(
+                "--preset and --preprocessing exclude each other",
+                saw=f"--preset {self.preset}, --preprocessing {self.preprocessing}",
+                fix="leave one of them out",
+            )
+        return read_preprocessing(self.preprocessing)
 
     def _check(self, models: int) -> None:
         if not models:
@@ -185,12 +258,13 @@ class DataOptions:
                 saw=f"{len(self.logits)} files of logits, {models} models",
                 fix="--logits FILE for each MODEL",
             )
-        if self.save_logits is not None and models > 1:
-            raise UsageError(
-                "--save-logits keeps the logits of one model",
-                saw=f"{models} models",
-                fix="evaluate them one by one",
-            )
+        for option, path in self.saved.items():
+            if path is not None and models > 1:
+                raise UsageError(
+                    f"{option} writes the file of one model",
+                    saw=f"{models} models",
+                    fix="evaluate them one by one",
+                )
         if self.save_logits is not None and self.save_logits.suffix not in LOGITS_SUFFIXES:
             raise UsageError(
                 "--save-logits tells the format by its suffix, .npz or .safetensors",

@@ -77,10 +77,10 @@ class GateOptions:
         Raises:
             UsageError: logits of a base where none is named, or data for one and logits for others.
         """
+        unsaved = replace(trials[0][1], save_logits=None, save_preprocessing=None)
         if self.against is None:
-            if self.against_logits is not None and trials[0][1].alone:
-                choice = replace(trials[0][1], save_logits=None, logits=self.against_logits)
-                return self.against_logits, choice
+            if self.against_logits is not None and unsaved.alone:
+                return self.against_logits, replace(unsaved, logits=self.against_logits)
             if self.against_logits is not None:
                 what = "--against-logits are those of a base, and none is given"
                 raise UsageError(what, fix="--against BASE")
@@ -89,7 +89,7 @@ class GateOptions:
         if same is not None and self.against_logits is None:
             return same
         given = self.against_logits
-        choice = replace(trials[0][1], save_logits=None, logits=given, alone=False)
+        choice = replace(unsaved, logits=given, alone=False)
         if choice.data is None and choice.logits is None:
             raise UsageError(
                 "the models are given by their logits, so the base is, too",

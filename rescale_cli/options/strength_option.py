@@ -6,11 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rescale_cli import options
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import NeedsDecision, UsageError
+
+if TYPE_CHECKING:
+    from rescale_cli.patching.head_identity import ChosenFor
 
 
 def read_adjustment(
@@ -53,17 +56,8 @@ class CountedWith:
     exclude_class: tuple[str, ...] = ()
     target_prior: str | None = None
     zero_count: options.ZeroPolicy = options.ZeroPolicy.ERROR
-    model: str | None = None
-    """The path of the model that it was chosen for; None where no sweep chose it."""
     order: options.FolderOrder | None = None
     """How the class folders were sorted in training."""
-
-    def warnings(self, model: Path) -> list[tuple[str, str]]:
-        """What to say of it where another model is re-scaled: (code, message) each."""
-        if self.model is None or Path(self.model).name == model.name:
-            return []
-        text = f"the strength was chosen for {self.model}: no value is right for all models"
-        return [("other-model", text)]
 
 
 def read_counted(
@@ -74,7 +68,7 @@ def read_counted(
     A strength means the same only with what it was chosen with.
     """
     match _read(text):
-        case {"model": str() | None as model, "counted_with": {
+        case {"counted_with": {
             "exclude_class": list(names), "target_prior": str() | None as swept_prior,
             "zero_count": "error" | "one" | "skip" as swept_zero,
         }}:  # fmt: skip
@@ -82,8 +76,19 @@ def read_counted(
             folders = options.FolderOrder(order) if order in set(options.FolderOrder) else None
             policy = options.ZeroPolicy(swept_zero) if zero is None else zero
             names = list(exclude) or [str(name) for name in names]
-            return CountedWith(tuple(names), prior or swept_prior, policy, model, folders)
+            return CountedWith(tuple(names), prior or swept_prior, policy, folders)
     return CountedWith(tuple(exclude), prior, zero or options.ZeroPolicy.ERROR)
+
+
+def chosen_for(text: str) -> ChosenFor | None:
+    """The model that a sweep chose the strength for; None where no sweep chose it."""
+    if not text.startswith("@"):
+        return None
+    from rescale_cli.patching.head_identity import ChosenFor
+
+    said = _read(text)
+    sha = said["head_sha256"]
+    return ChosenFor(text[1:], sha if isinstance(sha, str) else None, said["gamma"])
 
 
 def verdict_warnings(text: str) -> list[tuple[str, str]]:
@@ -120,13 +125,11 @@ def _read(text: str) -> dict[str, Any]:
         chosen = {key: value for key, value in result["chosen"].items() if value is not None}
         fitted = result.get("temperature")
         numbers = {"gamma": chosen["gamma"], "temperature": 1.0 if fitted is None else fitted}
-        about = {key: result.get(key) for key in ("counted_with", "verdict", "explanation")}
-        return (
-            about
-            | {"model": result.get("path")}
-            | chosen
-            | {key: float(value) for key, value in numbers.items()}
-        )
+        about = {
+            key: result.get(key)
+            for key in ("counted_with", "verdict", "explanation", "head_sha256")
+        }
+        return about | chosen | {key: float(value) for key, value in numbers.items()}
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UsageError(
             "--gamma is neither a number nor a sweep's choice",

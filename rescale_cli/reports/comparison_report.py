@@ -7,8 +7,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from rescale_cli.evaluating.accuracy_check import prepared_line
 from rescale_cli.measures.significance import Interval
 from rescale_cli.reports.screen import say
+from rescale_cli.reports.sweep_report import tied_to
 from rescale_cli.reports.verdict_text import Scene, unit_of, verdict_result, verdict_text
 from rescale_cli.sweeping.comparison import Comparison, Entry
 from rescale_cli.sweeping.trial import Trial
@@ -21,6 +23,7 @@ def comparison_result(trial: Trial, found: Comparison, lines: dict[str, str]) ->
     """The JSON of `compare`; `lines` are the apply lines by name."""
     return {
         "path": str(trial.path),
+        **tied_to(trial.provenance),
         "data": trial.predictions.data,
         "alignment": trial.predictions.alignment,
         "metric": found.metric,
@@ -70,7 +73,7 @@ def _ends(interval: Interval | None) -> list[float] | None:
 
 def show_comparison(trial: Trial, found: Comparison, lines: dict[str, str]) -> None:
     """`compare` for a person: the methods ranked, and what the ranking is worth."""
-    say(trial.predictions.data_line)
+    say(trial.predictions.data_line, *prepared_line(trial.predictions))
     if trial.predictions.alignment is not None:
         say(trial.predictions.alignment["evidence"])
     where = f"chosen on {found.chosen_on:,} samples, reported on {found.reported_on:,} others"

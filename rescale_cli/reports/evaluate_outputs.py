@@ -52,7 +52,12 @@ class OutputOptions:
     ] = None
 
     def check(
-        self, models: int, *, force: bool, inputs: Sequence[Path], other: Path | None = None
+        self,
+        models: int,
+        *,
+        force: bool,
+        inputs: Sequence[Path],
+        other: Mapping[str, Path | None] | None = None,
     ) -> None:
         """Stop before the work if a file could not be written after it.
 
@@ -60,12 +65,12 @@ class OutputOptions:
             models: how many are evaluated.
             force: whether files that are there may be replaced.
             inputs: what the command reads.
-            other: what else will be written.
+            other: what else will be written, by option.
         """
         from rescale_cli.files.text_file import refuse_outputs
 
         named = {f"--{f.name.replace('_', '-')}": getattr(self, f.name) for f in fields(self)}
-        refuse_outputs({**named, "--save-logits": other}, force=force, inputs=inputs)
+        refuse_outputs({**named, **(other or {})}, force=force, inputs=inputs)
         if self.metrics_out is not None and self.metrics_out.suffix not in (".json", ".prom"):
             raise UsageError(
                 "--metrics-out tells the format by its suffix, .json or .prom",

@@ -11,6 +11,7 @@ from rescale_cli.evaluating.side_by_side import Evaluation
 from rescale_cli.measures.gates import Verdict
 from rescale_cli.measures.metrics import Confusion
 from rescale_cli.measures.significance import Interval
+from rescale_cli.reports.sweep_report import tied_to
 
 #: Up to so many classes the confusion matrix is written in full.
 MOST_DENSE = 200
@@ -34,6 +35,7 @@ def _model(model: Scored) -> dict[str, Any]:
     dense = model.confusion.num_classes <= MOST_DENSE
     return {
         "path": model.name,
+        **tied_to(model.provenance),
         "samples": len(model.labels),
         "num_classes": model.confusion.num_classes,
         "metrics": dict(model.metrics),

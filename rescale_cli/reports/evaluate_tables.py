@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rescale_cli.core.predictions import data_line
+from rescale_cli.evaluating.accuracy_check import prepared_line
 from rescale_cli.evaluating.scoring import Difference, Scored, Terms
 from rescale_cli.evaluating.side_by_side import Evaluation
 from rescale_cli.measures.gates import Verdict
@@ -36,6 +37,8 @@ def show_evaluate(found: Evaluation, verdicts: Sequence[Verdict], terms: Terms) 
     for line in dict.fromkeys(
         data_line(str(m.data["source"]), m.data["split"], len(m.labels)) for m in found.scored
     ):
+        say(line)
+    for line in dict.fromkeys(line for m in found.scored for line in prepared_line(m)):
         say(line)
     for line in dict.fromkeys(m.alignment["evidence"] for m in found.scored if m.alignment):
         say(line)

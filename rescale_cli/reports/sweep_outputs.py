@@ -43,9 +43,10 @@ class Outputs:
     def check(self, model: Path | None, counts: str, on: DataOptions, of: HeadOptions) -> None:
         """Stop before the work if one of them could not be written after it, or is read by it."""
         read = paths_of(
-            model, counts, on.data, *(on.logits or ()), of.classes, of.label_order, of.target_prior
-        )
-        named = {"--output": self.output, "--csv": self.csv, "--save-logits": on.save_logits}
+            model, counts, on.data, *(on.logits or ()), of.classes, of.label_order,
+            of.target_prior, on.preprocessing,
+        )  # fmt: skip
+        named = {"--output": self.output, "--csv": self.csv, **on.saved}
         refuse_outputs(named, force=self.force, inputs=read)
         if self.apply is not None and model is not None:
             given = {option: path for option, path in named.items() if path is not None}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rescale_cli.core.methods import METHODS, Adjustment
+from rescale_cli.core.provenance import Provenance
 from rescale_cli.measures.significance import Interval
 from rescale_cli.options.sweep_options import HeadOptions
 from rescale_cli.reports.verdict_text import sweep_text, verdict_result
@@ -41,6 +42,7 @@ def sweep_result(
     chosen = found.at.get("chosen")
     return {
         "path": None if trial.path is None else str(trial.path),
+        **tied_to(trial.provenance),
         "samples": len(trial.predictions.logits),
         "data": trial.predictions.data,
         "alignment": trial.predictions.alignment,
@@ -78,6 +80,12 @@ def sweep_result(
         "others": [{**_method(other), "value": other.choice.value} for other in found.others],
         "apply": line,
     }  # fmt: skip
+
+
+def tied_to(known: Provenance) -> dict[str, Any]:
+    """What ties a result to its model: the head, the preprocessing, the versions."""
+    said = known.as_json()
+    return {key: said[key] for key in ("head_sha256", "preprocessing", "versions")}
 
 
 def part(found: Sweep, *, chosen_on: bool) -> str:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rescale_cli.core.head import Float64
+from rescale_cli.evaluating.accuracy_check import prepared_line
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.reports.screen import plain, say
 from rescale_cli.reports.sweep_report import part
@@ -36,7 +37,7 @@ def show_sweep(trial: Trial, found: Sweep, line: str | None) -> None:
 
 def show_choice(trial: Trial, found: Sweep) -> None:
     """Which rows the labels are, which strength, by what, on what."""
-    say(trial.predictions.data_line)
+    say(trial.predictions.data_line, *prepared_line(trial.predictions))
     if trial.predictions.alignment is not None:
         say(trial.predictions.alignment["evidence"])
     best, wanted = found.best, found.wanted

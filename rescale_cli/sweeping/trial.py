@@ -14,9 +14,18 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Predictions
+from rescale_cli.core.provenance import Provenance
 from rescale_cli.core.row_names import HeadRows
-from rescale_cli.evaluating.evaluation import DataChoice, Notes, Progress, predictions_of
+from rescale_cli.evaluating.evaluation import (
+    DataChoice,
+    Known,
+    Notes,
+    Progress,
+    predictions_of,
+)
+from rescale_cli.evaluating.whose import of_result
 from rescale_cli.finding.head_checks import refuse_multi_label
+from rescale_cli.patching.head_identity import head_sha256
 from rescale_cli.patching.joint_head import JointHead
 from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
@@ -34,6 +43,13 @@ class Trial:
     warnings: Warnings
     joint: JointHead
     """Says which methods the logits of several heads allow."""
+    head_sha256: str | None = None
+    """Of the checkpoint's head, see `head_identity`; None where it is not known."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """What results of it are tied to."""
+        return of_result(self.predictions, self.head_sha256)
 
 
 def logits_alone(
@@ -49,7 +65,7 @@ def logits_alone(
         RescaleError: logits that cannot be read, or counts that are not those of their columns.
     """
     assert choice.logits is not None
-    file = choice.logits
+    file, choice = choice.logits, replace(choice, alone=True)
     predictions = predictions_of(file, choice, labelled=labelled, notes=notes)
     if predictions is None:
         return None
@@ -113,9 +129,10 @@ def try_on(
         if first.keys.binary and not leave_out:
             data = ("--data", choice.data) if choice.logits is None else ("--logits", choice.logits)
             refuse_rescaling(method, adjusting_line("sweep-gamma", path, counts.typed, *data))
-    choice = replace(choice, purpose="choose")
+    choice, own = replace(choice, purpose="choose"), head_sha256(checkpoint, first.keys)
+    known = Known(first.keys.num_classes, own, plan.counts, bool(plan.records))
     predictions = predictions_of(
-        path, choice, num_classes=first.keys.num_classes, said=counts.said, accept=accept,
+        path, choice, known=known, said=counts.said, accept=accept,
         labelled=labelled, progress=progress, notes=notes,
     )  # fmt: skip
     if predictions is None:
@@ -123,7 +140,9 @@ def try_on(
     rows = checkpoint.rows(first.keys.classes, path.name)
     counts.refuse_unchecked(rows, (predictions.alignment or {}).get("by"))
     warnings += doubts(predictions, plan.counts)
-    return Trial(path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint)
+    return Trial(
+        path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint, own
+    )
 
 
 def doubts(predictions: Predictions, counts: ClassCounts) -> Warnings:

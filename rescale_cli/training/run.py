@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import BadInput, RescaleError
+from rescale_cli.evaluating.whose import of_predictions
 from rescale_cli.files.logits_file import write_logits
+from rescale_cli.patching.head_identity import identity_of
 from rescale_cli.signals import undisturbed
 from rescale_cli.training.feed import make_feed
 from rescale_cli.training.images import TrainingImages
@@ -229,11 +231,17 @@ class Run:
             raise
 
     def write_val_logits(self) -> None:
-        """Keep the logits of a validation part that --data cannot name, for `sweep-gamma`."""
+        """Keep the logits of a validation part that --data cannot name, for `sweep-gamma`.
+
+        The weights are in the folder already: the logits say whose they are.
+        """
         if self.validation is not None and self.data.val_split:
             stepper = self.stepper
             found = self.validation.predictions(stepper.network, stepper.weights(), stepper.layout)
-            write_logits(self.folder.val_logits, found, force=True)
+            own, prepared = identity_of(self.folder.model), self.data.preprocessing
+            prepared = replace(prepared, source=self.folder.config.name)
+            known = of_predictions(found, own, self.recipe.arch, prepared)
+            write_logits(self.folder.val_logits, replace(found, provenance=known), force=True)
 
     @property
     def images_per_second(self) -> float | None:
