@@ -52,6 +52,10 @@ CODE = """
         def eval(self):
             return self.train()
 
+    class NoTraining(Wrapper):
+        def train(self, mode=True):
+            raise RuntimeError("this network has no training mode")
+
     class Exported(Wrapper):
         def __init__(self, num_classes):
             super().__init__(num_classes)
@@ -232,3 +236,38 @@ def test_a_program_that_draws_random_numbers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="training mode") as caught:
         load_classifier(tmp_path / "m.pt2")
     assert "model.eval()" in caught.value.fix
+
+
+@pytest.mark.parametrize("how", [torch.jit.trace, torch.jit.script])
+def test_a_trace_that_draws_random_numbers_is_refused_and_a_script_is_not(
+    how: Callable[..., Any], tmp_path: Path
+) -> None:
+    block = tv.efficientnet.MBConvConfig(1, 3, 1, 8, 8, 1)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        tv.efficientnet.MBConv(block, stochastic_depth_prob=0.5, norm_layer=nn.BatchNorm2d),
+        nn.Flatten(),
+        nn.Linear(288, C),
+    )
+    example = torch.rand(4, 3, 8, 8)
+    given = (example,) if how is torch.jit.trace else ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated; and a second trace would draw other numbers
+        how(network.train(), *given).save(str(tmp_path / "m.pt"))
+    if how is torch.jit.trace:
+        with pytest.raises(BadInput, match="traced in training mode") as caught:
+            load_classifier(tmp_path / "m.pt")
+        assert "torch.jit.trace(model.eval(), ...)" in caught.value.fix
+    else:
+        with torch.no_grad():
+            found = load_classifier(tmp_path / "m.pt").module(example)
+            torch.testing.assert_close(found, network.eval()(example))
+
+
+def test_a_network_whose_train_fails_is_an_error_of_the_input(
+    tmp_path: Path, user_code: None
+) -> None:
+    path, arch, _ = python(tmp_path, "NoTraining")
+    with pytest.raises(BadInput, match="cannot be set to evaluation mode") as caught:
+        load_classifier(path, arch)
+    assert "this network has no training mode" in caught.value.saw

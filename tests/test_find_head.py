@@ -141,6 +141,29 @@ def test_every_copy_of_the_head_is_found_the_raw_one_first() -> None:
     assert "2 copies" in found.warnings[0]
 
 
+@pytest.mark.parametrize("names", [("rgb", "flow"), ("net1", "net2"), ("model_a", "model_b")])
+def test_two_whole_networks_that_may_decide_together_are_refused_together(
+    names: tuple[str, str],
+) -> None:
+    tensors = [t for name in names for t in backbone(f"{name}.") + head(f"{name}.fc")]
+    first, second = (f"{name}.fc.weight" for name in names)
+    for named in ((), (first,)):
+        with pytest.raises(AmbiguousHead) as caught:
+            find_heads(tensors, names=named)
+        assert f"--head {first} --head {second}" in caught.value.fix
+    assert weights(find_heads(tensors, names=[first], only=True)) == [first]
+    both = find_heads(tensors, names=[first, second])
+    assert [head.is_copy for head in both.heads] == [False, False]
+
+
+@pytest.mark.parametrize("other", ["best", "best_model", "ema", "teacher", "state_dict"])
+def test_a_branch_that_is_called_a_version_of_the_model_is_a_copy(other: str) -> None:
+    tensors = [t for name in ("model", other) for t in backbone(f"{name}.") + head(f"{name}.fc")]
+    found = find_heads(tensors)
+    assert weights(found) == ["model.fc.weight", f"{other}.fc.weight"]
+    assert [head.is_copy for head in found.heads] == [False, True]
+
+
 def test_an_optimizer_state_of_the_same_shape_is_no_head() -> None:
     state = [info("optimizer.state.60.exp_avg", 10, 64), info("optimizer.state.61.exp_avg", 10)]
     metrics = [info("val_confmat.confmat", 10, 10, dtype="int64"), info("criterion.weight", 10)]

@@ -22,6 +22,14 @@ WRAPPERS = frozenset(
 #: Of the copies of one model, those that follow another: an average, a teacher, a momentum encoder.
 FOLLOWERS = re.compile(r"ema|swa|averag|teacher|momentum|current_model_state|shadow|target|_k$")
 
+#: Words for a model at another moment of its training.
+VERSIONS = frozenset(
+    {
+        "best", "last", "latest", "final", "current", "old", "prev", "previous", "init", "initial",
+        "raw", "orig", "original", "backup", "snapshot",
+    }
+)  # fmt: skip
+
 #: Words that only a layer over classes bears.
 CLASSES = re.compile(r"^(class|classes|classif\w*|cls|clf|logits?|scores?|labels?)$")
 

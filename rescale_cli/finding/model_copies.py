@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from rescale_cli.core.tensor_info import TensorInfo
-from rescale_cli.finding.head_names import FOLLOWERS, WRAPPERS, is_foreign
+from rescale_cli.finding.head_names import FOLLOWERS, VERSIONS, WRAPPERS, is_foreign, words_of
 
 
 def in_model(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
@@ -18,8 +18,10 @@ def copies(tensors: Sequence[TensorInfo]) -> tuple[str, ...]:
     """Prefixes below which the file keeps the same whole model, the leading one first.
 
     Two branches of the tree of names are copies when nearly every tensor of one has its twin, by
-    name and shape, in the other, and together they are most of the file. Numbered branches are
-    blocks, and a branch with nothing but its own weight is a layer: neither are copies.
+    name and shape, in the other, together they are most of the file, and one is called a model or
+    a version of it (`ema`, `teacher`, `best`). Of `rgb` and `flow` nothing says so: they may be two
+    streams that decide together. Numbered branches are blocks, and a branch with nothing but its
+    own weight is a layer: neither are copies.
 
     Returns:
         at least two prefixes, each ending in a dot, or () when there is one model only.
@@ -38,7 +40,8 @@ def copies(tensors: Sequence[TensorInfo]) -> tuple[str, ...]:
             mine = set(big[key][1])
             twins = [
                 other for other in keys[i + 1 :]
-                if len(mine & set(big[other][1])) >= 0.8 * max(len(mine), len(big[other][1]))
+                if _is_version(key, other)
+                and len(mine & set(big[other][1])) >= 0.8 * max(len(mine), len(big[other][1]))
             ]  # fmt: skip
             if twins:
                 roots = sorted([key, *twins], key=lambda k: bool(FOLLOWERS.search(k.lower())))
@@ -50,6 +53,12 @@ def copies(tensors: Sequence[TensorInfo]) -> tuple[str, ...]:
         if len(items) < 0.5 * total:
             return ()
     return ()
+
+
+def _is_version(key: str, other: str) -> bool:
+    """Whether the names of two branches say that one holds a version of what the other holds."""
+    follows = [bool(FOLLOWERS.search(k.lower()) or VERSIONS & {*words_of(k)}) for k in (key, other)]
+    return any(follows) or {key.lower(), other.lower()} <= WRAPPERS
 
 
 def _is_model(key: str, items: list[tuple[str, tuple[int, ...]]]) -> bool:

@@ -7,11 +7,11 @@ normalization as a constant. There, the constants are changed.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli.errors import BadInput
+from rescale_cli.json_text import clip
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,13 +29,21 @@ def in_evaluation_mode(module: nn.Module) -> nn.Module:
     logits of an image do not depend on the other images of the batch.
 
     Raises:
-        BadInput: an exported program draws random numbers in a way that cannot be undone.
+        BadInput: a program draws random numbers in a way that cannot be undone, or the eval() of
+            the user's own network fails.
     """
     import torch
 
-    # The programs of torch.export do not support eval(); their graph is changed below.
-    with contextlib.suppress(NotImplementedError):
+    try:
         module.eval()
+    except NotImplementedError:
+        pass  # The programs of torch.export do not support eval(); their graph is changed below.
+    except Exception as error:
+        raise BadInput(
+            "the network cannot be set to evaluation mode: its eval() or train() failed",
+            saw=clip(f"{type(error).__name__}: {error}", 200),
+            fix="correct train(mode) in the network's code, or delete it: torch.nn.Module has one",
+        ) from error
     for part in module.modules():
         # A wrapper may have swallowed eval(); no part of a network can swallow this.
         part.training = False
@@ -80,11 +88,7 @@ def in_evaluation(
 
     names = {argument.name for argument in operation._schema.arguments}
     if torch.Tag.nondeterministic_seeded in operation.tags and not names & _TRAINING.keys():
-        raise BadInput(
-            "the program was exported in training mode: it draws random numbers",
-            saw=f"the operator {operation}",
-            fix="export it in evaluation mode: torch.export.export(model.eval(), ...)",
-        )
+        raise _random(operation, "exported", "export it", "torch.export.export")
     changed = list(args)
     for at, value in _recorded(operation._schema, args, lambda given: given is None):
         if args[at] is True or type(args[at]) is float:
@@ -104,11 +108,18 @@ def _change_graph(module: Any) -> None:
 
 
 def _change_script(module: Any) -> None:
-    """Rewrite the operators of traced functions that recorded training mode."""
+    """Rewrite the operators of traced functions that recorded training mode.
+
+    Raises:
+        BadInput: an operator draws random numbers in a way that cannot be undone.
+    """
     import torch
 
     for name in module._c._method_names():
         graph = module._c._get_method(name).graph
+        # Scripted code draws inside a branch on `self.training`; a trace has no branches.
+        for node in graph.nodes():
+            _refuse_random(node)
         for node in _nodes(graph):
             if not node.kind().startswith("aten::"):
                 continue
@@ -119,6 +130,29 @@ def _change_script(module: Any) -> None:
                 if given[at].node().kind() == "prim::Constant" and given[at].toIValue():
                     graph.setInsertPoint(node)
                     node.replaceInput(at, graph.insertConstant(value))
+
+
+def _refuse_random(node: Any) -> None:
+    """Stop at an operator of a trace that draws random numbers whatever the mode is."""
+    import torch
+
+    if not node.kind().startswith("aten::"):
+        return
+    schema = torch._C.parse_schema(node.schema())
+    packet = getattr(torch.ops.aten, schema.name.removeprefix("aten::"), None)
+    operation = getattr(packet, schema.overload_name or "default", None)
+    if torch.Tag.nondeterministic_seeded not in getattr(operation, "tags", ()):
+        return
+    if not {argument.name for argument in schema.arguments} & _TRAINING.keys():
+        raise _random(operation, "traced", "trace it", "torch.jit.trace")
+
+
+def _random(operation: Any, written: str, write: str, call: str) -> BadInput:
+    return BadInput(
+        f"the program was {written} in training mode: it draws random numbers",
+        saw=f"the operator {operation}",
+        fix=f"{write} in evaluation mode: {call}(model.eval(), ...)",
+    )
 
 
 def _nodes(block: Any) -> Iterator[Any]:

@@ -87,8 +87,9 @@ def label_evidence(
         seed: of the two halves.
 
     Returns:
-        None if no class has two samples, so that nothing can be said, or if no permutation could
-        gain enough for an alarm.
+        None if no class has two samples, so that nothing can be said, if no permutation could gain
+        enough for an alarm, or if all of the gain is that of one class: a model that predicts the
+        same class for every sample is right about any one class.
 
     Example:
         >>> labels = np.repeat(np.arange(4), 10)
@@ -113,6 +114,8 @@ def label_evidence(
         apart = len(np.unique(candidate[both])) == len(both)
         if apart and (share := _share(rates, candidate)) > as_good:
             rows, order, as_good = candidate, words, share
+    if _gaining(held_out, rows) < 2:
+        return None
     # Few samples of one half may agree by chance; then those of both halves do not.
     interval = min(_gain(predicted[s], labels[s], rows) for s in (measured, usable))
     return LabelEvidence(
@@ -194,6 +197,15 @@ def _share(rates: Rates, rows: Labels) -> float:
     """The mean recall of the classes if label i were row `rows[i]`."""
     actual, row, rate = rates
     return float(rate[rows[actual] == row].sum() / len(np.unique(actual)))
+
+
+def _gaining(rates: Rates, rows: Labels) -> int:
+    """How many labels are predicted more often as `rows[i]` than as themselves."""
+    actual, row, rate = rates
+    gain = np.zeros(len(rows))
+    np.add.at(gain, actual, np.where(row == rows[actual], rate, 0.0))
+    np.add.at(gain, actual, np.where(row == actual, -rate, 0.0))
+    return int(np.count_nonzero(gain > 0))
 
 
 def _most_frequent(rates: Rates, num_classes: int) -> Labels:
