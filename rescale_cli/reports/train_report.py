@@ -81,6 +81,20 @@ def show_trained(trained: Trained) -> None:
         known = trained.sweep_data or folder.val_logits.is_file()
         other = "" if known else " on validation data that it was not trained on"
         say(f"choose a gamma{other}: {line}")
+        on = f"run:{folder.path}" if folder.val_logits.is_file() else trained.sweep_data
+        if on:
+            say(f"after `apply`, compare the two models: {compare_line(folder, recipe, on)}")
+
+
+def compare_line(folder: RunFolder, recipe: Recipe, data: str) -> str:
+    """The line to type after `apply RUN`: the re-scaled run beside the run, on validation data."""
+    words = ["rescale-cli", "evaluate", f"{folder.path}.rescaled", "--against", str(folder.path)]
+    words += ["--counts", str(folder.counts), "--data", data]
+    return shlex.join(words + (["--arch", recipe.arch] if _own_code(recipe) else []))
+
+
+def _own_code(recipe: Recipe) -> bool:
+    return recipe.arch.startswith("python:")
 
 
 def sweep_line(folder: RunFolder, recipe: Recipe, data: str) -> str | None:
@@ -99,7 +113,7 @@ def sweep_line(folder: RunFolder, recipe: Recipe, data: str) -> str | None:
         return None
     words = ["rescale-cli", "sweep-gamma", str(folder.path), "--counts", str(folder.counts)]
     words += ["--logits", str(folder.val_logits)] if held_out else ["--data", data]
-    if recipe.arch.startswith("python:") and not held_out:
+    if _own_code(recipe) and not held_out:
         words += ["--arch", recipe.arch]
     return shlex.join(words)
 
@@ -107,7 +121,7 @@ def sweep_line(folder: RunFolder, recipe: Recipe, data: str) -> str | None:
 def _norms(trained: Trained) -> str:
     norms = np.array(trained.lines[-1]["row_norms"])
     if trained.recipe.wvn:
-        return "the rows of the head have length 1"
+        return "the rows of the head have length 1, and the head has no bias (--wvn)"
     if trained.recipe.cosine_head:
         return "the head takes its rows as if they had length 1: re-scaling would change nothing"
     rho = spearman(norms, trained.counts.values)

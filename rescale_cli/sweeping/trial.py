@@ -17,6 +17,8 @@ from rescale_cli.core.predictions import Predictions
 from rescale_cli.core.row_names import HeadRows
 from rescale_cli.evaluating.evaluation import DataChoice, Notes, Progress, predictions_of
 from rescale_cli.finding.head_checks import refuse_multi_label
+from rescale_cli.measures.training_set import CODE as TRAINING_SET
+from rescale_cli.measures.training_set import trained_on
 from rescale_cli.patching.joint_head import JointHead
 from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
@@ -135,14 +137,9 @@ def doubts(predictions: Predictions, counts: ClassCounts) -> Warnings:
         name = f"{row} ({counts.names[row]})" if counts.names else f"{row}"
         text = f"all {len(labels):,} samples are of class {name}: what is chosen on them says "
         found.append(("one-class", f"{text}nothing about the other classes"))
-    same = labels is not None and np.array_equal(
-        np.bincount(labels, minlength=len(counts.values)), counts.values
-    )
-    if predictions.split == "train" or same:
-        why = f"{predictions.source} is the training split"
-        if predictions.split != "train":
-            why = f"{predictions.source} has exactly the class counts of --counts"
+    support = np.bincount(labels, minlength=len(counts.values)) if labels is not None else ()
+    if why := trained_on(np.array(support), counts, predictions.source, predictions.split):
         text = "the strength is chosen on the data that the model was trained on, where rare "
         text += f"classes look better than they are ({why}); choose on validation data: --data DATA"
-        found.append(("training-set", text))
+        found.append((TRAINING_SET, text))
     return tuple(found)

@@ -19,6 +19,7 @@ from rescale_cli.files.text_file import write_text
 from rescale_cli.loading.preprocessing_config import to_run
 from rescale_cli.patching.record import sidecar_of, undo_file_of
 from rescale_cli.sources.count_sources import write_counts
+from rescale_cli.sources.run_part import HELD_OUT, describe_part
 from rescale_cli.training.heads import HeadKind
 from rescale_cli.training.images import TrainingImages
 from rescale_cli.training.recipe import Recipe
@@ -141,6 +142,7 @@ class RunFolder:
             "preprocessing": to_run(data.preprocessing),
             "head": head.as_json(),
             "data": data.described(),
+            **_held_out(recipe, data),
             # As timm says it: where every reader of such folders looks for the head.
             "pretrained_cfg": {"classifier": head.name},
         }
@@ -214,6 +216,14 @@ class RunFolder:
 
 #: What `apply` may leave beside a model.
 _BESIDE = (sidecar_of, undo_file_of)
+
+
+def _held_out(recipe: Recipe, data: TrainingImages) -> dict[str, Any]:
+    """What `--data run:RUN` reads the part by that was not trained on, if there is one."""
+    if not data.val_split:
+        return {}
+    samples = len(data.train)
+    return {HELD_OUT: describe_part(recipe.data, data.val_split, recipe.seed, samples)}
 
 
 def _is_something(entry: Path) -> bool:
