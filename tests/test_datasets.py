@@ -31,6 +31,7 @@ from rescale_cli.sources.count_sources import count_data
 from rescale_cli.sources.data_spec import counts
 from rescale_cli.sources.datasets import datasets, open_images
 from rescale_cli.sources.image_files import DeepGrayWarning, decode, read_image
+from rescale_cli.sources.run_part import held_out
 from rescale_cli.sources.splits import ANY_SPLIT, NoSplit
 from rescale_cli.sources.tar_shards import find_shards
 
@@ -299,6 +300,17 @@ def make_python(root: Path) -> Made:
         sys.path.insert(0, str(root))
     spec = f"python:{module}:Pairs"
     return Made(spec, spec, COLOUR, LABELS, CLASSES, f"python {module}:Pairs")
+
+
+def make_run(root: Path) -> Made:
+    labels = np.sort(np.tile(LABELS, 2))
+    images = np.repeat(COLOUR, 2, axis=0)
+    images[held_out(labels, 0.5, 3)] = COLOUR
+    np.savez(root / "given.npz", images=images, labels=labels)
+    part = {"data": f"npz:{root / 'given.npz'}", "val_split": 0.5, "seed": 3, "samples": 2 * N}
+    put(root / "run" / "config.json", json.dumps({"held_out": part}))
+    spec = f"run:{root / 'run'}"
+    return Made(spec, f"{spec}@val", COLOUR, SORTED, None, "given.npz, held out by --val-split 0.5")
 
 
 MAKERS: dict[str, Callable[[Path], Made]] = {

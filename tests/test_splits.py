@@ -14,9 +14,9 @@ from PIL import Image
 from rescale_cli.errors import BadInput, NeedsDecision
 from rescale_cli.sources.count_sources import count_data
 from rescale_cli.sources.datasets import open_images
+from rescale_cli.sources.run_part import held_out
 from rescale_cli.sources.splits import NoSplit, Purpose, split_word, splits_in
 from rescale_cli.training.images import open_training_images
-from rescale_cli.training.long_tail import held_out
 from rescale_cli.training.recipe import Recipe
 
 #: Labels of each split; their numbers tell them apart.

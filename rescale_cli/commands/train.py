@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rescale_cli import options
-from rescale_cli.errors import UsageError
+from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.options.optimizer_options import HowOptions
 from rescale_cli.options.option_groups import spread
 from rescale_cli.options.train_options import WhatOptions, recipe_of, show_config
 from rescale_cli.reports.screen import Screen
 
 if TYPE_CHECKING:
+    from rescale_cli.reports.progress import Notes
     from rescale_cli.training.recipe import Recipe
-    from rescale_cli.training.run_folder import RunFolder
-    from rescale_cli.training.state import RunState
+    from rescale_cli.training.train import Trained
 
 
 @spread
@@ -49,6 +50,15 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the recipe, and train nothing.")
     ] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            metavar="N,N,...",
+            help="Train once for each of these seeds, in RUN/seed-N, and report the mean of the "
+            "metrics with a 95 % interval. Excludes --seed.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with RUN where it stands.")
     ] = False,
@@ -71,58 +81,130 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train a classifier on long-tailed data; the other commands take the folder it leaves."""
-    from rescale_cli.reports import figures
     from rescale_cli.reports.progress import Notes
-    from rescale_cli.reports.train_report import show_trained, train_result, watching
-    from rescale_cli.training.train import train as train_
+    from rescale_cli.training.run_folder import SEEDS
+    from rescale_cli.training.seed_runs import parse_seeds
 
     given = {**what.given(), **how.given()}
+    several = None if seeds is None else parse_seeds(seeds)
+    _refuse_seeds(several, given, print_config)
     if print_config:
         show_config(recipe_of(preset, config, given), json)
         return
-    folder, recipe, state = _start(run, output, preset, config, given, resume=resume, force=force)
-    notes = Notes(json)
+    place = _place(run, output, resume=resume)
+    if resume and (preset or config or force):
+        raise UsageError(
+            "a run goes on with its own recipe",
+            saw=f"--resume beside --{'preset' if preset else 'config' if config else 'force'}",
+            fix=f"rescale-cli train --resume {place}",
+        )
+    recipe = None if resume else _new_recipe(preset, config, given)
+    start = _Start(place, recipe, given, several, force, download)
+    if several is not None or (resume and (place / SEEDS).is_file()):
+        _train_several(start, json, Notes(json))
+    else:
+        _train_one(start, json, Notes(json))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What is trained, and where."""
+
+    place: Path
+    """RUN."""
+    recipe: Recipe | None
+    """None: that of the run that goes on."""
+    given: dict[str, Any]
+    """The options of the recipe that were typed."""
+    seeds: tuple[int, ...] | None
+    force: bool
+    download: bool
+
+
+def _train_one(start: _Start, json: bool, notes: Notes) -> None:
+    from rescale_cli.predicting import ranks
+    from rescale_cli.reports.train_report import show_trained, train_result, watching
+    from rescale_cli.training.rescaled_run import read_resumable
+    from rescale_cli.training.run_folder import RunFolder
+    from rescale_cli.training.state import resumed
+    from rescale_cli.training.train import train as train_
+
+    folder, recipe, state = RunFolder(start.place), start.recipe, None
+    if recipe is None:
+        state = read_resumable(folder)
+        recipe = resumed(state, start.given)
+    elif ranks.is_main():
+        folder.prepare(force=start.force, weights=recipe.weights)
     with watching(recipe, notes) as watch:
-        trained = train_(recipe, folder, state, download=download, watch=watch)
+        trained = train_(recipe, folder, state, download=start.download, watch=watch)
     if trained is not None:
-        if figures.can_draw() and trained.lines:
-            figures.write_norms(trained)
+        _draw(trained)
         Screen("train", json).result(
             train_result(trained), notes.kept, lambda: show_trained(trained)
         )
 
 
-def _start(
-    run: Path | None,
-    output: Path | None,
-    preset: str | None,
-    config: Path | None,
-    given: dict[str, Any],
-    *,
-    resume: bool,
-    force: bool,
-) -> tuple[RunFolder, Recipe, RunState | None]:
-    """Where the run is, what it does, and where it stands."""
+def _train_several(start: _Start, json: bool, notes: Notes) -> None:
     from rescale_cli.predicting import ranks
+    from rescale_cli.reports.seeds_report import seeds_result, show_seeds, watching_seeds
     from rescale_cli.training.run_folder import RunFolder
-    from rescale_cli.training.state import resumed
+    from rescale_cli.training.seed_runs import SeedRuns, read_seed_runs, train_seeds
 
+    if start.recipe is None:
+        series = read_seed_runs(start.place)
+        if series is None:
+            raise BadInput(
+                f"{start.place} holds no runs of several seeds",
+                fix=f"go on with one run: rescale-cli train --resume {start.place}; or begin "
+                "with several seeds in another folder: --seeds 0,1,2 -o RUN",
+            )
+        series = series.changed(start.given, start.seeds or ())
+    else:
+        series = SeedRuns.of(start.place, start.recipe, start.seeds or ())
+        if ranks.is_main():
+            RunFolder(start.place).prepare(force=start.force)
+    ended = train_seeds(
+        series, fresh=start.recipe is not None, force=start.force, download=start.download,
+        watching=watching_seeds(series, notes), done=_draw,
+    )  # fmt: skip
+    if ended is not None:
+        Screen("train", json).result(seeds_result(ended), notes.kept, lambda: show_seeds(ended))
+
+
+def _draw(trained: Trained) -> None:
+    """Write norms.svg, where the extra `plot` is installed."""
+    from rescale_cli.reports import figures
+
+    if figures.can_draw() and trained.lines:
+        figures.write_norms(trained)
+
+
+def _place(run: Path | None, output: Path | None, *, resume: bool) -> Path:
+    """The folder of the run."""
     if run is not None and (not resume or output not in (None, run)):
         fix = f"-o {run} for a new run, --resume {run} to go on with one"
         raise UsageError("RUN without an option goes with --resume", saw=str(run), fix=fix)
-    folder = RunFolder(run or output or Path("run"))
-    if resume:
-        if preset or config or force:
-            raise UsageError(
-                "a run goes on with its own recipe",
-                saw=f"--resume beside --{'preset' if preset else 'config' if config else 'force'}",
-                fix=f"rescale-cli train --resume {folder.path}",
-            )
-        state = folder.read_state()
-        return folder, resumed(state, given), state
+    return run or output or Path("run")
+
+
+def _new_recipe(preset: str | None, config: Path | None, given: dict[str, Any]) -> Recipe:
     recipe = recipe_of(preset, config, given)
     if not recipe.data:
         raise UsageError("there is nothing to train on", fix="--data DATA")
-    if ranks.is_main():
-        folder.prepare(force=force, weights=recipe.weights)
-    return folder, recipe, None
+    return recipe
+
+
+def _refuse_seeds(seeds: tuple[int, ...] | None, given: dict[str, Any], print_config: bool) -> None:
+    """Stop if --seeds stands beside an option that it does not go with."""
+    if seeds is None:
+        return
+    typed = ",".join(map(str, seeds))
+    if "seed" in given:
+        saw = f"--seed {given['seed']} --seeds {typed}"
+        raise UsageError("--seed and --seeds exclude each other", saw=saw, fix=f"--seeds {typed}")
+    if print_config:
+        raise UsageError(
+            "--print-config prints one recipe, and --seeds is not part of it",
+            saw=f"--print-config --seeds {typed}",
+            fix=f"leave out --seeds {typed}, and add it when you train",
+        )

@@ -20,6 +20,8 @@ from rescale_cli.evaluating.scoring import (
     subject_of,
     subject_of_logits,
 )
+from rescale_cli.measures.training_set import CODE as TRAINING_SET
+from rescale_cli.measures.training_set import trained_on
 from rescale_cli.patching.plan import Warnings
 from rescale_cli.predicting import ranks
 
@@ -131,6 +133,11 @@ def _warnings(
         if missing and choice.logits is not None:  # of data it is said before the model runs
             text = f"{missing} of {len(support)} classes have no sample in {choice.logits.name}"
             found.append(("classes-without-samples", text))
+        source, split = str(model.data.get("source", choice.data)), model.data.get("split")
+        if why := trained_on(support, model.counts, source, split):
+            text = "the metrics are measured on the data that the model was trained on, where they "
+            text += f"are better than on new data ({why}); measure on other data: --data DATA"
+            found.append((TRAINING_SET, text))
         if model.skipped:
             text = f"{len(model.skipped)} images could not be read and were left out: "
             found.append(("skipped-images", text + few(model.skipped)))

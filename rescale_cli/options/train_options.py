@@ -79,7 +79,10 @@ class WhatOptions:
     ] = None
     head_bias: Annotated[
         bool | None,
-        typer.Option("--head-bias/--no-head-bias", help="Whether the last layer has a bias."),
+        typer.Option(
+            "--head-bias/--no-head-bias",
+            help="Whether the last layer has a bias. --wvn allows none.",
+        ),
     ] = None
     weights: Annotated[
         str | None,
@@ -87,7 +90,10 @@ class WhatOptions:
     ] = None
     wvn: Annotated[
         bool | None,
-        typer.Option("--wvn/--no-wvn", help="Rows of the head to length 1 after every step."),
+        typer.Option(
+            "--wvn/--no-wvn",
+            help="Scale the rows of the head to length 1 after every step; the head has no bias.",
+        ),
     ] = None
     gamma: Annotated[
         str | None,
@@ -148,8 +154,14 @@ def recipe_of(preset: str | None, config: Path | None, given: Mapping[str, Any])
     said: dict[str, Any] = {}
     if config is not None:
         text = read_whole(config, 1 << 20).decode("utf-8", "replace")
-        said = options_in(text, config.name)
-    return replace(start, **{**said, **given})
+        said = _with_implied(options_in(text, config.name))
+    return replace(start, **{**said, **_with_implied(given)})
+
+
+def _with_implied(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What one source sets, and what follows from it: wvn is training without a bias."""
+    implied = {"head_bias": False} if said.get("wvn") else {}
+    return {**implied, **said}
 
 
 def typed(options: Any) -> dict[str, Any]:

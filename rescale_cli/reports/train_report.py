@@ -16,14 +16,19 @@ from rescale_cli.reports.progress import Notes, progress_bar
 from rescale_cli.reports.screen import quiet, say, talk
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run import Watch
+from rescale_cli.training.run_folder import RunFolder
 from rescale_cli.training.train import Trained
 
 
 def empty_result() -> dict[str, Any]:
     """The JSON result of a command that trained nothing."""
     keys = ("run", "model", "rescaled", "counts", "classes", "alignment", "data", "device",
-            "images_per_second")  # fmt: skip
-    return {**dict.fromkeys(keys), "epochs": [], "recipe": {}}
+            "images_per_second", "sweep_gamma")  # fmt: skip
+    return {**dict.fromkeys(keys), "epochs": [], "recipe": {}, **NO_SEEDS}
+
+
+#: What only `--seeds` fills in.
+NO_SEEDS: dict[str, Any] = {"seeds": [], "mean": None, "interval": None}
 
 
 def train_result(trained: Trained) -> dict[str, Any]:
@@ -40,7 +45,9 @@ def train_result(trained: Trained) -> dict[str, Any]:
         "device": trained.device,
         "images_per_second": trained.images_per_second,
         "epochs": trained.lines,
+        "sweep_gamma": sweep_line(folder, trained.recipe, trained.sweep_data),
         "recipe": asdict(trained.recipe),
+        **NO_SEEDS,
     }
 
 
@@ -70,21 +77,51 @@ def show_trained(trained: Trained) -> None:
     kept = f", {folder.rescaled.name} (gamma {recipe.gamma:g})" if recipe.gamma is not None else ""
     kept += f", {folder.val_logits.name}" if folder.val_logits.is_file() else ""
     say(f"written: {folder.model.name}{kept}, {folder.counts.name}, {folder.config.name}")
-    on = ["--data", trained.sweep_data or "DATA"]
-    if (trained.data.get("validation") or {}).get("val_split"):
-        on = ["--logits", str(folder.val_logits)]
-    arch = f" --arch {recipe.arch}" if recipe.arch.startswith("python:") else ""
-    line = f"rescale-cli sweep-gamma {folder.path}{arch} --counts {folder.counts} "
-    line += shlex.join(on)
-    if not recipe.cosine_head:
-        other = "" if "DATA" not in on else " on validation data that it was not trained on"
+    if line := sweep_line(folder, recipe, trained.sweep_data or "DATA"):
+        known = trained.sweep_data or folder.val_logits.is_file()
+        other = "" if known else " on validation data that it was not trained on"
         say(f"choose a gamma{other}: {line}")
+        on = f"run:{folder.path}" if folder.val_logits.is_file() else trained.sweep_data
+        if on:
+            say(f"after `apply`, compare the two models: {compare_line(folder, recipe, on)}")
+
+
+def compare_line(folder: RunFolder, recipe: Recipe, data: str) -> str:
+    """The line to type after `apply RUN`: the re-scaled run beside the run, on validation data."""
+    words = ["rescale-cli", "evaluate", f"{folder.path}.rescaled", "--against", str(folder.path)]
+    words += ["--counts", str(folder.counts), "--data", data]
+    return shlex.join(words + (["--arch", recipe.arch] if _own_code(recipe) else []))
+
+
+def _own_code(recipe: Recipe) -> bool:
+    return recipe.arch.startswith("python:")
+
+
+def sweep_line(folder: RunFolder, recipe: Recipe, data: str) -> str | None:
+    """The line to type to choose a gamma, on the part that was held out or on other data.
+
+    Args:
+        folder: of the run.
+        recipe: of the run.
+        data: what --data names, where no part of the training images was held out.
+
+    Returns:
+        None where a gamma would change nothing, or `data` is empty and needed.
+    """
+    held_out = folder.val_logits.is_file()
+    if recipe.cosine_head or not (held_out or data):
+        return None
+    words = ["rescale-cli", "sweep-gamma", str(folder.path), "--counts", str(folder.counts)]
+    words += ["--logits", str(folder.val_logits)] if held_out else ["--data", data]
+    if _own_code(recipe) and not held_out:
+        words += ["--arch", recipe.arch]
+    return shlex.join(words)
 
 
 def _norms(trained: Trained) -> str:
     norms = np.array(trained.lines[-1]["row_norms"])
     if trained.recipe.wvn:
-        return "the rows of the head have length 1"
+        return "the rows of the head have length 1, and the head has no bias (--wvn)"
     if trained.recipe.cosine_head:
         return "the head takes its rows as if they had length 1: re-scaling would change nothing"
     rho = spearman(norms, trained.counts.values)

@@ -21,6 +21,7 @@ from rescale_cli.sources import (  # noqa: F401 - they register themselves
     class_folders,
     hugging_face_data,
     parquet_table,
+    run_part,
     tar_shards,
     user_data,
 )

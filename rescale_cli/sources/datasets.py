@@ -25,6 +25,7 @@ from rescale_cli.sources import (  # noqa: F401 - they register themselves
     hugging_face_data,
     idx_files,
     parquet_table,
+    run_part,
     tar_shards,
     user_data,
 )

@@ -25,6 +25,8 @@ from rescale_cli.evaluating.evaluation import (
 )
 from rescale_cli.evaluating.whose import of_result
 from rescale_cli.finding.head_checks import refuse_multi_label
+from rescale_cli.measures.training_set import CODE as TRAINING_SET
+from rescale_cli.measures.training_set import trained_on
 from rescale_cli.patching.head_identity import head_sha256
 from rescale_cli.patching.joint_head import JointHead
 from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice
@@ -154,14 +156,9 @@ def doubts(predictions: Predictions, counts: ClassCounts) -> Warnings:
         name = f"{row} ({counts.names[row]})" if counts.names else f"{row}"
         text = f"all {len(labels):,} samples are of class {name}: what is chosen on them says "
         found.append(("one-class", f"{text}nothing about the other classes"))
-    same = labels is not None and np.array_equal(
-        np.bincount(labels, minlength=len(counts.values)), counts.values
-    )
-    if predictions.split == "train" or same:
-        why = f"{predictions.source} is the training split"
-        if predictions.split != "train":
-            why = f"{predictions.source} has exactly the class counts of --counts"
+    support = np.bincount(labels, minlength=len(counts.values)) if labels is not None else ()
+    if why := trained_on(np.array(support), counts, predictions.source, predictions.split):
         text = "the strength is chosen on the data that the model was trained on, where rare "
         text += f"classes look better than they are ({why}); choose on validation data: --data DATA"
-        found.append(("training-set", text))
+        found.append((TRAINING_SET, text))
     return tuple(found)

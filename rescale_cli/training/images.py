@@ -16,8 +16,9 @@ from rescale_cli.core.row_names import HeadRows
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.sources.data_spec import datasets, parse_spec
 from rescale_cli.sources.datasets import open_images
+from rescale_cli.sources.run_part import held_out, part_of
 from rescale_cli.sources.splits import NoSplit, splits_in
-from rescale_cli.training.long_tail import Imbalance, held_out
+from rescale_cli.training.long_tail import Imbalance
 from rescale_cli.training.recipe import Recipe
 
 #: Images that are looked at for mean and deviation, evenly spaced, where they lie in files.
@@ -130,15 +131,17 @@ def _part(
 ) -> Images | None:
     """A part of the training images, to validate on."""
     if not len(part):
-        fix = "--val-split 0.1, or --val-data DATA"
-        notes(f"{train.source} has no validation split, so nothing is validated: {fix}")
+        why, fix = "", "--val-split 0.1, or --val-data DATA"
+        if share:
+            why, fix = ", and no class has two images of which one could be held out", "--val-data"
+            fix += " DATA"
+        notes(f"{train.source} has no validation split{why}, so nothing is validated: {fix}")
         return None
     notes(
         f"{train.source} has no validation split: {len(part):,} of its images are not trained on, "
         f"but validated on (--val-split {share:g})"
     )
-    found = train.only(part, "val")
-    return replace(found, source=f"{train.source}, held out by --val-split {share:g}")
+    return part_of(train, part, share)
 
 
 def _in_rows(

@@ -115,31 +115,6 @@ class Imbalance:
         return np.array([self.ratio ** (-i / max(classes - 1, 1)) for i in range(classes)])
 
 
-def held_out(labels: NDArray[np.int64], share: float, seed: int) -> Indices:
-    """Indices of a stratified part of the samples, ascending, the same ones for the same seed.
-
-    Of n samples of a class round(share * n) are in it, but at least one and never all of them; of a
-    class with one sample none is.
-
-    Args:
-        labels: (N,).
-        share: 0 to 1; 0 is no sample.
-        seed: draws them.
-
-    Example:
-        >>> part = held_out(np.repeat([0, 1, 2], [20, 3, 1]), 0.1, seed=0)
-        >>> np.bincount(np.repeat([0, 1, 2], [20, 3, 1])[part], minlength=3).tolist()
-        [2, 1, 0]
-    """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    of = labels[by_class]
-    place = np.arange(len(of)) - np.searchsorted(of, of)  # within its class, from 0
-    sizes = np.bincount(labels)
-    kept = np.minimum(np.maximum(np.floor(share * sizes + 0.5), share > 0), sizes - 1)
-    return np.sort(by_class[place < kept[of]]).astype(np.int64)
-
-
 def _no_imbalance(text: str) -> UsageError:
     return UsageError(
         "there is no such imbalance",

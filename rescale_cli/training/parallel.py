@@ -86,11 +86,12 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     team = ranks.team()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    number = team.next_pass()  # a process may train several times, see seed_runs.py
     if team.rank:
-        team.hear("begun", 0)  # where it could not begin, this says why
+        team.hear(f"begun/{number}", 0)  # where it could not begin, this says why
     else:
-        team.tell("begun", "yes")
-    team.start_group("nccl" if device.type == "cuda" else "gloo")
+        team.tell(f"begun/{number}", "yes")
+    team.start_group("nccl" if device.type == "cuda" else "gloo", f"train/{number}")
     try:
         yield Ranks(team.rank, team.size)
     except Exception as error:

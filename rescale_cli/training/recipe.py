@@ -55,7 +55,8 @@ class Recipe:
     arch: str = "rescale:resnet32"
     """The network, as `--arch` names it."""
     head_bias: bool = False
-    """Whether the last layer has a bias; the paper's has none (Section III-A)."""
+    """Whether the last layer has a bias; the paper's has none (Section III-A). `wvn` allows none:
+    the option --wvn switches it off."""
     weights: str = ""
     """A checkpoint to begin from, but for its head; empty: from random weights."""
 
@@ -136,8 +137,12 @@ class Recipe:
             good = len(value) == len(self.mean) in (0, 1, 3) and all(0 <= v <= 1 for v in value)
             _require(good, option, value, "must be given together, 1 or 3 values from 0 to 1")
         _require(0 not in self.std, "std", self.std, "must be above 0")
-        both = self.wvn and self.head_bias
-        _require(not both, "wvn", True, "needs a head without bias (--no-head-bias)")
+        if self.wvn and self.head_bias:
+            raise UsageError(
+                "--wvn needs a head without bias",
+                saw="wvn and head_bias, both on",
+                fix="leave out --head-bias (--no-head-bias), or train without --wvn (--no-wvn)",
+            )
         # A cosine head normalises its rows itself: they have no length to keep or to change.
         touched = head == "cosine" and (self.wvn or self.gamma is not None)
         _require(not touched, "loss", self.loss, "has a cosine head: leave out --wvn and --gamma")

@@ -54,6 +54,8 @@ class Watch:
     """A line of metrics.jsonl, and the epochs of the run."""
     notes: Callable[[str], None] = lambda text: None
     """What the user should know."""
+    begun: Callable[[], None] = lambda: None
+    """A new run is known to work; nothing of it is written yet."""
 
 
 class Run:
@@ -133,6 +135,7 @@ class Run:
         self._try()
         if self.ranks.is_main:
             if not self._resumed:
+                self.watch.begun()
                 self.folder.clear()
             # First of all, so that whatever stops it from here on, there is a run to go on with.
             self.keep()

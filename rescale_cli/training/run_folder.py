@@ -17,7 +17,9 @@ from rescale_cli.files.output_folder import MARK
 from rescale_cli.files.staging import Staging, system_errors, write_new
 from rescale_cli.files.text_file import write_text
 from rescale_cli.loading.preprocessing_config import to_run
+from rescale_cli.patching.record import sidecar_of, undo_file_of
 from rescale_cli.sources.count_sources import write_counts
+from rescale_cli.sources.run_part import HELD_OUT, describe_part
 from rescale_cli.training.heads import HeadKind
 from rescale_cli.training.images import TrainingImages
 from rescale_cli.training.recipe import Recipe
@@ -25,6 +27,9 @@ from rescale_cli.training.state import RunState, read_state, write_state
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+#: The list of the runs of several seeds, beside their folders; see seed_runs.py.
+SEEDS = "seeds.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ class RunFolder:
                     saw=f"--weights {weights}",
                     fix="name another folder: -o RUN",
                 )
-            there = [entry for entry in self.path.iterdir() if not entry.name.startswith(MARK)]
+            there = [entry for entry in self.path.iterdir() if _is_something(entry)]
             if there and not force:
                 fix = "--resume to go on with it, --force to train anew, or another folder: -o RUN"
                 raise OutputExists(f"{self.path} holds something already", fix=fix)
@@ -120,6 +125,9 @@ class RunFolder:
                 self.last,
                 self.norms,
                 self.val_logits,
+                self.path / SEEDS,
+                # Of a model that was re-scaled in its place.
+                *(of(file) for file in (self.model, self.rescaled) for of in _BESIDE),
                 *told,
             ):
                 file.unlink(missing_ok=True)
@@ -134,6 +142,7 @@ class RunFolder:
             "preprocessing": to_run(data.preprocessing),
             "head": head.as_json(),
             "data": data.described(),
+            **_held_out(recipe, data),
             # As timm says it: where every reader of such folders looks for the head.
             "pretrained_cfg": {"classifier": head.name},
         }
@@ -203,3 +212,21 @@ class RunFolder:
             zero_count=zero_count,
             force=True,
         )
+
+
+#: What `apply` may leave beside a model.
+_BESIDE = (sidecar_of, undo_file_of)
+
+
+def _held_out(recipe: Recipe, data: TrainingImages) -> dict[str, Any]:
+    """What `--data run:RUN` reads the part by that was not trained on, if there is one."""
+    if not data.val_split:
+        return {}
+    samples = len(data.train)
+    return {HELD_OUT: describe_part(recipe.data, data.val_split, recipe.seed, samples)}
+
+
+def _is_something(entry: Path) -> bool:
+    """Whether an entry of a folder is more than an empty folder, or a rest of a killed process."""
+    empty = entry.is_dir() and not entry.is_symlink() and not any(entry.iterdir())
+    return not empty and not entry.name.startswith(MARK)

@@ -12,7 +12,7 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import Interrupted
 from rescale_cli.loading.devices import pick_device
 from rescale_cli.predicting.ranks import is_main
-from rescale_cli.signals import last_step
+from rescale_cli.signals import last_step, undisturbed
 from rescale_cli.training.events import event_writer
 from rescale_cli.training.images import TrainingImages, open_training_images
 from rescale_cli.training.parallel import joined
@@ -52,6 +52,7 @@ def train(
     *,
     download: bool = False,
     watch: Watch = Watch(),  # noqa: B008 - it does not change
+    more: bool = False,
 ) -> Trained | None:
     """Train a network and leave a run folder.
 
@@ -61,6 +62,7 @@ def train(
         state: where to go on from; None to begin.
         download: fetch data that are not there.
         watch: who is told how it goes.
+        more: whether the command goes on after this run, so that a signal can still stop it.
 
     Returns:
         the run; None on any rank of torchrun but 0.
@@ -96,7 +98,7 @@ def train(
             ) from None
         if not ranks.is_main:
             return None
-        with last_step():
+        with undisturbed() if more else last_step():
             folder.write_model(run.stepper.weights())
             run.write_val_logits()
             if recipe.gamma is not None:
