@@ -12,6 +12,7 @@ import typer
 from rescale_cli import options
 from rescale_cli.errors import UsageError
 from rescale_cli.files.text_file import refuse_input
+from rescale_cli.long_work import long_work
 from rescale_cli.options.strength_option import (
     read_adjustment,
     read_counted,
@@ -118,7 +119,7 @@ def apply(
     what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
     unproven = verdict_warnings(gamma)
     counted = read_counted(gamma, exclude_class or (), target_prior, zero_count)
-    with last_step():
+    with last_step(), long_work(f"patching {model.name}"):
         applied = api.apply(
             model,
             counts,

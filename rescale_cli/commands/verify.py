@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
+from rescale_cli.long_work import long_work
 from rescale_cli.reports.screen import Screen
 
 
@@ -31,6 +32,7 @@ def verify(
     from rescale_cli.patching import proof
     from rescale_cli.reports import report, tables
 
-    found = proof.verify(patched, against, accept_global=accept_global or ())
+    with long_work(f"comparing {patched.name} with {against.name}"):
+        found = proof.verify(patched, against, accept_global=accept_global or ())
     result = report.verify_result(patched, against, found)
     Screen("verify", json).result(result, [], lambda: tables.show_verify(result))

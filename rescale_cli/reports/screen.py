@@ -7,7 +7,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +35,12 @@ def plain(text: object) -> str:
     return _COMMAND.sub(lambda m: f"\\x{ord(m[0][0]):02x}{m[0][1:]}", printable(str(text)))
 
 
-#: What `-q` and `-v` said, for the command that is running.
+#: What `-q`, `-v` and `--json` said, for the command that is running.
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 verbosity: ContextVar[int] = ContextVar("verbosity", default=0)
+as_json: ContextVar[bool] = ContextVar("as_json", default=False)
+#: How to hide the bar that is shown on stderr, and how to show it again; empty if there is none.
+live: list[tuple[Callable[[], None], Callable[[], None]]] = []
 #: What code the command that is running has announced.
 announced: ContextVar[tuple[str, ...]] = ContextVar("announced", default=())
 
@@ -73,8 +77,8 @@ class Screen:
         self._document({"ok": failed is None, **said, "result": result, "warnings": listed})
 
     def warn(self, warnings: Sequence[Warning_]) -> None:
-        """Say what the user should know, unless asked to be quiet."""
-        for _, message in () if quiet.get() else warnings:
+        """Print the warnings; `-q` hides notes and progress, and no warning."""
+        for _, message in warnings:
             talk("warning", message, style="yellow")
 
     def error(self, error: RescaleError) -> None:
@@ -117,13 +121,40 @@ def tell_announced(text: str) -> None:
 
 
 def talk(kind: str, text: str, style: str = "") -> None:
-    """One line on stderr, in colour where a person reads it."""
+    """One line on stderr, above a bar if there is one, in colour where a person reads it."""
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    start = Text.assemble((f"{kind}:", style), " ") if kind else Text()
-    console.print(start.append(plain(text)))
+    with _no_bar():
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        start = Text.assemble((f"{kind}:", style), " ") if kind else Text()
+        console.print(start.append(plain(text)))
+
+
+def animates() -> bool:
+    """Whether stderr is a terminal on which a bar can move."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+@contextmanager
+def above(hide: Callable[[], None], show: Callable[[], None]) -> Iterator[None]:
+    """Inside, a bar is shown, which is hidden while a line is printed."""
+    live.append((hide, show))
+    try:
+        yield
+    finally:
+        live.pop()
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    for hide, _ in live[-1:]:
+        hide()
+    try:
+        yield
+    finally:
+        for _, show in live[-1:]:
+            show()
 
 
 def say(*lines: object) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rescale_cli.core.summary import spearman
-from rescale_cli.reports.progress import Notes, progress_bar
+from rescale_cli.reports.progress import Notes, duration, progress_bar
 from rescale_cli.reports.screen import quiet, say, talk
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run import Watch
@@ -109,9 +109,9 @@ def watching(recipe: Recipe, notes: Notes) -> Iterator[Watch]:
         told = f"loss {line['loss']:.4f}, error {_percent(line['error'])}"
         if "val_error" in line:
             told += f", validation error {_percent(line['val_error'])}"
-        talk("epoch", f"{line['epoch']}/{epochs}: {told}; {_duration(left)} left")
+        talk("epoch", f"{line['epoch']}/{epochs}: {told}; {duration(left)} left")
 
-    with progress_bar("images") as bar:
+    with progress_bar("", "training") as bar:
         yield Watch(bar or (lambda done, total, per_second: None), epoch, notes)
 
 
@@ -135,8 +135,3 @@ def doubts(recipe: Recipe) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return "n/a" if share is None else f"{100 * share:.2f} %"
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min"
