@@ -88,7 +88,7 @@ def progress_line(work: Work, now: float) -> str:
     if work.total is None:
         return f"{work.title}: {work.done:,} {work.unit}, {duration(spent)} so far"
     share = work.done / max(work.total, 1)
-    part = f"{work.done:,} of {work.total:,} {work.unit}, {100 * share:.0f} %"
+    part = f"{work.done:,} of {work.total:,} {work.unit}, {int(100 * share)} %"
     left = f", {duration(spent * (1 - share) / share)} left" if share <= 1 else ""
     return f"{work.title}: {part}{left}"
 

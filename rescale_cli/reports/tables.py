@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from rescale_cli.api import Applied, Inspected
 from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.summary import correlation
 from rescale_cli.patching.plan import PlannedHead
+from rescale_cli.reports.grid import Bar, Grid
 from rescale_cli.reports.report import history
-from rescale_cli.reports.screen import plain, say, verbosity
+from rescale_cli.reports.screen import Whole, plain, say, verbosity
 
 #: Rows of a table for a person; a longer one shows its two ends.
 _ROWS = 20
@@ -47,31 +46,23 @@ def show_inspect(found: Inspected) -> None:
         say(f"the pickle names, unread and not run: {', '.join(contents.globals)}")
 
 
-def _norm_table(found: Inspected) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title, justify in (
-        ("row", "right"),
-        ("class", "left"),
-        ("count", "right"),
-        ("norm", "right"),
-    ):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
-    table.add_column("relative norm (Eq. 4)")
+def _norm_table(found: Inspected) -> Grid:
+    grid = Grid(["row>", "class", "count>", "norm>", "relative norm (Eq. 4)"], keys=2)
     names = found.class_names
     for row in ends(found.head.num_classes):
         if row is None:
-            table.add_row("…")
+            grid.add("…")
             continue
         relative = float(found.head.relative_norms[row])
         at = row + found.found.heads[0].binary  # the one row of a binary head is that of class 1
-        table.add_row(
+        grid.add(
             str(row),
-            Text(plain(names[at])[:40] if names else ""),
+            names[at] if names else "",
             f"{found.counts.values[at]:,}" if found.counts else "",
             f"{found.head.norms[row]:.4g}",
-            f"{'█' * round(30 * relative):30} {relative:.2f}",
+            Bar(relative, f"{relative:.2f}"),
         )
-    return table
+    return grid
 
 
 def ends(size: int) -> list[int | None]:
@@ -104,64 +95,59 @@ def show_apply(applied: Applied) -> None:
         return
     say(f"{patched.bytes_changed:,} bytes of the head changed; every other byte is proven equal")
     for file, written in patched.files.items():
-        say(f"wrote {file}", f"sha256 {written.sha256}")
+        say(Whole(f"wrote {file}"), f"sha256 {written.sha256}")
 
 
 def _threshold(applied: Applied) -> str:
     """What becomes of the one logit of a binary head."""
     counts, update = applied.plan.counts, applied.plan.heads[0].row_update
     names = counts.names or ("negatives", "positives")
-    shown = (f"{n:,} {plain(name)[:40]}" for n, name in zip(counts.values, names, strict=True))
+    shown = (f"{n:,} {plain(name)}" for n, name in zip(counts.values, names, strict=True))
     cooled = "" if update.scale[0] == 1 else f", row and bias times {update.scale[0]:.4g}"
     return f"one logit for two classes ({', '.join(shown)}): bias {update.shift[0]:+.6g}{cooled}"
 
 
-def _factor_table(applied: Applied, head: PlannedHead) -> Table:
+def _factor_table(applied: Applied, head: PlannedHead) -> Grid:
     """The rarest and the most frequent classes."""
     counts = applied.plan.counts
-    table = Table(box=None, pad_edge=False)
-    for title in ("row", "class", "count", "factor", "norm before", "after"):
-        table.add_column(title, justify="left" if title == "class" else "right")
     moved = bool(head.update.shift.any())
-    if moved:
-        table.add_column("bias shift", justify="right")
+    titles = ["row>", "class", "count>", "factor>", "norm before>", "after>"]
+    grid = Grid([*titles, *(["bias shift>"] if moved else [])], keys=2)
     order = np.argsort(-counts.values, kind="stable")
     for place in ends(len(order)):
         if place is None:
-            table.add_row("…")
+            grid.add("…")
             continue
         row = int(order[place])
-        table.add_row(
+        grid.add(
             str(row),
-            Text(plain(counts.names[row])[:40] if counts.names else ""),
+            counts.names[row] if counts.names else "",
             f"{counts.values[row]:,}" if row not in counts.skipped else "left alone",
             f"{head.update.scale[row]:.4g}",
             f"{head.before.norms[row]:.4g}",
             f"{head.norms_after[row]:.4g}",
             *([f"{head.update.shift[row]:+.4g}"] if moved else []),
         )
-    return table
+    return grid
 
 
 def show_counts(raw: RawCounts, result: Mapping[str, Any]) -> None:
     """`counts` for a person: a table, the total, the ratio."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("row" if raw.classes is None or raw.classes.indices else "", justify="right")
-    table.add_column("class")
-    table.add_column("count", justify="right")
+    row_title = "row>" if raw.classes is None or raw.classes.indices else ">"
+    grid = Grid([row_title, "class", "count>"], keys=2)
     for row in ends(len(raw.values)):
         if row is None:
-            table.add_row("…")
+            grid.add("…")
             continue
-        name = plain(raw.names[row])[:60] if raw.names else ""
-        table.add_row(str(row), Text(name), f"{int(str(raw.values[row])):,}")
-    say(table)
+        name = raw.names[row] if raw.names else ""
+        grid.add(str(row), name, f"{int(str(raw.values[row])):,}")
+    say(grid)
     ratio = result["imbalance_ratio"]
     shown = f", imbalance ratio {ratio:.4g}" if ratio else ""
     split = f" of the split {raw.split}" if raw.split else ""
     say(f"{result['total']:,} samples{split} in {result['num_classes']} classes{shown}")
     if result["output"]:
-        say(f"wrote {result['output']}")
+        say(Whole(f"wrote {result['output']}"))
 
 
 def show_verify(result: Mapping[str, Any]) -> None:
@@ -178,4 +164,4 @@ def show_revert(result: Mapping[str, Any]) -> None:
     """`revert` for a person."""
     say(f"{result['method']}, strength {result['gamma']}, taken back, bit for bit")
     for file, sha256 in result["files"].items():
-        say(f"wrote {file}", f"sha256 {sha256}")
+        say(Whole(f"wrote {file}"), f"sha256 {sha256}")

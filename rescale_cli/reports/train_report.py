@@ -13,7 +13,7 @@ import numpy as np
 
 from rescale_cli.core.summary import spearman
 from rescale_cli.reports.progress import Notes, duration, progress_bar
-from rescale_cli.reports.screen import quiet, say, talk
+from rescale_cli.reports.screen import Whole, quiet, say, talk
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run import Watch
 from rescale_cli.training.train import Trained
@@ -78,7 +78,7 @@ def show_trained(trained: Trained) -> None:
     line += shlex.join(on)
     if not recipe.cosine_head:
         other = "" if "DATA" not in on else " on validation data that it was not trained on"
-        say(f"choose a gamma{other}: {line}")
+        say(Whole(f"choose a gamma{other}: {line}"))
 
 
 def _norms(trained: Trained) -> str:
