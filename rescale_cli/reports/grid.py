@@ -130,7 +130,8 @@ class Grid:
 
     def _records(self, columns: list[_Column], room: int) -> list[Text]:
         """Each row by itself: its key, and below it the rest as `title value`."""
-        lines: list[Text] = []
+        head = " ".join(column.title for column in columns[: self.keys])
+        lines = [Text(line) for line in fold(head, room)]
         for cells, style in self.rows:
             key = " ".join(str(cell) for cell in cells[: self.keys] if cell)
             lines += [Text(line, style) for line in fold(key, room)]

@@ -70,7 +70,7 @@ def show_curve(trial: Trial, found: Sweep) -> None:
         say("", f"{name} of all {samples:,} samples, along the strength")
         wide = max(16, min(_WIDTH, width() - _LABEL))
         for text in chart(found.curve["gamma"], found.curve[metric], found.best.choice.gamma, wide):
-            say(Text(drawable(text)))
+            say(Text(drawable(text.rstrip())))
 
 
 def chart(gammas: Float64, values: Float64, chosen: float, wide: int = _WIDTH) -> list[str]:
