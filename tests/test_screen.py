@@ -34,6 +34,7 @@ from rescale_cli.reports.progress import Notes, heartbeat, progress_bar
 
 Capture = pytest.CaptureFixture[str]
 
+EVERY = progress.EVERY
 #: Class names of every kind: long, of several words, wide, and ordinary.
 NAMES = (
     "a_class_name_that_is_much_longer_than_sixty_columns_and_has_no_space_anywhere_in_it",
@@ -411,6 +412,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still until a test sets it."""
     time = [0.0]
     monkeypatch.setattr(long_work, "clock", lambda: time[0])
+    monkeypatch.setattr(progress, "EVERY", EVERY)
     return time
 
 
@@ -440,7 +442,7 @@ def run_beats(now: list[float], at: list[Any]) -> None:
 def test_a_line_is_printed_every_half_minute_with_what_is_known(
     now: list[float], capsys: Capture
 ) -> None:
-    assert progress.EVERY < 30
+    assert EVERY < 30
     with progress_bar("a.pth") as show:
         assert show is not None
         run_beats(

@@ -155,7 +155,12 @@ class HeadOptions:
     label_order: options.LabelOrder = None
     order: options.Order = None
     zero_count: Annotated[
-        options.ZeroPolicy, typer.Option("--zero-count", help="A class without samples is …")
+        options.ZeroPolicy,
+        typer.Option(
+            "--zero-count",
+            help="How to count a class without training samples: as an error, as one sample, or "
+            "leave its row alone.",
+        ),
     ] = options.ZeroPolicy.ERROR
     exclude_class: Annotated[
         list[str] | None,
