@@ -25,6 +25,7 @@ from rescale_cli.errors import (
 )
 from rescale_cli.json_text import clip
 from rescale_cli.options.global_options import Quiet, Verbose, begin, everywhere, remember
+from rescale_cli.options.help_text import Command, Group
 from rescale_cli.reports import screen
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import interruptible
@@ -45,6 +46,7 @@ COMMANDS = (
 
 app = typer.Typer(
     name="rescale-cli",
+    cls=Group,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -75,7 +77,7 @@ for _name in COMMANDS:
     _word = _name.replace("-", "_")
     _command = getattr(import_module(f"rescale_cli.commands.{_word}"), _word)
     _run = everywhere(_name, _command)
-    app.command(_name, short_help=_command.__doc__.splitlines()[0])(_run)
+    app.command(_name, cls=Command, short_help=_command.__doc__.splitlines()[0])(_run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
