@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -17,7 +16,7 @@ from typing import Annotated
 import typer
 
 import rescale_cli
-from rescale_cli import command_line, foreign_code
+from rescale_cli import command_line, foreign_code, options
 from rescale_cli.errors import (
     EnvironmentProblem,
     Interrupted,
@@ -25,6 +24,8 @@ from rescale_cli.errors import (
     UsageError,
 )
 from rescale_cli.json_text import clip
+from rescale_cli.options.global_options import Quiet, Verbose, begin, everywhere, remember
+from rescale_cli.options.help_text import Command, Group
 from rescale_cli.reports import screen
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import interruptible
@@ -45,6 +46,7 @@ COMMANDS = (
 
 app = typer.Typer(
     name="rescale-cli",
+    cls=Group,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -63,28 +65,19 @@ def _global(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    verbose: Annotated[
-        int,
-        typer.Option(
-            "-v",
-            "--verbose",
-            count=True,
-            help="Say more: what else could be the head; -vv shows tracebacks.",
-        ),
-    ] = 0,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="No warnings, only results and errors.")
-    ] = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    json: options.Json = False,
 ) -> None:
     """Repair a trained classifier that ignores its rare classes, without retraining."""
-    screen.quiet.set(quiet)
-    screen.verbosity.set(verbose)
+    remember(verbose, quiet=quiet, as_json=json)
 
 
 for _name in COMMANDS:
     _word = _name.replace("-", "_")
     _command = getattr(import_module(f"rescale_cli.commands.{_word}"), _word)
-    app.command(_name, short_help=_command.__doc__.splitlines()[0])(_command)
+    _run = everywhere(_name, _command)
+    app.command(_name, cls=Command, short_help=_command.__doc__.splitlines()[0])(_run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,8 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _prepare_streams()
-    speaker = Screen(_command_in(words), as_json="--json" in words)
     command_line.typed.set(tuple(words))
+    begin()
+    before_names = words[: words.index("--")] if "--" in words else words
+    speaker = Screen(_command_in(words), as_json="--json" in before_names)
     foreign_code.listener.set(screen.tell_announced)
     screen.announced.set(())
     try:
@@ -108,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except BaseException as error:
         problem = _as_problem(error, words)
-        if sum(word.count("v") for word in words if re.fullmatch("-v+", word)) > 1:
+        if screen.verbosity.get() > 1:
             traceback.print_exception(error)
         _end_together(problem, lambda: _speak(speaker, problem))
         return problem.exit_code
@@ -151,7 +146,7 @@ def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
     return RescaleError(
         f"a bug of ours: {type(error).__name__}",
         saw=str(error) or "no more is known",
-        fix="run it again with -vv in front of the command, and report what it prints",
+        fix="run it again with -vv, and report what it prints",
     )
 
 

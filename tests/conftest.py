@@ -25,11 +25,20 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
 
+from rescale_cli.reports import progress
+
 # Two shared cores: a slow moment of the machine is no failure.
 settings.register_profile("house", deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("house")
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine any command may take half a minute; only tests of progress print it."""
+    monkeypatch.setattr(progress, "EVERY", 3600.0)
+
 
 #: C, D and the counts of every container.
 C, D = 7, 12

@@ -189,7 +189,7 @@ def test_images_give_what_their_logits_give(run: Run, work: Path) -> None:
     logits, labels = example()
     np.savez("few_logits.npz", logits=logits[:SOME].astype(np.float32), labels=labels[:SOME])
     _, of_logits = run(*LOGITS[:-1], "few_logits.npz")
-    code, of_images = run(*IMAGES, "--save-logits", "saved.npz")
+    code, of_images = run(*IMAGES, "--save-logits", "saved.npz", "-v")
     assert code == 0
     one, two = (document["result"]["models"][0] for document in (of_logits, of_images))
     assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-5)

@@ -25,14 +25,12 @@ def test_the_names_are_those_of_the_metrics() -> None:
 @given(st.sampled_from(HIGHER), shares)
 def test_what_is_typed_is_what_is_read(name: str, limit: float) -> None:
     for typed in (name, name.replace("_", "-"), name.upper(), f" {name} "):
-        assert read_gates("fail-under", [f"{typed}={limit!r}"], ABOUT) == [
-            Gate(name, "fail-under", limit)
-        ]
+        assert read_gates("fail-under", [f"{typed}={limit!r}"]) == [Gate(name, "fail-under", limit)]
 
 
 @given(st.sampled_from(sorted(LOWER_IS_BETTER)), shares)
 def test_metrics_of_which_less_is_better_have_an_upper_bound(name: str, limit: float) -> None:
-    assert read_gates("fail-over", [f"{name}={limit!r}"], ABOUT) == [Gate(name, "fail-over", limit)]
+    assert read_gates("fail-over", [f"{name}={limit!r}"]) == [Gate(name, "fail-over", limit)]
 
 
 @pytest.mark.parametrize(
@@ -66,13 +64,13 @@ def test_metrics_of_which_less_is_better_have_an_upper_bound(name: str, limit: f
 )
 def test_what_makes_no_sense_is_an_error_with_a_fix(kind: Kind, word: str, fix: str) -> None:
     with pytest.raises(UsageError) as caught:
-        read_gates(kind, [word], ABOUT)
+        read_gates(kind, [word])
     assert fix in caught.value.fix
 
 
 def test_an_unknown_metric_lists_those_that_there_are() -> None:
     with pytest.raises(UsageError, match="no metric 'xyzzy'") as caught:
-        read_gates("fail-under", ["xyzzy=1"], ABOUT)
+        read_gates("fail-under", ["xyzzy=1"])
     assert all(name in caught.value.saw for name in ABOUT)
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from imblearn.metrics import geometric_mean_score, make_index_balanced_accuracy
 from safetensors.numpy import load_file, save_file
-from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score
 
 from rescale_cli import api
 from rescale_cli.cli import main
@@ -26,7 +27,9 @@ from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Predictions
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.options.sweep_options import Metric
+from rescale_cli.measures.gates import Gate, read_gates
+from rescale_cli.measures.metric_names import ABOUT, ALIASES
+from rescale_cli.options.sweep_options import ChoiceOptions
 from rescale_cli.reports.sweep_tables import chart
 from rescale_cli.sweeping.choose import CHOICES, choose, distance_to, first_within, halves
 from rescale_cli.sweeping.decision_path import by_curves, by_envelope, by_intervals
@@ -161,7 +164,7 @@ def test_the_choice_is_the_best_of_all_strengths(
         )
 
 
-@pytest.mark.parametrize("metric", list(CHOICES))
+@pytest.mark.parametrize("metric", CHOICES)
 def test_every_metric_is_that_of_scikit_learn_where_it_was_chosen(
     example: tuple[Head, ClassCounts, Predictions], metric: str
 ) -> None:
@@ -171,20 +174,45 @@ def test_every_metric_is_that_of_scikit_learn_where_it_was_chosen(
     family, gamma = swept.best.family, swept.best.choice.gamma
     predicted = family.scores(found.logits, gamma).argmax(axis=1)
     recalls = recall_score(found.labels, predicted, average=None)
+    groups = counts.groups(1000, 300)
+    gmean_ovr = geometric_mean_score(found.labels, predicted, average="macro")
     oracle = {
-        "balanced-accuracy": recalls.mean(),
+        "balanced_accuracy": recalls.mean(),
         "accuracy": (predicted == found.labels).mean(),
-        "macro-f1": f1_score(found.labels, predicted, average="macro"),
-        "gmean": np.exp(np.log(recalls).mean()),
-        "few-recall": recalls[counts.values < 300].mean(),
-        "worst-recall": recalls.min(),
+        "macro_precision": precision_score(found.labels, predicted, average="macro"),
+        "macro_f1": f1_score(found.labels, predicted, average="macro"),
+        "gmean_multiclass": np.exp(np.log(recalls).mean()),
+        "gmean_ovr": gmean_ovr,
+        "iba_ovr": make_index_balanced_accuracy()(geometric_mean_score)(
+            found.labels, predicted, average="macro"
+        ),
+        "worst_recall": recalls.min(),
+        **{name: recalls[mask].mean() for name, mask in groups.items()},
     }[metric]
     assert swept.best.choice.value == pytest.approx(oracle, abs=1e-9)
-    assert swept.at["chosen"].metrics[CHOICES[metric]] == pytest.approx(oracle, abs=1e-9)
+    assert swept.at["chosen"].metrics[metric] == pytest.approx(oracle, abs=1e-9)
 
 
-def test_the_options_name_the_metrics_that_can_be_chosen_by() -> None:
-    assert [metric.value for metric in Metric] == list(CHOICES)
+@pytest.mark.parametrize("name", [*ABOUT, *ALIASES])
+def test_metric_and_gates_take_the_same_names_in_both_spellings(name: str) -> None:
+    wanted = ALIASES.get(name, name)
+    for typed in (name, name.replace("_", "-"), name.upper()):
+        if wanted in CHOICES:
+            assert ChoiceOptions(metric=typed).wanted().metric == wanted
+        else:
+            with pytest.raises(UsageError, match="cannot be chosen") as caught:
+                ChoiceOptions(metric=typed).wanted()
+            assert "few" in caught.value.fix
+        assert read_gates("fail-drop", [f"{typed}=0.1"]) == [Gate(wanted, "fail-drop", 0.1)]
+
+
+def test_an_unknown_metric_names_the_nearest_ones() -> None:
+    with pytest.raises(UsageError, match="no metric 'ballanced accuracy'") as caught:
+        ChoiceOptions(metric="ballanced accuracy").wanted()
+    assert caught.value.fix.startswith("--metric balanced_accuracy")
+    with pytest.raises(UsageError) as caught:
+        ChoiceOptions(metric="recall").wanted()
+    assert caught.value.fix == "--metric few, or --metric many, or --metric worst_recall"
 
 
 def test_a_choice_without_labels_is_within_two_points_of_the_best(

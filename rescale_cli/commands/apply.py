@@ -10,6 +10,7 @@ import typer
 from rescale_cli import options
 from rescale_cli.errors import UsageError
 from rescale_cli.files.text_file import refuse_input
+from rescale_cli.long_work import long_work
 from rescale_cli.options.record_options import RecordCommand, RecordFile, recorded_command
 from rescale_cli.options.strength_option import (
     chosen_for,
@@ -124,7 +125,7 @@ def apply(
     if swept is not None:
         named = HeadChoice(tuple(head or ()), only, plain_head)
         swept.refuse_other_model(model, named, num_classes, frozenset(accept_global or ()))
-    with last_step():
+    with last_step(), long_work(f"patching {model.name}"):
         applied = api.apply(
             model,
             counts,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
+from rescale_cli.long_work import long_work
 from rescale_cli.options.record_options import RecordFile
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import last_step
@@ -45,7 +46,7 @@ def revert(
     from rescale_cli.patching import restore
     from rescale_cli.reports import report, tables
 
-    with last_step():
+    with last_step(), long_work(f"restoring {output.name}"):
         done = restore.revert(
             patched, output, against=against, record=record, heads=head or (), force=force,
             accept_global=accept_global or (),

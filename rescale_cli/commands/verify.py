@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rescale_cli import options
+from rescale_cli.long_work import long_work
 from rescale_cli.options.record_options import RecordFile
 from rescale_cli.reports.screen import Screen
 
@@ -37,9 +38,10 @@ def verify(
     from rescale_cli.patching import proof
     from rescale_cli.reports import report, tables
 
-    found = proof.verify(
-        patched, against, record=record, heads=head or (), accept_global=accept_global or ()
-    )
+    with long_work(f"comparing {patched.name} with {against.name}"):
+        found = proof.verify(
+            patched, against, record=record, heads=head or (), accept_global=accept_global or ()
+        )
     result = report.verify_result(patched, against, found)
     warnings = report.about_records(found.records, found.notes)
     Screen("verify", json).result(result, warnings, lambda: tables.show_verify(result, found))

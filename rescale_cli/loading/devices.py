@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     import torch
 
 
+class Detail(str):
+    """A note that is printed only with -v."""
+
+    __slots__ = ()
+
+
 def pick_device(name: str, notes: Callable[[str], None] = lambda note: None) -> torch.device:
     """The device of that name; a process that torchrun started has the one of its local rank.
 
     Args:
         name: `auto` (CUDA where there is any), `cpu`, `cuda` or `cuda:N`.
-        notes: told, in one line, that `auto` found no CUDA.
+        notes: given a `Detail` if `auto` found no CUDA.
 
     Raises:
         UsageError: another name.
@@ -38,7 +44,7 @@ def pick_device(name: str, notes: Callable[[str], None] = lambda note: None) -> 
         warnings.simplefilter("always")
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not there and asked is None:
-        notes("no CUDA device here: the model runs on the CPU")
+        notes(Detail("no CUDA device here: the model runs on the CPU"))
         return torch.device("cpu")
     number = int((asked[1] if asked else None) or os.environ.get("LOCAL_RANK", "0"))
     if number >= there:

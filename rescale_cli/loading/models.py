@@ -35,6 +35,7 @@ from rescale_cli.loading.preprocessing_config import (
 )
 from rescale_cli.loading.recognize import network_named, recognize
 from rescale_cli.loading.state_tensors import choose
+from rescale_cli.long_work import long_work
 from rescale_cli.registry import Registry
 from rescale_cli.training.heads import as_trained
 
@@ -76,7 +77,8 @@ def load_classifier(
             saw=f"--arch {clip(f'{name}:{rest}', 80)}",
             fix=usage,
         )
-    found = entry.run(file, rest)
+    with long_work(f"loading {path.name}"):
+        found = entry.run(file, rest)
     in_evaluation_mode(found.module).requires_grad_(False)
     return replace(found, tool=file.checkpoint.tool) if file.checkpoint else found
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
+from rescale_cli.measures.metric_names import metric_name, unknown_metric
 
 Kind = Literal["fail-under", "fail-over", "fail-drop"]
 
@@ -90,37 +89,32 @@ class Verdict:
     """In words."""
 
 
-def read_gates(kind: Kind, words: Sequence[str], known: Collection[str]) -> list[Gate]:
+def read_gates(kind: Kind, words: Sequence[str]) -> list[Gate]:
     """The gates of one option: `NAME=VALUE` each.
 
     Args:
         kind: which option it is.
-        words: as they were typed; `balanced-accuracy` is `balanced_accuracy`.
-        known: the names of all metrics.
+        words: as they were typed; see `metric_names.metric_name` for the names.
 
     Raises:
         UsageError: no such metric, no such value, or a bound that goes the wrong way.
 
     Example:
-        >>> read_gates("fail-under", ["macro-f1=0.7"], ["accuracy", "macro_f1"])
+        >>> read_gates("fail-under", ["macro-f1=0.7"])
         [Gate(name='macro_f1', kind='fail-under', limit=0.7)]
     """
-    return [_read(kind, word, known) for word in words]
+    return [_read(kind, word) for word in words]
 
 
-def _read(kind: Kind, word: str, known: Collection[str]) -> Gate:
-    name, equals, text = word.partition("=")
-    name = re.sub(r"[\s-]+", "_", name.strip().lower())
+def _read(kind: Kind, word: str) -> Gate:
+    typed, equals, text = word.partition("=")
+    name = metric_name(typed)
     if not equals:
-        fix = f"--{kind} {'balanced_accuracy' if name not in known else name}=0.7"
+        fix = f"--{kind} {name or 'balanced_accuracy'}=0.7"
         raise UsageError(f"--{kind} takes NAME=VALUE", saw=clip(word, 80), fix=fix)
-    if name not in known:
-        part = [other for other in known if name and name in other]
-        close = difflib.get_close_matches(clip(name, 80), sorted(known), n=1) or part
-        fix = f"--{kind} {close[0]}={clip(text, 20)}" if close else f"name one of: {_list(known)}"
-        raise UsageError(
-            f"there is no metric {clip(name, 80)!r}", saw=f"known: {_list(known)}", fix=fix
-        )
+    if name is None:
+        value = clip(text, 20).replace("{", "{{").replace("}", "}}")
+        raise unknown_metric(typed, f"--{kind} {{}}={value}")
     if kind != "fail-drop" and (kind == "fail-over") != (name in LOWER_IS_BETTER):
         other = "fail-over" if kind == "fail-under" else "fail-under"
         better = "less" if name in LOWER_IS_BETTER else "more"
@@ -155,10 +149,6 @@ def _limit(kind: Kind, name: str, text: str) -> float:
     raise UsageError(
         f"the bound of {name} is a number {span}, not a percentage", saw=clip(text, 80), fix=fix
     )
-
-
-def _list(known: Collection[str]) -> str:
-    return ", ".join(sorted(known))
 
 
 def refuse_unjudgeable(gates: Sequence[Gate], *, grouped: bool, based: bool) -> None:

@@ -16,15 +16,15 @@ _ROWS = 100
 
 def markdown(
     title: str,
-    models: Mapping[str, Mapping[str, float | None]],
+    columns: Mapping[str, Mapping[str, float | str | None]],
     verdicts: Sequence[Verdict],
     text: str = "",
 ) -> str:
-    r"""A heading, a table of metrics with one column a model, and a table of the gates.
+    r"""A heading, a table of metrics, and a table of the gates.
 
     Args:
         title: of the page.
-        models: name of the model to its metrics.
+        columns: title of each column, such as a model, to a number or text for each metric.
         verdicts: of the gates.
         text: a paragraph below the heading, already escaped.
 
@@ -38,13 +38,13 @@ def markdown(
         | few | n/a |
         <BLANKLINE>
     """
-    names = dict.fromkeys(name for metrics in models.values() for name in metrics)
-    rows = [[name, *(_value(metrics.get(name)) for metrics in models.values())] for name in names]
+    names = dict.fromkeys(name for metrics in columns.values() for name in metrics)
+    rows = [[name, *(_value(metrics.get(name)) for metrics in columns.values())] for name in names]
     page = [
         f"### {escaped(title)}",
         "",
         *([text, ""] if text else []),
-        *_table(["metric", *map(escaped, models)], rows),
+        *_table(["metric", *map(escaped, columns)], rows),
         "",
     ]
     if verdicts:
@@ -64,7 +64,9 @@ def escaped(text: str, most: int = 200) -> str:
     return _MARKS.sub(r"\\\g<0>", printable(clip(text, most)))
 
 
-def _value(value: float | None) -> str:
+def _value(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return escaped(value)
     return "n/a" if value is None else f"{value:.4f}"
 
 

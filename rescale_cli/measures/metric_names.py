@@ -1,9 +1,14 @@
-"""The metrics of `evaluate` by name, in the order they are shown, and what each is."""
+"""The names of the metrics, in the order they are shown, and the other names that people type."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
+
+from rescale_cli.errors import UsageError
+from rescale_cli.json_text import clip
 
 ABOUT: Mapping[str, str] = MappingProxyType(
     {
@@ -27,3 +32,55 @@ ABOUT: Mapping[str, str] = MappingProxyType(
         "brier": "Brier score, 0 to 2",
     }
 )
+
+#: Other names of the same metrics -> the name in JSON.
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "many_recall": "many",
+        "medium_recall": "medium",
+        "few_recall": "few",
+        "gmean": "gmean_multiclass",
+        "g_mean": "gmean_multiclass",
+        "top5": "top_5",
+        "acc": "accuracy",
+        "top_1": "accuracy",
+        "top1": "accuracy",
+        "bacc": "balanced_accuracy",
+        "macro_recall": "balanced_accuracy",
+        "class_wise_ece": "classwise_ece",
+        "auc": "roc_auc",
+        "roc": "roc_auc",
+    }
+)
+
+
+def metric_name(typed: str) -> str | None:
+    """The name in JSON of a metric as people type it, in any case, with `-`, `_` or spaces.
+
+    Example:
+        >>> [metric_name(text) for text in ("few-recall", "Top-5", "balanced_accuracy", "speed")]
+        ['few', 'top_5', 'balanced_accuracy', None]
+    """
+    name = re.sub(r"[\s_-]+", "_", typed.strip().lower())
+    name = ALIASES.get(name, name)
+    return name if name in ABOUT else None
+
+
+def unknown_metric(typed: str, fix: str) -> UsageError:
+    """The error for a name that no metric has.
+
+    Args:
+        typed: the name.
+        fix: what to type, with `{}` for the name of the nearest metric.
+    """
+    name = re.sub(r"[\s_-]+", "_", clip(typed.strip().lower(), 80))
+    known = [*ABOUT, *ALIASES]
+    part = [other for other in known if name and name in other]
+    near = [*difflib.get_close_matches(name, known, n=3), *part]
+    near = list(dict.fromkeys(ALIASES.get(other, other) for other in near))[:3]
+    options = [fix.format(other) for other in near]
+    return UsageError(
+        f"there is no metric {clip(typed.strip(), 80)!r}",
+        saw=f"known: {', '.join(sorted(ABOUT))}",
+        fix=", or ".join(options) or f"name one of: {', '.join(sorted(ABOUT))}",
+    )

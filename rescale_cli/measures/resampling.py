@@ -8,6 +8,7 @@ import numpy as np
 
 from rescale_cli.core.head import Float64
 from rescale_cli.core.predictions import Labels
+from rescale_cli.long_work import long_work
 
 
 def drawn_again(labels: Labels, replicates: int, seed: int) -> Iterator[Float64]:
@@ -33,6 +34,8 @@ def drawn_again(labels: Labels, replicates: int, seed: int) -> Iterator[Float64]
     support = np.bincount(labels)
     first = np.repeat(np.cumsum(support) - support, support)
     size = np.repeat(support, support)
-    for _ in range(replicates):
-        drawn = order[first + generator.integers(0, size)]
-        yield np.bincount(drawn, minlength=len(labels)).astype(np.float64)
+    with long_work("drawing samples for the intervals", "replicates", replicates) as work:
+        for number in range(replicates):
+            drawn = order[first + generator.integers(0, size)]
+            yield np.bincount(drawn, minlength=len(labels)).astype(np.float64)
+            work.tick(number + 1)

@@ -79,7 +79,7 @@ AcceptGlobal = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 class BiasPolicy(StrEnum):

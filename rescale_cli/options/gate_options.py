@@ -12,7 +12,6 @@ import typer
 from rescale_cli.core.counts import few
 from rescale_cli.errors import GateFailed, UsageError
 from rescale_cli.measures.gates import Gate, Verdict, read_gates, refuse_unjudgeable
-from rescale_cli.measures.metric_names import ABOUT
 
 if TYPE_CHECKING:
     from rescale_cli.evaluating.side_by_side import Evaluation, Trial
@@ -63,9 +62,9 @@ class GateOptions:
     def gates(self, *, grouped: bool) -> list[Gate]:
         """The gates, checked before any model runs."""
         found = [
-            *read_gates("fail-under", self.fail_under or (), ABOUT),
-            *read_gates("fail-over", self.fail_over or (), ABOUT),
-            *read_gates("fail-drop", self.fail_drop or (), ABOUT),
+            *read_gates("fail-under", self.fail_under or ()),
+            *read_gates("fail-over", self.fail_over or ()),
+            *read_gates("fail-drop", self.fail_drop or ()),
         ]
         based = self.against is not None or self.against_logits is not None
         refuse_unjudgeable(found, grouped=grouped, based=based)

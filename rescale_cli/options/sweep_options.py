@@ -39,17 +39,6 @@ class BiasPolicies(StrEnum):
     ALL = "all"
 
 
-class Metric(StrEnum):
-    """What is to be large; a test holds this against `choose.CHOICES`."""
-
-    BALANCED_ACCURACY = "balanced-accuracy"
-    ACCURACY = "accuracy"
-    MACRO_F1 = "macro-f1"
-    GMEAN = "gmean"
-    FEW_RECALL = "few-recall"
-    WORST_RECALL = "worst-recall"
-
-
 def adjustments(
     method: options.MethodName, normalize: Normalize, bias: BiasPolicies | None
 ) -> list[Adjustment]:
@@ -67,9 +56,16 @@ def adjustments(
 class ChoiceOptions:
     """See `option_groups.spread`: each field is an option."""
 
-    metric: Annotated[Metric, typer.Option("--metric", help="What is to be large.")] = (
-        Metric.BALANCED_ACCURACY
-    )
+    metric: Annotated[
+        str,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Metric to maximize: balanced-accuracy, accuracy, macro-f1, gmean, few-recall, "
+            "worst-recall, or any other metric of evaluate that depends only on the predicted "
+            "classes.",
+        ),
+    ] = "balanced-accuracy"
     choose: Annotated[
         str,
         typer.Option(
@@ -113,16 +109,18 @@ class ChoiceOptions:
         Raises:
             UsageError: a rule, a share or a limit that is none, or one that would not be used.
         """
-        if self.unlabeled and (self.choose != "best" or self.metric != Metric.BALANCED_ACCURACY):
-            raise UsageError(
-                "--unlabeled chooses by what is predicted, and so by no --metric and no --choose",
-                saw=f"--metric {self.metric.value}, --choose {self.choose}",
-                fix="leave those two out, or leave out --unlabeled",
-            )
+        from rescale_cli.sweeping.choose import metric_to_choose_by
         from rescale_cli.sweeping.wanted import Wanted
 
+        metric = metric_to_choose_by(self.metric)
+        if self.unlabeled and (self.choose != "best" or metric != "balanced_accuracy"):
+            raise UsageError(
+                "--unlabeled chooses by what is predicted, and so by no --metric and no --choose",
+                saw=f"--metric {self.metric}, --choose {self.choose}",
+                fix="leave those two out, or leave out --unlabeled",
+            )
         return Wanted(
-            self.metric.value, self.choose, self.holdout, self.bootstrap, self.unlabeled,
+            metric, self.choose, self.holdout, self.bootstrap, self.unlabeled,
             self.gamma_max, self.seed, group_sizes(self.groups),
         )  # fmt: skip
 
@@ -158,7 +156,12 @@ class HeadOptions:
     label_order: options.LabelOrder = None
     order: options.Order = None
     zero_count: Annotated[
-        options.ZeroPolicy, typer.Option("--zero-count", help="A class without samples is …")
+        options.ZeroPolicy,
+        typer.Option(
+            "--zero-count",
+            help="How to count a class without training samples: as an error, as one sample, or "
+            "leave its row alone.",
+        ),
     ] = options.ZeroPolicy.ERROR
     exclude_class: Annotated[
         list[str] | None,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from rescale_cli.evaluating.accuracy_check import prepared_line
 from rescale_cli.measures.significance import Interval
-from rescale_cli.reports.screen import say
+from rescale_cli.reports.grid import Grid
+from rescale_cli.reports.screen import Whole, say
 from rescale_cli.reports.sweep_report import tied_to
 from rescale_cli.reports.verdict_text import Scene, unit_of, verdict_result, verdict_text
 from rescale_cli.sweeping.comparison import Comparison, Entry
@@ -80,25 +78,20 @@ def show_comparison(trial: Trial, found: Comparison, lines: dict[str, str]) -> N
     say(where if found.apart else f"chosen and reported on the same {found.chosen_on:,} (oracle)")
     names = [found.metric, *(name for name in _SHOWN if name != found.metric)]
     names = [n for n in names if any(e.at.metrics.get(n) is not None for e in found.entries)]
-    table = Table(box=None, pad_edge=False)
-    table.add_column("method")
-    for title in (
-        "strength",
-        *(name.replace("_", " ") for name in names),
-        "behind [95 %]",
-        "verdict",
-    ):
-        table.add_column(title, justify="right")
+    titles = (name.replace("_", " ") for name in names)
+    heads = ["method", *(f"{title}>" for title in ("strength", *titles, "behind [95\u00a0%]"))]
+    grid = Grid([*heads, "verdict"])
     for entry in found.entries:
         strength = f"{entry.outcome.choice.gamma:g}" if entry.outcome else "-"
         values = (entry.at.metrics.get(name) for name in names)
         cells = ["n/a" if value is None else f"{value:.4f}" for value in values]
         behind = entry.behind
         shown = "" if behind is None else (
-            f"{behind.value:.4f} [{behind.low:.4f}, {behind.high:.4f}]{' ~' if entry.level else ''}"
+            f"{behind.value:.4f} [{behind.low:.4f},\u00a0{behind.high:.4f}]"
+            f"{chr(0xA0) + '~' if entry.level else ''}"
         )  # fmt: skip
-        table.add_row(Text(entry.name), strength, *cells, shown, entry.verdict.kind)
-    say(table)
+        grid.add(entry.name, strength, *cells, shown, entry.verdict.kind)
+    say(grid)
     say("", *(f"{e.name}: {_text(e, trial, found)}" for e in found.entries if e.outcome), "")
     best, level = found.entries[0], [entry.name for entry in found.entries if entry.level]
     if level:
@@ -106,4 +99,4 @@ def show_comparison(trial: Trial, found: Comparison, lines: dict[str, str]) -> N
     for name, why in found.left_out.items():
         say(f"left out {name}: {why}")
     if best.name in lines:
-        say("", "to write the best:", f"  {lines[best.name]}")
+        say("", "to write the best:", Whole(f"  {lines[best.name]}"))

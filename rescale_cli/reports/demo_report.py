@@ -9,7 +9,7 @@ from rescale_cli.evaluating.scoring import Scored
 from rescale_cli.reports.evaluate_report import evaluate_result
 from rescale_cli.reports.evaluate_tables import show_evaluate
 from rescale_cli.reports.report import apply_result, inspect_result
-from rescale_cli.reports.screen import say
+from rescale_cli.reports.screen import Whole, say
 from rescale_cli.reports.sweep_report import apply_line, sweep_result
 from rescale_cli.reports.sweep_tables import payers, show_choice, show_curve
 from rescale_cli.reports.tables import show_apply, show_inspect
@@ -56,19 +56,19 @@ def demo_result(demo: Demo) -> dict[str, Any]:
 def show_demo(demo: Demo) -> None:
     """`demo` for a person."""
     model, counts = demo.model, f"--counts {demo.counts}"
-    say(f"$ rescale-cli inspect {model} {counts}")
+    say(Whole(f"$ rescale-cli inspect {model} {counts}"))
     show_inspect(demo.inspected)
     kept = demo.model.parent / "sweep.json"
     data = f"--data npz:{demo.validation}"
-    say("", f"$ rescale-cli sweep-gamma {model} {counts} {data} -o {kept}")
+    say("", Whole(f"$ rescale-cli sweep-gamma {model} {counts} {data} -o {kept}"))
     say(sweep_text(demo.trial, demo.swept), "")
     show_choice(demo.trial, demo.swept)
     show_curve(demo.trial, demo.swept)
     say("", payers(demo.trial, demo.swept))
-    say("", f"$ rescale-cli apply {model} {counts} --gamma @{kept}")
+    say("", Whole(f"$ rescale-cli apply {model} {counts} --gamma @{kept}"))
     show_apply(demo.applied)
     data = f"--data npz:{demo.test}"
-    say("", f"$ rescale-cli evaluate {demo.rescaled} {counts} {data} --against {model}")
+    say("", Whole(f"$ rescale-cli evaluate {demo.rescaled} {counts} {data} --against {model}"))
     show_evaluate(demo.evaluation, (), demo.terms)
     before, after = both(demo)
     was, becomes = (scored.metrics["balanced_accuracy"] for scored in (before, after))

@@ -108,13 +108,35 @@ class OutputOptions:
             yield self.junit, junit(verdicts, "rescale-cli evaluate")
 
 
+def _columns(found: Evaluation) -> dict[str, Mapping[str, float | str | None]]:
+    """The metrics of each model, of the base, and what lies between the two."""
+    if found.base is None:
+        return {model.name: model.metrics for model in found.scored}
+    columns: dict[str, Mapping[str, float | str | None]] = {
+        f"base {found.base.name}": found.base.metrics
+    }
+    several = len(found.scored) > 1
+    for model, difference in zip(found.scored, found.differences, strict=True):
+        of = f" of {model.name}" if several else ""
+        columns[model.name] = model.metrics
+        columns[f"difference{of}"] = {
+            name: None if value is None else f"{value:+.4f}"
+            for name, value in difference.differences.items()
+        }
+        columns[f"95 % interval{of}"] = {
+            name: f"{interval.low:+.4f} to {interval.high:+.4f}" if interval else None
+            for name, interval in difference.intervals.items()
+        }
+    return columns
+
+
 def tell_github(found: Evaluation, verdicts: Sequence[Verdict]) -> None:
     """The summary page, the outputs and the annotations of a step, where one runs."""
     from rescale_cli.files.github_actions import annotation, append_outputs, append_summary
     from rescale_cli.measures.markdown import markdown
 
     models: dict[str, Metrics] = {model.name: model.metrics for model in found.scored}
-    append_summary(markdown("rescale-cli evaluate", models, verdicts))
+    append_summary(markdown("rescale-cli evaluate", _columns(found), verdicts))
     # The first model's under their own names, those of the next ones numbered.
     append_outputs({
         name if number == 1 else f"{name}_{number}": value

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from rescale_cli.core.predictions import data_line
 from rescale_cli.evaluating.accuracy_check import prepared_line
@@ -16,6 +14,7 @@ from rescale_cli.evaluating.side_by_side import Evaluation
 from rescale_cli.measures.gates import Verdict
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.reports.evaluate_report import per_class
+from rescale_cli.reports.grid import Grid
 from rescale_cli.reports.screen import plain, say, verbosity
 from rescale_cli.reports.tables import ends
 
@@ -56,37 +55,33 @@ def show_evaluate(found: Evaluation, verdicts: Sequence[Verdict], terms: Terms) 
         say(f"{word} {verdict.gate}: {verdict.message} ({verdict.model})")
 
 
-def _metric_table(found: Evaluation, terms: Terms) -> Table:
+def _metric_table(found: Evaluation, terms: Terms) -> Grid:
     """One row a metric, the most telling one first; one column a model, and a difference."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
     columns: list[tuple[Scored, Difference | None]] = []
     if found.base is not None:
         columns.append((found.base, None))
     differences = found.differences or (None,) * len(found.scored)
     columns += zip(found.scored, differences, strict=True)
-    names = _short(found.scored)
+    names, titles = _short(found.scored), ["metric"]
     for model, difference in columns:
-        title = "base" if model is found.base else names[model.name]
-        table.add_column(Text(title), justify="right", overflow="fold")
-        if difference is not None:
-            table.add_column("change [95 %]", justify="right")
+        titles.append("base>" if model is found.base else f"{names[model.name]}>")
+        titles += ["change [95\u00a0%]>"] if difference is not None else []
+    grid = Grid(titles)
     for name in ABOUT:
         if all(model.metrics.get(name) is None for model, _ in columns):
             continue
-        style = "bold" if name == "balanced_accuracy" else ""
         row = [_title(name, found.scored[0], terms)]
         for model, difference in columns:
             row.append(_value(model.metrics[name]))
             if difference is not None:
                 row.append(_difference(difference, name))
-        table.add_row(*(Text(cell, style) for cell in row))
-    return table
+        grid.add(*row, style="bold" if name == "balanced_accuracy" else "")
+    return grid
 
 
 def _short(models: Sequence[Scored]) -> dict[str, str]:
     """What heads each model's column: the name of its file, or its number where two are alike."""
-    files = {model.name: plain(Path(model.name).name)[:30] for model in models}
+    files = {model.name: plain(Path(model.name).name) for model in models}
     if len(set(files.values())) == len(models):
         return files
     return {model.name: f"model {number}" for number, model in enumerate(models, 1)}
@@ -109,29 +104,27 @@ def _difference(difference: Difference, name: str) -> str:
     value, interval = difference.differences[name], difference.intervals.get(name)
     if value is None:
         return "n/a"
-    shown = "" if interval is None else f" [{interval.low:+.4f}, {interval.high:+.4f}]"
+    shown = "" if interval is None else f" [{interval.low:+.4f},\u00a0{interval.high:+.4f}]"
     return f"{value:+.4f}{shown}"
 
 
-def _class_table(model: Scored) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title in ("row", "class", "count", "support", "recall", "precision", "F1"):
-        table.add_column(title, justify="left" if title == "class" else "right")
+def _class_table(model: Scored) -> Grid:
+    titles = ["row>", "class", "count>", "support>", "recall>", "precision>", "F1>"]
+    grid = Grid(titles, keys=2)
     entries = per_class(model)
     for row in ends(len(entries)):
         if row is None:
-            table.add_row("…")
+            grid.add("…")
             continue
         entry = entries[row]
-        shares = (_share(entry[key]) for key in ("recall", "precision", "f1"))
-        table.add_row(
+        grid.add(
             str(row),
-            Text(plain(entry["name"] or "")[:40]),
+            entry["name"] or "",
             "" if entry["count"] is None else f"{entry['count']:,}",
             f"{entry['support']:,}",
-            *shares,
+            *(_share(entry[key]) for key in ("recall", "precision", "f1")),
         )
-    return table
+    return grid
 
 
 def _share(value: float) -> str:

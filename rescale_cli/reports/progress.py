@@ -1,43 +1,111 @@
-"""How a long pass goes: a bar on stderr where a person watches, and notes."""
+"""How long work goes: a bar on a terminal, else a plain line every half minute; and notes."""
 
 from __future__ import annotations
 
-import sys
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rescale_cli.reports.screen import Warning_, plain, quiet, talk
+from rescale_cli import long_work
+from rescale_cli.loading.devices import Detail
+from rescale_cli.long_work import Work
+from rescale_cli.reports import screen
+from rescale_cli.reports.screen import Warning_, plain, quiet, talk, verbosity
 
 Progress = Callable[[int, int, float], None]
 
+#: Seconds between two lines: a little less than 30, so that no silence lasts longer.
+EVERY = 29.0
+
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Progress | None]:
+def progress_bar(title: str, doing: str = "evaluating") -> Iterator[Progress | None]:
     """A bar with images per second and time left, to be called with (done, all, per second).
 
-    None where stderr is no terminal, or with -q.
+    Where stderr is no terminal, `heartbeat` prints how far it is; with -q nobody does, and this
+    gives None.
     """
-    if quiet.get() or not sys.stderr.isatty():
+    if quiet.get():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Left
+    with long_work.long_work(f"{doing} {title}".strip(), "images") as work:
+        if not screen.animates():
+            yield lambda done, total, _: work.tick(done, total)
+            return
+        from rescale_cli.reports.bar import bar
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]} images/s", markup=False),
-        Left(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(plain(title), total=None, speed="-")
+        with bar(plain(title)) as show:
+            yield show
 
-        def show(done: int, total: int, per_second: float) -> None:
-            bar.update(task, completed=done, total=total, speed=f"{per_second:,.0f}")
 
-        yield show
+@contextmanager
+def heartbeat(
+    command: str, stopped: Callable[[threading.Event, float], bool] = threading.Event.wait
+) -> Iterator[None]:
+    """Print what the program is doing every `EVERY` seconds while the block runs.
+
+    It prints nothing with -q, while a bar is shown, and on other ranks than 0 of torchrun.
+
+    Args:
+        command: the name that is shown where nothing says what is being done.
+        stopped: waits for so many seconds, and says whether the block has ended meanwhile.
+    """
+    if quiet.get() or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    whole, end = Work(command), threading.Event()
+
+    def beat() -> None:
+        while not stopped(end, EVERY):
+            if not screen.live:
+                talk("", progress_line(long_work.current() or whole, long_work.clock()))
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(1)  # it may be stuck in a stderr that nobody reads
+
+
+def progress_line(work: Work, now: float) -> str:
+    """How far a work is, and how long it has taken or will take.
+
+    Example:
+        >>> half = Work("evaluating a.pth", "images", total=50_000, done=12_800, began=0.0)
+        >>> progress_line(half, now=27.5)
+        'evaluating a.pth: 12,800 of 50,000 images, 25 %, 1 min 20 s left'
+        >>> progress_line(Work("counting data", "images", done=1200, began=0.0), now=90.0)
+        'counting data: 1,200 images, 1 min 30 s so far'
+        >>> progress_line(Work("apply", began=0.0), now=29.0)
+        'apply: 29 s so far'
+    """
+    spent = max(0.0, now - work.began)
+    if not work.unit or not work.done:
+        return f"{work.title}: {duration(spent)} so far"
+    if work.total is None:
+        return f"{work.title}: {work.done:,} {work.unit}, {duration(spent)} so far"
+    share = work.done / max(work.total, 1)
+    part = f"{work.done:,} of {work.total:,} {work.unit}, {int(100 * share)} %"
+    left = f", {duration(spent * (1 - share) / share)} left" if share <= 1 else ""
+    return f"{work.title}: {part}{left}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    Example:
+        >>> [duration(s) for s in (0.4, 59, 80, 3600, 9000)]
+        ['0 s', '59 s', '1 min 20 s', '1 h 0 min', '2 h 30 min']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class Notes:
@@ -53,7 +121,9 @@ class Notes:
         return [("note", text) for text in self._said] if self._as_json else []
 
     def __call__(self, text: str) -> None:
-        """Say it, once, unless asked to be quiet."""
+        """Print it once, unless asked to be quiet; a detail is printed only with -v."""
+        if isinstance(text, Detail) and not verbosity.get():
+            return
         if text not in self._said and not self._as_json and not quiet.get():
             talk("note", text)
         self._said[text] = None

@@ -7,14 +7,18 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rescale_cli.errors import AmbiguousHead, NotImages, RescaleError
 from rescale_cli.json_text import clip, printable
 from rescale_cli.signals import finish
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 Warning_ = tuple[str, str]
 
@@ -34,9 +38,20 @@ def plain(text: object) -> str:
     return _COMMAND.sub(lambda m: f"\\x{ord(m[0][0]):02x}{m[0][1:]}", printable(str(text)))
 
 
-#: What `-q` and `-v` said, for the command that is running.
+#: A space at which no line is broken.
+_KEPT = "\u00a0"
+#: What stands for characters that a terminal cannot show.
+_PLAINER = str.maketrans({
+    **dict.fromkeys("▁▂", "."), **dict.fromkeys("▃▄▅", ":"), **dict.fromkeys("▆▇█", "#"),
+    "▲": "^", "…": "...", "γ": "gamma", "τ": "tau", "→": "->", "±": "+-", "≤": "<=", "≥": ">=",
+})  # fmt: skip
+
+#: What `-q`, `-v` and `--json` said, for the command that is running.
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 verbosity: ContextVar[int] = ContextVar("verbosity", default=0)
+as_json: ContextVar[bool] = ContextVar("as_json", default=False)
+#: How to hide the bar that is shown on stderr, and how to show it again; empty if there is none.
+live: list[tuple[Callable[[], None], Callable[[], None]]] = []
 #: What code the command that is running has announced.
 announced: ContextVar[tuple[str, ...]] = ContextVar("announced", default=())
 
@@ -73,8 +88,8 @@ class Screen:
         self._document({"ok": failed is None, **said, "result": result, "warnings": listed})
 
     def warn(self, warnings: Sequence[Warning_]) -> None:
-        """Say what the user should know, unless asked to be quiet."""
-        for _, message in () if quiet.get() else warnings:
+        """Print the warnings; `-q` hides notes and progress, and no warning."""
+        for _, message in warnings:
             talk("warning", message, style="yellow")
 
     def error(self, error: RescaleError) -> None:
@@ -117,25 +132,117 @@ def tell_announced(text: str) -> None:
 
 
 def talk(kind: str, text: str, style: str = "") -> None:
-    """One line on stderr, in colour where a person reads it."""
+    """One line on stderr, above a bar if there is one, in colour where a person reads it."""
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    start = Text.assemble((f"{kind}:", style), " ") if kind else Text()
-    console.print(start.append(plain(text)))
+    with _no_bar():
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        start = Text.assemble((f"{kind}:", style), " ") if kind else Text()
+        console.print(start.append(drawable(plain(text), sys.stderr)))
 
 
-def say(*lines: object) -> None:
-    """Lines (or rich renderables) on stdout."""
+def animates() -> bool:
+    """Whether stderr is a terminal on which a bar can move."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+@contextmanager
+def above(hide: Callable[[], None], show: Callable[[], None]) -> Iterator[None]:
+    """Inside, a bar is shown, which is hidden while a line is printed."""
+    live.append((hide, show))
+    try:
+        yield
+    finally:
+        live.pop()
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    for hide, _ in live[-1:]:
+        hide()
+    try:
+        yield
+    finally:
+        for _, show in live[-1:]:
+            show()
+
+
+class Whole(str):
+    """A line that people copy, such as a command: it is never wrapped."""
+
+    __slots__ = ()
+
+
+class Fitting(Protocol):
+    """What fits any width, such as `grid.Grid`."""
+
+    def lines(self, room: int) -> Sequence[Any]:
+        """Its lines, at most `room` wide if no word is longer."""
+
+
+def say(*lines: str | Text | Fitting) -> None:
+    """Lines and tables on stdout, with sentences wrapped at spaces where somebody reads them."""
     from rich.console import Console
+    from rich.text import Text
 
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
-    console = Console(highlight=False, markup=False, emoji=False, width=width)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    read = sys.stdout.isatty() or _columns() is not None
     for line in lines:
-        console.print(
-            plain(line) if isinstance(line, str) else line, soft_wrap=isinstance(line, str)
-        )
+        if isinstance(line, str):
+            text = drawable(plain(line)).replace(_KEPT, " ")
+            whole = isinstance(line, Whole) or not read
+            shown: Sequence[Any] = [text] if whole else fold(text, width())
+        else:
+            shown = [line] if isinstance(line, Text) else line.lines(width())
+        for one in shown:
+            console.print(one)
+
+
+def width() -> int:
+    """Columns for a table: COLUMNS, those of the terminal, or 80; at most 200."""
+    columns = _columns()
+    if columns is None and sys.stdout.isatty():
+        with suppress(OSError, ValueError):
+            columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    return min(columns or 80, 200)
+
+
+def _columns() -> int | None:
+    text = os.environ.get("COLUMNS", "")
+    return (int(text) or None) if text.isascii() and text.isdecimal() else None
+
+
+def fold(text: str, room: int) -> list[str]:
+    """A text in lines of at most `room` columns, broken at spaces alone; a longer word stays whole.
+
+    Lines after the first are indented as it is. A no-break space is shown as a space.
+
+    Example:
+        >>> fold("  a long sentence", 10)
+        ['  a long', '  sentence']
+    """
+    from rich.cells import cell_len
+
+    indent = text[: len(text) - len(text.lstrip(" "))]
+    lines, line = [], text if cell_len(text) <= room else ""
+    for word in filter(None, () if line else text.split(" ")):
+        longer = f"{line} {word}" if line else indent + word
+        if line and cell_len(longer) > room:
+            lines.append(line)
+            longer = indent + word
+        line = longer
+    return [one.replace(_KEPT, " ") for one in (*lines, line)]
+
+
+def drawable(text: str, stream: TextIO | None = None) -> str:
+    """A text with ASCII in place of blocks, arrows and Greek, if the stream cannot show them."""
+    encoding = getattr(stream or sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return text.translate(_PLAINER)
+    return text
 
 
 def finite(value: Any) -> Any:

@@ -7,10 +7,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from rich.table import Table
-
+from rescale_cli.reports.grid import Grid
 from rescale_cli.reports.progress import Notes
-from rescale_cli.reports.screen import quiet, say, talk
+from rescale_cli.reports.screen import Whole, quiet, say, talk
 from rescale_cli.reports.train_report import empty_result, sweep_line, watching
 from rescale_cli.training.run import Watch
 from rescale_cli.training.run_folder import SEEDS
@@ -42,18 +41,15 @@ def show_seeds(series: SeedRuns) -> None:
     """The runs for a person: each, the mean, its interval, and what to type next."""
     found = series.summary()
     names = [name for name in _TITLES if name in found["mean"]]
-    table = Table(box=None, pad_edge=False)
-    table.add_column("seed")
-    for name in names:
-        table.add_column(_TITLES[name], justify="right")
+    table = Grid(["seed", *(f"{_TITLES[name]}>" for name in names)])
     for run in series.runs:
         metrics = run.metrics or {}
-        table.add_row(str(run.seed), *(_percent(metrics.get(name)) for name in names))
-    table.add_row("mean", *(_percent(found["mean"][name]) for name in names))
+        table.add(str(run.seed), *(_percent(metrics.get(name)) for name in names))
+    table.add("mean", *(_percent(found["mean"][name]) for name in names))
     if len(series.runs) > 1:
         for end, title in enumerate(("95 % from", "95 % to")):
             ends = (found["interval"][name] for name in names)
-            table.add_row(title, *(_percent(both and both[end]) for both in ends))
+            table.add(title, *(_percent(both and both[end]) for both in ends))
     epochs = "1 epoch" if series.recipe.epochs == 1 else f"{series.recipe.epochs} epochs"
     say(f"{series.path}: {len(series.runs)} seeds, {epochs} each", table)
     if "error" in found["mean"]:
@@ -62,7 +58,7 @@ def show_seeds(series: SeedRuns) -> None:
         say(f"95 %: Student's t-interval of the mean, {len(series.runs) - 1} degrees of freedom")
     say(f"written: {SEEDS}, and a run for each seed in {series.path}/seed-N")
     if line := sweep_line(series.runs[0].folder, series.recipe, ""):
-        say(f"choose a gamma for one run, here the first: {line}")
+        say(Whole(f"choose a gamma for one run, here the first: {line}"))
 
 
 def watching_seeds(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
 
 from rescale_cli.core.head import Float64
 from rescale_cli.evaluating.accuracy_check import prepared_line
 from rescale_cli.measures.metric_names import ABOUT
-from rescale_cli.reports.screen import plain, say
+from rescale_cli.reports.grid import Bar, Grid
+from rescale_cli.reports.screen import Whole, drawable, say, width
 from rescale_cli.reports.sweep_report import part
 from rescale_cli.reports.verdict_text import sweep_text
 from rescale_cli.sweeping.sweep_result import Sweep
 from rescale_cli.sweeping.trial import Trial
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
-_WIDTH, _HEIGHT = 64, 8
+#: Of the chart, in characters; its labels take eight more.
+_WIDTH, _HEIGHT, _LABEL = 64, 8, 8
 #: Classes that are shown at either end.
 _MOST = 5
 
@@ -32,7 +33,7 @@ def show_sweep(trial: Trial, found: Sweep, line: str | None) -> None:
         limit = f"{found.wanted.limit:g}"
         say(f"{found.never_right:.2%} of all samples are right at no strength up to {limit}")
     if line is not None:
-        say("", "to write it:", f"  {line}")
+        say("", "to write it:", Whole(f"  {line}"))
 
 
 def show_choice(trial: Trial, found: Sweep) -> None:
@@ -68,13 +69,14 @@ def show_curve(trial: Trial, found: Sweep) -> None:
     if metric in found.curve:
         name, samples = metric.replace("_", " "), len(trial.predictions.logits)
         say("", f"{name} of all {samples:,} samples, along the strength")
-        for text in chart(found.curve["gamma"], found.curve[metric], found.best.choice.gamma):
-            say(Text(text))
+        wide = max(16, min(_WIDTH, width() - _LABEL))
+        for text in chart(found.curve["gamma"], found.curve[metric], found.best.choice.gamma, wide):
+            say(Text(drawable(text.rstrip())))
 
 
-def chart(gammas: Float64, values: Float64, chosen: float) -> list[str]:
+def chart(gammas: Float64, values: Float64, chosen: float, wide: int = _WIDTH) -> list[str]:
     """A curve in characters, eight lines high, with the chosen strength marked below."""
-    across = np.linspace(0, gammas[-1], _WIDTH)
+    across = np.linspace(0, gammas[-1], wide)
     heights = values[np.searchsorted(gammas, across, side="right") - 1]
     low, high = float(np.nanmin(heights)), float(np.nanmax(heights))
     steps = np.round((heights - low) / ((high - low) or 1) * (_HEIGHT * 8 - 1)).astype(int) + 1
@@ -83,58 +85,51 @@ def chart(gammas: Float64, values: Float64, chosen: float) -> list[str]:
         label = {_HEIGHT - 1: f"{high:.1%}", 0: f"{low:.1%}"}.get(row, "")
         cells = "".join(_BLOCKS[min(max(step - 8 * row, 0), 8)] for step in steps)
         lines.append(f"{label:>7} {cells}")
-    mark = round(chosen / gammas[-1] * (_WIDTH - 1))
-    lines.append(" " * 8 + " " * mark + "▲")
-    lines.append(" " * 8 + _axis(mark, f"{chosen:g}", f"{gammas[-1]:g}"))
+    mark = round(chosen / gammas[-1] * (wide - 1))
+    lines.append(" " * (_LABEL + mark) + "▲")
+    lines.append(" " * _LABEL + _axis(mark, f"{chosen:g}", f"{gammas[-1]:g}", wide))
     return lines
 
 
-def _axis(mark: int, chosen: str, end: str) -> str:
+def _axis(mark: int, chosen: str, end: str, wide: int) -> str:
     """0, the chosen strength as near below its mark as there is room, and the last one."""
     shown = "" if chosen in ("0", end) else chosen
-    room = _WIDTH - len(end) - 1 - len(shown)
+    room = wide - len(end) - 1 - len(shown)
     place = max(2, min(mark - len(shown) // 2, room))
-    return f"{'0':<{place}}{shown}".ljust(_WIDTH - len(end)) + end
+    return f"{'0':<{place}}{shown}".ljust(wide - len(end)) + end
 
 
-def _metric_table(found: Sweep) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
+def _metric_table(found: Sweep) -> Grid:
     chosen, plain_at = found.at["chosen"], found.at["0"]
-    for title in ("as it is", f"at {chosen.gamma:g}", "95 %"):
-        table.add_column(title, justify="right")
+    grid = Grid(["metric", "as it is>", f"at {chosen.gamma:g}>", "95\u00a0%>"])
     for name in dict.fromkeys((*ABOUT, *chosen.metrics)):  # the most telling one first
         value, before = chosen.metrics.get(name), plain_at.metrics.get(name)
         interval = chosen.intervals.get(name)
         if value is None or before is None:
             continue
-        shown = "" if interval is None else f"[{interval.low:.4f}, {interval.high:.4f}]"
+        shown = "" if interval is None else f"[{interval.low:.4f},\u00a0{interval.high:.4f}]"
         style = "bold" if name == found.objective.metric else ""
-        cells = (name.replace("_", " "), f"{before:.4f}", f"{value:.4f}", shown)
-        table.add_row(*(Text(cell, style) for cell in cells))
-    return table
+        grid.add(name.replace("_", " "), f"{before:.4f}", f"{value:.4f}", shown, style=style)
+    return grid
 
 
-def payers(trial: Trial, found: Sweep) -> Table:
+def payers(trial: Trial, found: Sweep) -> Grid:
     """The classes that lose most and those that gain most."""
     change = found.at["chosen"].recall - found.at["0"].recall
     order = [int(row) for row in np.argsort(change, kind="stable") if not np.isnan(change[row])]
     some = order if len(order) <= 2 * _MOST else [*order[:_MOST], None, *order[-_MOST:]]
-    table = Table(box=None, pad_edge=False)
-    for title in ("who pays, who gains", "count", "recall", "becomes"):
-        table.add_column(title, justify="left" if title.startswith("who") else "right")
-    table.add_column("")
+    grid = Grid(["who pays, who gains", "count>", "recall>", "becomes>", ""])
     names, most = trial.counts.names, max(np.nanmax(np.abs(change)), 1e-9)
     for row in some:
         if row is None:
-            table.add_row("…")
+            grid.add("…")
             continue
-        bar = "█" * round(20 * abs(change[row]) / most)
-        table.add_row(
-            Text(plain(names[row])[:40] if names else f"class {row}"),
+        style, share = "red" if change[row] < 0 else "green", float(abs(change[row]) / most)
+        grid.add(
+            names[row] if names else f"class {row}",
             f"{trial.counts.values[row]:,}",
             f"{found.at['0'].recall[row]:.1%}",
             f"{found.at['chosen'].recall[row]:.1%}",
-            Text(f"{change[row]:+7.1%} {bar}", "red" if change[row] < 0 else "green"),
+            Bar(share, f"{change[row]:+7.1%}", longest=20, before=True, style=style),
         )
-    return table
+    return grid

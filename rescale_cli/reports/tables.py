@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from rescale_cli.api import Applied, Inspected
 from rescale_cli.core.classes import RawCounts
@@ -17,8 +15,9 @@ from rescale_cli.json_text import clip
 from rescale_cli.patching.patch import Patched
 from rescale_cli.patching.plan import PlannedHead
 from rescale_cli.patching.proof import Proof
+from rescale_cli.reports.grid import Bar, Grid
 from rescale_cli.reports.report import history, left_behind_by
-from rescale_cli.reports.screen import plain, say, verbosity
+from rescale_cli.reports.screen import Whole, plain, say, verbosity
 
 #: Paths in a line for a person.
 _PATHS = 12
@@ -54,31 +53,23 @@ def show_inspect(found: Inspected) -> None:
         say(f"the pickle names, unread and not run: {', '.join(contents.globals)}")
 
 
-def _norm_table(found: Inspected) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title, justify in (
-        ("row", "right"),
-        ("class", "left"),
-        ("count", "right"),
-        ("norm", "right"),
-    ):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
-    table.add_column("relative norm (Eq. 4)")
+def _norm_table(found: Inspected) -> Grid:
+    grid = Grid(["row>", "class", "count>", "norm>", "relative norm (Eq. 4)"], keys=2)
     names = found.class_names
     for row in ends(found.head.num_classes):
         if row is None:
-            table.add_row("…")
+            grid.add("…")
             continue
         relative = float(found.head.relative_norms[row])
         at = row + found.found.heads[0].binary  # the one row of a binary head is that of class 1
-        table.add_row(
+        grid.add(
             str(row),
-            Text(plain(names[at])[:40] if names else ""),
+            names[at] if names else "",
             f"{found.counts.values[at]:,}" if found.counts else "",
             f"{found.head.norms[row]:.4g}",
-            f"{'█' * round(30 * relative):30} {relative:.2f}",
+            Bar(relative, f"{relative:.2f}"),
         )
-    return table
+    return grid
 
 
 def ends(size: int) -> list[int | None]:
@@ -117,11 +108,11 @@ def show_apply(applied: Applied) -> None:
 def _show_written(patched: Patched) -> None:
     say(f"{patched.bytes_changed:,} bytes of the head changed; every other byte is proven equal")
     for file, written in patched.files.items():
-        say(f"wrote {file}", f"sha256 {written.sha256}")
+        say(Whole(f"wrote {file}"), f"sha256 {written.sha256}")
     kinds = {".json": "the record", ".undo": "for revert", ".bak": "the file as it was"}
     for file, sha256 in patched.others.items():
         if sha256 is not None:
-            say(f"wrote {file} ({kinds[file.suffix]})")
+            say(Whole(f"wrote {file} ({kinds[file.suffix]})"))
     copied = [file for file, sha256 in patched.others.items() if sha256 is None]
     if copied:
         names = [file.relative_to(patched.output) for file in copied]
@@ -138,57 +129,52 @@ def _threshold(applied: Applied) -> str:
     """What becomes of the one logit of a binary head."""
     counts, update = applied.plan.counts, applied.plan.heads[0].row_update
     names = counts.names or ("negatives", "positives")
-    shown = (f"{n:,} {plain(name)[:40]}" for n, name in zip(counts.values, names, strict=True))
+    shown = (f"{n:,} {plain(name)}" for n, name in zip(counts.values, names, strict=True))
     cooled = "" if update.scale[0] == 1 else f", row and bias times {update.scale[0]:.4g}"
     return f"one logit for two classes ({', '.join(shown)}): bias {update.shift[0]:+.6g}{cooled}"
 
 
-def _factor_table(applied: Applied, head: PlannedHead) -> Table:
+def _factor_table(applied: Applied, head: PlannedHead) -> Grid:
     """The rarest and the most frequent classes."""
     counts = applied.plan.counts
-    table = Table(box=None, pad_edge=False)
-    for title in ("row", "class", "count", "factor", "norm before", "after"):
-        table.add_column(title, justify="left" if title == "class" else "right")
     moved = bool(head.update.shift.any())
-    if moved:
-        table.add_column("bias shift", justify="right")
+    titles = ["row>", "class", "count>", "factor>", "norm before>", "after>"]
+    grid = Grid([*titles, *(["bias shift>"] if moved else [])], keys=2)
     order = np.argsort(-counts.values, kind="stable")
     for place in ends(len(order)):
         if place is None:
-            table.add_row("…")
+            grid.add("…")
             continue
         row = int(order[place])
-        table.add_row(
+        grid.add(
             str(row),
-            Text(plain(counts.names[row])[:40] if counts.names else ""),
+            counts.names[row] if counts.names else "",
             f"{counts.values[row]:,}" if row not in counts.skipped else "left alone",
             f"{head.update.scale[row]:.4g}",
             f"{head.before.norms[row]:.4g}",
             f"{head.norms_after[row]:.4g}",
             *([f"{head.update.shift[row]:+.4g}"] if moved else []),
         )
-    return table
+    return grid
 
 
 def show_counts(raw: RawCounts, result: Mapping[str, Any]) -> None:
     """`counts` for a person: a table, the total, the ratio."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("row" if raw.classes is None or raw.classes.indices else "", justify="right")
-    table.add_column("class")
-    table.add_column("count", justify="right")
+    row_title = "row>" if raw.classes is None or raw.classes.indices else ">"
+    grid = Grid([row_title, "class", "count>"], keys=2)
     for row in ends(len(raw.values)):
         if row is None:
-            table.add_row("…")
+            grid.add("…")
             continue
-        name = plain(raw.names[row])[:60] if raw.names else ""
-        table.add_row(str(row), Text(name), f"{int(str(raw.values[row])):,}")
-    say(table)
+        name = raw.names[row] if raw.names else ""
+        grid.add(str(row), name, f"{int(str(raw.values[row])):,}")
+    say(grid)
     ratio = result["imbalance_ratio"]
     shown = f", imbalance ratio {ratio:.4g}" if ratio else ""
     split = f" of the split {raw.split}" if raw.split else ""
     say(f"{result['total']:,} samples{split} in {result['num_classes']} classes{shown}")
     if result["output"]:
-        say(f"wrote {result['output']}")
+        say(Whole(f"wrote {result['output']}"))
 
 
 def show_verify(result: Mapping[str, Any], proof: Proof) -> None:
@@ -208,18 +194,16 @@ def show_verify(result: Mapping[str, Any], proof: Proof) -> None:
     say(f"{result['bytes_compared']:,} bytes compared")
 
 
-def _read_off_table(proof: Proof) -> Table:
-    table = Table(box=None, pad_edge=False)
+def _read_off_table(proof: Proof) -> Grid:
     moved = bool(proof.shifts.any())
-    for title in ("row", "factor", *(["bias shift"] if moved else [])):
-        table.add_column(title, justify="right")
+    grid = Grid(["row>", "factor>", *(["bias shift>"] if moved else [])])
     for row in ends(len(proof.factors)):
         if row is None:
-            table.add_row("…")
+            grid.add("…")
             continue
         shift = [f"{proof.shifts[row]:+.6g}"] if moved else []
-        table.add_row(str(row), f"{proof.factors[row]:.6g}", *shift)
-    return table
+        grid.add(str(row), f"{proof.factors[row]:.6g}", *shift)
+    return grid
 
 
 def show_revert(result: Mapping[str, Any]) -> None:
@@ -227,4 +211,4 @@ def show_revert(result: Mapping[str, Any]) -> None:
     done = f"{result['method']}, strength {result['gamma']}, taken back"
     say(f"{'taken back' if result['record'] is None else done}, bit for bit")
     for file, sha256 in result["files"].items():
-        say(f"wrote {file}", f"sha256 {sha256}")
+        say(Whole(f"wrote {file}"), f"sha256 {sha256}")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from rescale_cli.core.summary import spearman
-from rescale_cli.reports.progress import Notes, progress_bar
-from rescale_cli.reports.screen import quiet, say, talk
+from rescale_cli.reports.progress import Notes, duration, progress_bar
+from rescale_cli.reports.screen import Whole, quiet, say, talk
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run import Watch
 from rescale_cli.training.run_folder import RunFolder
@@ -80,10 +80,11 @@ def show_trained(trained: Trained) -> None:
     if line := sweep_line(folder, recipe, trained.sweep_data or "DATA"):
         known = trained.sweep_data or folder.val_logits.is_file()
         other = "" if known else " on validation data that it was not trained on"
-        say(f"choose a gamma{other}: {line}")
+        say(Whole(f"choose a gamma{other}: {line}"))
         on = f"run:{folder.path}" if folder.val_logits.is_file() else trained.sweep_data
         if on:
-            say(f"after `apply`, compare the two models: {compare_line(folder, recipe, on)}")
+            line = compare_line(folder, recipe, on)
+            say(Whole(f"after `apply`, compare the two models: {line}"))
 
 
 def compare_line(folder: RunFolder, recipe: Recipe, data: str) -> str:
@@ -146,9 +147,9 @@ def watching(recipe: Recipe, notes: Notes) -> Iterator[Watch]:
         told = f"loss {line['loss']:.4f}, error {_percent(line['error'])}"
         if "val_error" in line:
             told += f", validation error {_percent(line['val_error'])}"
-        talk("epoch", f"{line['epoch']}/{epochs}: {told}; {_duration(left)} left")
+        talk("epoch", f"{line['epoch']}/{epochs}: {told}; {duration(left)} left")
 
-    with progress_bar("images") as bar:
+    with progress_bar("", "training") as bar:
         yield Watch(bar or (lambda done, total, per_second: None), epoch, notes)
 
 
@@ -172,8 +173,3 @@ def doubts(recipe: Recipe) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return "n/a" if share is None else f"{100 * share:.2f} %"
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min"

@@ -13,6 +13,7 @@ import numpy as np
 from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.images import Images
 from rescale_cli.errors import BadInput, EnvironmentProblem
+from rescale_cli.long_work import found
 from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import IMAGES, ImageFiles, check_present
 from rescale_cli.sources.label_sources import bad_data, tally_texts, text_of
@@ -43,15 +44,15 @@ def folder_images(spec: DataSpec) -> Images:
 def _images_of(root: Path, classes: list[str], source: str) -> Images:
     """The images of class folders; `root / name / ...` is of class `name`."""
     skipped = _skipped(root)
-    found = [sorted(_images_below(root / name, skipped)) for name in classes]
-    skipped["folders without images"] = sum(not files for files in found)
-    classes = [name for name, files in zip(classes, found, strict=True) if files]
-    found = [files for files in found if files]
-    names = [f"{name}/{file}" for name, files in zip(classes, found, strict=True)
+    below = [sorted(_images_below(root / name, skipped)) for name in classes]
+    skipped["folders without images"] = sum(not files for files in below)
+    classes = [name for name, files in zip(classes, below, strict=True) if files]
+    below = [files for files in below if files]
+    names = [f"{name}/{file}" for name, files in zip(classes, below, strict=True)
              for _, file in files]  # fmt: skip
     if not names:
         raise _no_images(root, 0)
-    labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
+    labels = np.repeat(np.arange(len(classes)), [len(files) for files in below])
     read, known = ImageFiles(root, names), _sorted(classes)
     return Images(read, labels, known, names, source, skipped=dict(+skipped))
 
@@ -153,6 +154,7 @@ def _images_below(folder: Path, skipped: Counter[str] | None = None) -> Iterator
         if real in above:  # a link to a folder above, and no end
             continue
         folders, images = _scan(here, skipped)
+        found("images", len(images))
         start = f"{below}/" if below else ""
         yield from ((below, start + name) for name in images)
         waiting += [(start + name, above | {real}) for name in folders]

@@ -16,6 +16,7 @@ from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.errors import BadCounts, BadInput
 from rescale_cli.files.regular_file import opened, read_whole, refuse_lfs_pointer
 from rescale_cli.json_text import parse_json
+from rescale_cli.long_work import long_work
 from rescale_cli.sources import (  # noqa: F401 - they register themselves
     cifar_batches,
     class_folders,
@@ -84,7 +85,8 @@ def count_data(spec: str, *, tally: bool = False) -> RawCounts:
     splits = counts.entry(parsed.name).facts.get("splits")
     if splits not in (None, ANY_SPLIT):
         parsed = replace(parsed, split=parsed.split or "train")
-    raw = counts[parsed.name](replace(parsed, tally=tally))
+    with long_work(f"counting the images of {parsed.path}", "images"):
+        raw = counts[parsed.name](replace(parsed, tally=tally))
     return raw if raw.split else replace(raw, split=parsed.split)
 
 

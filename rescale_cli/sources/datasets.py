@@ -18,6 +18,7 @@ from rescale_cli.errors import BadInput, EnvironmentProblem, NotDownloaded, Usag
 from rescale_cli.files.regular_file import opened, read_whole, refuse_lfs_pointer
 from rescale_cli.json_text import clip, parse_json
 from rescale_cli.loading.libraries import torchvision
+from rescale_cli.long_work import long_work
 from rescale_cli.sources import (  # noqa: F401 - they register themselves
     array_labels,
     cifar_batches,
@@ -68,7 +69,8 @@ def open_images(
     """
     try:
         parsed = parse_spec(spec, datasets) if isinstance(spec, str) else spec
-        return _open(replace(parsed, download=download, purpose=purpose, skip_bad=skip_bad))
+        with long_work(f"listing the images of {parsed.path}", "images"):
+            return _open(replace(parsed, download=download, purpose=purpose, skip_bad=skip_bad))
     except BadInput as error:
         if error.fix not in (NAME_LABELS, NAME_COUNTS):
             raise
@@ -111,7 +113,8 @@ def _fetch(public: str, spec: DataSpec) -> None:
     from torchvision import datasets as known
 
     try:
-        with redirect_stdout(StringIO()):  # results go to stdout, and this is none
+        # Results go to stdout, and what torchvision prints is none.
+        with long_work(f"downloading {spec.name}"), redirect_stdout(StringIO()):
             getattr(known, public)(str(spec.path), train=spec.split == "train", download=True)
     except Exception as error:  # of the network, the disk, a checksum; torchvision raises anything
         saw = f"{type(error).__name__}: {clip(str(error), 200)}"

@@ -17,6 +17,7 @@ from rescale_cli.core.images import Image, Images
 from rescale_cli.errors import BadInput
 from rescale_cli.json_text import clip
 from rescale_cli.loading.libraries import library
+from rescale_cli.long_work import long_work
 from rescale_cli.sources.chosen_rows import chosen_rows
 from rescale_cli.sources.data_spec import DataSpec, counts, datasets
 from rescale_cli.sources.image_files import Decoding, bad_image
@@ -105,7 +106,8 @@ def _load(spec: DataSpec) -> Any:
                 return library_.load_from_disk(path)
             builder = library_.load_dataset_builder(path, spec.options.get("config"))
             _refuse_unsafe(builder)
-            builder.download_and_prepare()
+            with long_work(f"preparing the data set {clip(path, 80)}"):
+                builder.download_and_prepare()
             return builder.as_dataset()
     except BadInput:
         raise

@@ -10,21 +10,18 @@ from numpy.typing import NDArray
 
 from rescale_cli.core.head import Float64
 from rescale_cli.errors import UsageError
-from rescale_cli.measures.metrics import METRICS, Groups, Shares
+from rescale_cli.measures.metric_names import metric_name, unknown_metric
+from rescale_cli.measures.metrics import GROUPS, METRICS, Groups, Shares
 from rescale_cli.sweeping.decision_path import DecisionPath
 
-#: What `--metric` may name -> the metric's name everywhere else.
-CHOICES = {
-    "balanced-accuracy": "balanced_accuracy",
-    "accuracy": "accuracy",
-    "macro-f1": "macro_f1",
-    "gmean": "gmean_multiclass",
-    "few-recall": "few",
-    "worst-recall": "worst_recall",
-}
+#: What a strength can be chosen by: every metric of the predicted classes.
+CHOICES = (*METRICS, *GROUPS)
+#: Those that depend on which wrong class is predicted, and not only on which samples are right.
+OF_PREDICTIONS = ("macro_precision", "macro_f1", "gmean_ovr", "iba_ovr")
 #: The metrics that only some classes are about, and which.
 _ABOUT = {
     "few": "few training samples",
+    "medium": "between few and many training samples",
     "many": "many training samples",
     "target_accuracy": "a share in the target prior",
 }
@@ -39,7 +36,7 @@ class Objective:
     """What is to be as large as possible."""
 
     metric: str
-    """A value of CHOICES, many, or target_accuracy."""
+    """One of CHOICES, or target_accuracy."""
     groups: Groups
     """Masks (C,)."""
     target: Float64 | None = None
@@ -65,8 +62,7 @@ class Objective:
         support = np.bincount(labels, times, num_classes)
         shares = {
             "balanced_accuracy": np.ones(num_classes),
-            "few": self.groups["few"].astype(np.float64),
-            "many": self.groups["many"].astype(np.float64),
+            **{name: mask.astype(np.float64) for name, mask in self.groups.items()},
             "target_accuracy": self.target,
         }.get(self.metric)
         if shares is None:
@@ -115,6 +111,28 @@ class Choice:
 
 
 Rule = Callable[[Float64, Float64], NDArray[np.bool_]]
+
+
+def metric_to_choose_by(typed: str) -> str:
+    """The metric that `--metric` names, by its name in JSON.
+
+    Raises:
+        UsageError: no such metric, or one that depends on more than the predicted classes.
+
+    Example:
+        >>> metric_to_choose_by("few-recall")
+        'few'
+    """
+    name = metric_name(typed)
+    if name is None:
+        raise unknown_metric(typed, "--metric {}")
+    if name not in CHOICES:
+        raise UsageError(
+            f"a strength cannot be chosen by {name}, only by a metric of the predicted classes",
+            saw=f"--metric {typed}",
+            fix=f"name one of: {', '.join(CHOICES)}",
+        )
+    return name
 
 
 def choose(

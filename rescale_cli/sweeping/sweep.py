@@ -14,8 +14,10 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.files.big_array import row_blocks
+from rescale_cli.long_work import long_work
 from rescale_cli.measures.resampling import drawn_again
 from rescale_cli.sweeping.choose import (
+    OF_PREDICTIONS,
     Choice,
     Objective,
     choose,
@@ -105,12 +107,13 @@ def decide(
     family.at(1.0)  # refuses what this head cannot take
     logits, labels = predictions.logits, predictions.labels
     right = right_as_it_is(predictions, parts.chosen) if wanted.head_drop is not None else None
-    if family.slopes() is None:
-        path = by_curves(family, logits, labels, wanted.limit, device)
-    elif labels is None or wanted.unlabeled or objective.metric == "macro_f1":
-        path = by_envelope(family, logits, labels, wanted.limit, device)
-    else:
-        path = by_intervals(family, logits, labels, wanted.limit, device)
+    with long_work(f"trying every strength of {family.adjustment.method}"):
+        if family.slopes() is None:
+            path = by_curves(family, logits, labels, wanted.limit, device)
+        elif labels is None or wanted.unlabeled or objective.metric in OF_PREDICTIONS:
+            path = by_envelope(family, logits, labels, wanted.limit, device)
+        else:
+            path = by_intervals(family, logits, labels, wanted.limit, device)
     part = path.of(parts.chosen)
     error = 0.0
     if wanted.rule == "one-se" and not wanted.unlabeled:

@@ -16,7 +16,7 @@ from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metrics import Confusion, metrics_of, table_of
 from rescale_cli.measures.significance import Interval, bootstrap
 from rescale_cli.measures.temperature import fit_temperature
-from rescale_cli.sweeping.choose import CHOICES, Choice, Objective
+from rescale_cli.sweeping.choose import Choice, Objective, metric_to_choose_by
 from rescale_cli.sweeping.straight_lines import Family
 from rescale_cli.sweeping.sweep import (
     Outcome,
@@ -155,13 +155,7 @@ def _verdict(
 
 def objective_of(wanted: Wanted, counts: ClassCounts) -> Objective:
     """What is to be large: with a target prior, the accuracy to expect under it."""
-    metric = CHOICES.get(wanted.metric)
-    if metric is None:
-        raise UsageError(
-            f"there is no metric {wanted.metric!r} to choose by",
-            saw=f"known: {', '.join(CHOICES)}",
-            fix="--metric balanced-accuracy",
-        )
+    metric = metric_to_choose_by(wanted.metric)
     groups = counts.groups(*wanted.sizes)
     if counts.target is not None and metric == "balanced_accuracy":
         return Objective("target_accuracy", groups, counts.target)

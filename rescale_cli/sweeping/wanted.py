@@ -11,7 +11,7 @@ from rescale_cli.errors import UsageError
 class Wanted:
     """How to choose."""
 
-    metric: str = "balanced-accuracy"
+    metric: str = "balanced_accuracy"
     rule: str = "best"
     """best, one-se, or max-head-drop=F."""
     holdout: float = 0.5
