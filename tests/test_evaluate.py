@@ -260,10 +260,11 @@ def test_a_base_gives_differences_intervals_and_a_test(run: Run) -> None:
         assert difference["difference"] == (None if new is None else new - old)
     entry = found["differences"]["balanced_accuracy"]
     assert entry["interval"][0] < entry["difference"] < entry["interval"][1]
-    for name in ("nll", "brier", "top_5", "ece"):
+    for name in ("nll", "brier", "top_5", "ece", "classwise_ece"):
         low, high = found["differences"][name]["interval"]
         assert low <= found["differences"][name]["difference"] <= high
-    assert found["differences"]["classwise_ece"]["interval"] is None
+    for name, difference in found["differences"].items():
+        assert (difference["interval"] is None) == (difference["difference"] is None), name
     test = found["mcnemar"]
     gain = test["only_model_right"] - test["only_base_right"]
     assert gain / 2000 == pytest.approx(found["differences"]["accuracy"]["difference"])

@@ -215,7 +215,7 @@ class Difference:
     differences: dict[str, float | None]
     """Of every metric; None where one of the two is n/a."""
     intervals: dict[str, Interval | None]
-    """Paired bootstrap, of every metric but classwise_ece; None where a metric is n/a."""
+    """Paired bootstrap, of every metric; None where a metric is n/a."""
     mcnemar: McNemar
     """First is the base."""
 
