@@ -38,6 +38,8 @@ class Predictions:
     """How the labels were joined with the rows; see `Alignment.as_json`."""
     no_samples: Mapping[str, int] = field(default_factory=dict)
     """How many entries of the data are no samples, by reason."""
+    features: NDArray[np.float32] | None = None
+    """(N, D), the inputs of the head, where they were asked for; mapped where they are large."""
 
     @property
     def data(self) -> dict[str, Any]:

@@ -14,12 +14,15 @@ from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said
 from rescale_cli.errors import BadInput
 from rescale_cli.evaluating.order_check import check_order
+from rescale_cli.files.features_file import write_features
 from rescale_cli.files.logits_file import read_logits, write_logits
 from rescale_cli.formats.sharded_folder import read_config
 from rescale_cli.loading.models import load_classifier
 from rescale_cli.loading.other_inputs import refuse_other_input
 from rescale_cli.loading.preprocessing import override
+from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice
 from rescale_cli.predicting import ranks
+from rescale_cli.predicting.head_input import head_input_of
 from rescale_cli.predicting.predict import RunOptions, predict
 from rescale_cli.sources.datasets import open_images
 from rescale_cli.sources.splits import Purpose
@@ -48,8 +51,10 @@ class DataChoice:
     download: bool = False
     save_logits: Path | None = None
     """Where the logits are kept."""
+    save_features: Path | None = None
+    """Where the inputs of the head are kept."""
     force: bool = False
-    """Whether that file may be replaced."""
+    """Whether these files may be replaced."""
     run: RunOptions = field(default_factory=RunOptions)
     purpose: Purpose = "measure"
     """What the data are opened for; see `splits.pick`."""
@@ -64,6 +69,7 @@ def predictions_of(
     num_classes: int | None = None,
     said: Said = NOTHING_SAID,
     accept: frozenset[str] = frozenset(),
+    heads: HeadChoice = ANY_HEAD,
     labelled: bool = True,
     progress: Progress | None = None,
     notes: Notes = lambda text: None,
@@ -76,6 +82,7 @@ def predictions_of(
         num_classes: rows of the head, where it is known; 1 for a binary head.
         said: what the user says about the head's rows.
         accept: full names of pickle globals that are let pass, still without being run.
+        heads: what the user says of the head, whose inputs may be kept.
         labelled: whether it is an error that nobody knows the labels.
         progress: called now and then as the images go through.
         notes: told what the user should know.
@@ -88,7 +95,9 @@ def predictions_of(
         RescaleError: the model or the data cannot be read or do not go together.
     """
     if choice.logits is None:
-        predictions = _run(model, choice, num_classes, said, accept, labelled, progress, notes)
+        predictions = _run(
+            model, choice, num_classes, said, accept, heads, labelled, progress, notes
+        )  # fmt: skip
     else:
         predictions = read_logits(choice.logits)
         _check(model, num_classes, predictions.columns.shape[1], predictions.source)
@@ -100,6 +109,8 @@ def predictions_of(
         check_order(predictions, notes, accept=choice.accept_order)
     if predictions is not None and choice.save_logits is not None:
         write_logits(choice.save_logits, predictions, force=choice.force)
+    if predictions is not None and choice.save_features is not None:
+        write_features(choice.save_features, predictions, force=choice.force)
     return predictions
 
 
@@ -109,6 +120,7 @@ def _run(
     num_classes: int | None,
     said: Said,
     accept: frozenset[str],
+    heads: HeadChoice,
     labelled: bool,
     progress: Progress | None,
     notes: Notes,
@@ -144,7 +156,10 @@ def _run(
         images, aligned = replace(images, labels=labels), joined.as_json()
         for text in joined.notes if ranks.is_main() else ():
             notes(text)
-    found = predict(classifier, images, prepared, choice.run, progress, notes)
+    tap = None
+    if choice.save_features is not None:
+        tap = head_input_of(classifier, model, heads, accept)
+    found = predict(classifier, images, prepared, choice.run, progress, notes, tap)
     if found is None:
         return None
     if images.skipped:

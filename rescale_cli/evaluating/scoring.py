@@ -96,6 +96,12 @@ class Scored:
     data: Mapping[str, Any] = field(default_factory=dict)
     """See `Predictions.data`."""
 
+    @property
+    def confidence(self) -> Float64:
+        """The probability of the predicted class, after any adjustment, (N,)."""
+        found: Float64 = self.samples.gap + (self.predicted == self.labels)
+        return found
+
 
 def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
     """Open a checkpoint and work out what the terms mean for its head; no model is built.

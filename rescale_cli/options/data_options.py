@@ -81,6 +81,16 @@ class DataOptions:
             "--save-logits", metavar="FILE", help="Keep them for --logits.", readable=False
         ),
     ] = None
+    save_features: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-features",
+            metavar="FILE",
+            help="Keep the inputs of the head, features (N, D), with labels and names: .npz or "
+            ".safetensors. logits = features @ weight.T + bias.",
+            readable=False,
+        ),
+    ] = None
     download: Annotated[
         bool, typer.Option("--download", help="Let the data be downloaded if they are not there.")
     ] = False
@@ -158,6 +168,7 @@ class DataOptions:
             std=_numbers("--std", self.std),
             download=self.download,
             save_logits=self.save_logits,
+            save_features=self.save_features,
             force=force,
             run=run,
             accept_order=self.accept_order,
@@ -185,18 +196,41 @@ class DataOptions:
                 saw=f"{len(self.logits)} files of logits, {models} models",
                 fix="--logits FILE for each MODEL",
             )
-        if self.save_logits is not None and models > 1:
+        for option, path in self.saved().items():
+            if path is not None:
+                _check_saved(option, path, models)
+        if self.save_features is not None and self.data is None:
             raise UsageError(
-                "--save-logits keeps the logits of one model",
-                saw=f"{models} models",
-                fix="evaluate them one by one",
+                "--save-features needs a model that is run, so it needs --data",
+                saw="--logits",
+                fix="--data DATA in place of --logits, or leave out --save-features",
             )
-        if self.save_logits is not None and self.save_logits.suffix not in LOGITS_SUFFIXES:
+        if self.save_features is not None and self.compile:
             raise UsageError(
-                "--save-logits tells the format by its suffix, .npz or .safetensors",
-                saw=str(self.save_logits),
-                fix=f"--save-logits {self.save_logits.with_suffix('.npz')}",
+                "--save-features cannot look into a compiled model",
+                saw="--compile",
+                fix="leave out --compile",
             )
+
+    def saved(self) -> dict[str, Path | None]:
+        """The files that will be written, by their options."""
+        return {"--save-logits": self.save_logits, "--save-features": self.save_features}
+
+
+def _check_saved(option: str, path: Path, models: int) -> None:
+    what = option.removeprefix("--save-")
+    if models > 1:
+        raise UsageError(
+            f"{option} keeps the {what} of one model",
+            saw=f"{models} models",
+            fix="evaluate them one by one",
+        )
+    if path.suffix not in LOGITS_SUFFIXES:
+        raise UsageError(
+            f"{option} tells the format by its suffix, .npz or .safetensors",
+            saw=str(path),
+            fix=f"{option} {path.with_suffix('.npz')}",
+        )
 
 
 def refuse_without_model(on: DataOptions, method: MethodName, apply: Path | None) -> None:

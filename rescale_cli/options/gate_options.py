@@ -79,7 +79,9 @@ class GateOptions:
         """
         if self.against is None:
             if self.against_logits is not None and trials[0][1].alone:
-                choice = replace(trials[0][1], save_logits=None, logits=self.against_logits)
+                choice = replace(
+                    trials[0][1], save_logits=None, save_features=None, logits=self.against_logits
+                )
                 return self.against_logits, choice
             if self.against_logits is not None:
                 what = "--against-logits are those of a base, and none is given"
@@ -89,7 +91,9 @@ class GateOptions:
         if same is not None and self.against_logits is None:
             return same
         given = self.against_logits
-        choice = replace(trials[0][1], save_logits=None, logits=given, alone=False)
+        choice = replace(
+            trials[0][1], save_logits=None, save_features=None, logits=given, alone=False
+        )
         if choice.data is None and choice.logits is None:
             raise UsageError(
                 "the models are given by their logits, so the base is, too",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,8 +40,19 @@ class OutputOptions:
         Path | None,
         typer.Option(
             "--predictions-out",
-            metavar="FILE.csv",
-            help="What each sample is and what it was taken for: rows of the head.",
+            metavar="FILE",
+            help="Each sample's true and predicted class, as rows of the head and as names, the "
+            "probability of the predicted class, and the sample's name: .csv, .json or .jsonl.",
+            readable=False,
+        ),
+    ] = None
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="One row a model with its metrics (column `class` empty), then one row a model "
+            "and class, as CSV.",
             readable=False,
         ),
     ] = None
@@ -52,7 +64,12 @@ class OutputOptions:
     ] = None
 
     def check(
-        self, models: int, *, force: bool, inputs: Sequence[Path], other: Path | None = None
+        self,
+        models: int,
+        *,
+        force: bool,
+        inputs: Sequence[Path],
+        others: Mapping[str, Path | None] = MappingProxyType({}),
     ) -> None:
         """Stop before the work if a file could not be written after it.
 
@@ -60,17 +77,24 @@ class OutputOptions:
             models: how many are evaluated.
             force: whether files that are there may be replaced.
             inputs: what the command reads.
-            other: what else will be written.
+            others: what else will be written, by its option.
         """
+        from rescale_cli.files.predictions_file import FORMATS
         from rescale_cli.files.text_file import refuse_outputs
 
         named = {f"--{f.name.replace('_', '-')}": getattr(self, f.name) for f in fields(self)}
-        refuse_outputs({**named, "--save-logits": other}, force=force, inputs=inputs)
+        refuse_outputs({**named, **others}, force=force, inputs=inputs)
         if self.metrics_out is not None and self.metrics_out.suffix not in (".json", ".prom"):
             raise UsageError(
                 "--metrics-out tells the format by its suffix, .json or .prom",
                 saw=str(self.metrics_out),
                 fix=f"--metrics-out {self.metrics_out.with_suffix('.json')}",
+            )
+        if self.predictions_out is not None and self.predictions_out.suffix not in FORMATS:
+            raise UsageError(
+                f"the suffix of --predictions-out is one of {', '.join(FORMATS)}",
+                saw=str(self.predictions_out),
+                fix=f"--predictions-out {self.predictions_out.with_suffix('.csv')}",
             )
         if self.predictions_out is not None and models > 1:
             raise UsageError(
@@ -86,9 +110,10 @@ class OutputOptions:
         write_texts(dict(self._texts(found, verdicts)), force=force)
 
     def _texts(self, found: Evaluation, verdicts: Sequence[Verdict]) -> Iterator[tuple[Path, str]]:
-        from rescale_cli.files.predictions_csv import predictions_csv
+        from rescale_cli.files.predictions_file import FORMATS, prediction_rows
         from rescale_cli.measures.junit import junit
         from rescale_cli.measures.openmetrics import openmetrics
+        from rescale_cli.reports.evaluate_csv import evaluate_csv
 
         models: dict[str, Metrics] = {model.name: model.metrics for model in found.scored}
         if self.metrics_out is not None and self.metrics_out.suffix == ".prom":
@@ -98,7 +123,12 @@ class OutputOptions:
             yield self.metrics_out, json.dumps(finite(flat), indent=1) + "\n"
         if self.predictions_out is not None:
             one = found.scored[0]
-            yield self.predictions_out, predictions_csv(one.labels, one.predicted, one.names)
+            rows = prediction_rows(
+                one.labels, one.predicted, one.confidence, one.classes, one.names
+            )
+            yield self.predictions_out, FORMATS[self.predictions_out.suffix](rows)
+        if self.csv is not None:
+            yield self.csv, evaluate_csv(found)
         if self.junit is not None:
             yield self.junit, junit(verdicts, "rescale-cli evaluate")
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from rescale_cli.core.head import Float64
 from rescale_cli.measures.metric_names import ABOUT
+from rescale_cli.measures.significance import Interval
 from rescale_cli.reports.screen import plain, say
 from rescale_cli.reports.sweep_report import part
 from rescale_cli.reports.verdict_text import sweep_text
@@ -100,27 +101,39 @@ def _metric_table(found: Sweep) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")
     chosen, plain_at = found.at["chosen"], found.at["0"]
-    for title in ("as it is", f"at {chosen.gamma:g}", "95 %"):
+    for title in ("as it is", f"at {chosen.gamma:g}", "change [95 %]"):
         table.add_column(title, justify="right")
     for name in dict.fromkeys((*ABOUT, *chosen.metrics)):  # the most telling one first
         value, before = chosen.metrics.get(name), plain_at.metrics.get(name)
-        interval = chosen.intervals.get(name)
+        change = found.changes.get(name)
         if value is None or before is None:
             continue
-        shown = "" if interval is None else f"[{interval.low:.4f}, {interval.high:.4f}]"
+        shown = "" if change is None else change_text(change)
         style = "bold" if name == found.objective.metric else ""
         cells = (name.replace("_", " "), f"{before:.4f}", f"{value:.4f}", shown)
         table.add_row(*(Text(cell, style) for cell in cells))
     return table
 
 
+def change_text(change: Interval) -> str:
+    """A change of a metric with its interval.
+
+    Example:
+        >>> change_text(Interval(0.03, 0.01, 0.05))
+        '+0.0300 [+0.0100, +0.0500]'
+    """
+    return f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+
+
 def payers(trial: Trial, found: Sweep) -> Table:
     """The classes that lose most and those that gain most."""
-    change = found.at["chosen"].recall - found.at["0"].recall
+    changes = found.verdict.changes
+    assert changes is not None
+    change = changes.difference
     order = [int(row) for row in np.argsort(change, kind="stable") if not np.isnan(change[row])]
     some = order if len(order) <= 2 * _MOST else [*order[:_MOST], None, *order[-_MOST:]]
     table = Table(box=None, pad_edge=False)
-    for title in ("who pays, who gains", "count", "recall", "becomes"):
+    for title in ("who pays, who gains", "count", "recall", "becomes", "change [95 %]"):
         table.add_column(title, justify="left" if title.startswith("who") else "right")
     table.add_column("")
     names, most = trial.counts.names, max(np.nanmax(np.abs(change)), 1e-9)
@@ -128,12 +141,14 @@ def payers(trial: Trial, found: Sweep) -> Table:
         if row is None:
             table.add_row("…")
             continue
-        bar = "█" * round(20 * abs(change[row]) / most)
+        bar = "█" * round(10 * abs(change[row]) / most)
+        ends = f"[{changes.low[row]:+.1%}, {changes.high[row]:+.1%}]"
         table.add_row(
             Text(plain(names[row])[:40] if names else f"class {row}"),
             f"{trial.counts.values[row]:,}",
             f"{found.at['0'].recall[row]:.1%}",
             f"{found.at['chosen'].recall[row]:.1%}",
-            Text(f"{change[row]:+7.1%} {bar}", "red" if change[row] < 0 else "green"),
+            f"{change[row]:+.1%} {ends}",
+            Text(bar, "red" if change[row] < 0 else "green"),
         )
     return table

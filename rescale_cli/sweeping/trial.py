@@ -116,7 +116,7 @@ def try_on(
     choice = replace(choice, purpose="choose")
     predictions = predictions_of(
         path, choice, num_classes=first.keys.num_classes, said=counts.said, accept=accept,
-        labelled=labelled, progress=progress, notes=notes,
+        heads=heads, labelled=labelled, progress=progress, notes=notes,
     )  # fmt: skip
     if predictions is None:
         return None
