@@ -80,7 +80,7 @@ def evaluate(
         *(models or ()), *bases, counts, classes, label_order, on.data, *(on.logits or ())
     )
     choices = on.choices(len(models) if models else None, force=force)
-    outputs.check(len(choices), force=force, inputs=read, others=on.saved())
+    outputs.check(len(choices), force=force, inputs=read, other=on.saved)
     trials = list(zip(models or on.logits or (), choices, strict=True))
     heads = HeadChoice(tuple(head or ()), only, plain_head)
     said = said_about_rows(classes, label_order, order)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from io import StringIO
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 from rescale_cli.core.head import Float64
 from rescale_cli.core.predictions import Labels
@@ -46,11 +45,12 @@ def as_csv(rows: Rows) -> str:
         >>> as_csv([(0, 1, "cat", "a,b", 0.75, None)])
         'actual,predicted,actual_name,predicted_name,score,name\n0,1,cat,"a,b",0.75,\n'
     """
-    text = StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    lines: list[str] = []
+    # Python quotes what its own line ends are made of, and a name may hold "\r".
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
     writer.writerow(COLUMNS)
     writer.writerows(rows)
-    return text.getvalue()
+    return "".join(f"{line.removesuffix(chr(13) + chr(10))}\n" for line in lines)
 
 
 def as_json(rows: Rows) -> str:

@@ -128,6 +128,11 @@ class DataOptions:
         ),
     ] = False
 
+    @property
+    def saved(self) -> dict[str, Path | None]:
+        """Option -> the file that it writes."""
+        return {"--save-logits": self.save_logits, "--save-features": self.save_features}
+
     def choice(self, *, force: bool = False) -> DataChoice:
         """The same, checked and typed, for a command that takes one model."""
         return self.choices(1, force=force)[0]
@@ -196,9 +201,19 @@ class DataOptions:
                 saw=f"{len(self.logits)} files of logits, {models} models",
                 fix="--logits FILE for each MODEL",
             )
-        for option, path in self.saved().items():
-            if path is not None:
-                _check_saved(option, path, models)
+        for option, path in self.saved.items():
+            if path is not None and models > 1:
+                raise UsageError(
+                    f"{option} writes the file of one model",
+                    saw=f"{models} models",
+                    fix="evaluate them one by one",
+                )
+            if path is not None and path.suffix not in LOGITS_SUFFIXES:
+                raise UsageError(
+                    f"{option} tells the format by its suffix, .npz or .safetensors",
+                    saw=str(path),
+                    fix=f"{option} {path.with_suffix('.npz')}",
+                )
         if self.save_features is not None and self.data is None:
             raise UsageError(
                 "--save-features needs a model that is run, so it needs --data",
@@ -211,26 +226,6 @@ class DataOptions:
                 saw="--compile",
                 fix="leave out --compile",
             )
-
-    def saved(self) -> dict[str, Path | None]:
-        """The files that will be written, by their options."""
-        return {"--save-logits": self.save_logits, "--save-features": self.save_features}
-
-
-def _check_saved(option: str, path: Path, models: int) -> None:
-    what = option.removeprefix("--save-")
-    if models > 1:
-        raise UsageError(
-            f"{option} keeps the {what} of one model",
-            saw=f"{models} models",
-            fix="evaluate them one by one",
-        )
-    if path.suffix not in LOGITS_SUFFIXES:
-        raise UsageError(
-            f"{option} tells the format by its suffix, .npz or .safetensors",
-            saw=str(path),
-            fix=f"{option} {path.with_suffix('.npz')}",
-        )
 
 
 def refuse_without_model(on: DataOptions, method: MethodName, apply: Path | None) -> None:

@@ -77,12 +77,10 @@ class GateOptions:
         Raises:
             UsageError: logits of a base where none is named, or data for one and logits for others.
         """
+        unsaved = replace(trials[0][1], save_logits=None, save_features=None)
         if self.against is None:
-            if self.against_logits is not None and trials[0][1].alone:
-                choice = replace(
-                    trials[0][1], save_logits=None, save_features=None, logits=self.against_logits
-                )
-                return self.against_logits, choice
+            if self.against_logits is not None and unsaved.alone:
+                return self.against_logits, replace(unsaved, logits=self.against_logits)
             if self.against_logits is not None:
                 what = "--against-logits are those of a base, and none is given"
                 raise UsageError(what, fix="--against BASE")
@@ -91,9 +89,7 @@ class GateOptions:
         if same is not None and self.against_logits is None:
             return same
         given = self.against_logits
-        choice = replace(
-            trials[0][1], save_logits=None, save_features=None, logits=given, alone=False
-        )
+        choice = replace(unsaved, logits=given, alone=False)
         if choice.data is None and choice.logits is None:
             raise UsageError(
                 "the models are given by their logits, so the base is, too",
@@ -112,9 +108,10 @@ class GateOptions:
 def judge(gates: Sequence[Gate], found: Evaluation) -> list[Verdict]:
     """Every gate, held against every model."""
     base = found.base.metrics if found.base is not None else {}
+    changes = [difference.intervals for difference in found.differences]
     return [
-        gate.judge(model.name, model.metrics[gate.name], base.get(gate.name))
-        for model in found.scored
+        gate.judge(model.name, model.metrics[gate.name], base.get(gate.name), of.get(gate.name))
+        for model, of in zip(found.scored, changes or [{}] * len(found.scored), strict=True)
         for gate in gates
     ]
 

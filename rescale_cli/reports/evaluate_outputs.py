@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -69,7 +68,7 @@ class OutputOptions:
         *,
         force: bool,
         inputs: Sequence[Path],
-        others: Mapping[str, Path | None] = MappingProxyType({}),
+        other: Mapping[str, Path | None] | None = None,
     ) -> None:
         """Stop before the work if a file could not be written after it.
 
@@ -77,13 +76,13 @@ class OutputOptions:
             models: how many are evaluated.
             force: whether files that are there may be replaced.
             inputs: what the command reads.
-            others: what else will be written, by its option.
+            other: what else will be written, by option.
         """
         from rescale_cli.files.predictions_file import FORMATS
         from rescale_cli.files.text_file import refuse_outputs
 
         named = {f"--{f.name.replace('_', '-')}": getattr(self, f.name) for f in fields(self)}
-        refuse_outputs({**named, **others}, force=force, inputs=inputs)
+        refuse_outputs({**named, **(other or {})}, force=force, inputs=inputs)
         if self.metrics_out is not None and self.metrics_out.suffix not in (".json", ".prom"):
             raise UsageError(
                 "--metrics-out tells the format by its suffix, .json or .prom",

@@ -46,7 +46,7 @@ class Outputs:
         read = paths_of(
             model, counts, on.data, *(on.logits or ()), of.classes, of.label_order, of.target_prior
         )
-        named = {"--output": self.output, "--csv": self.csv, **on.saved()}
+        named = {"--output": self.output, "--csv": self.csv, **on.saved}
         refuse_outputs(named, force=self.force, inputs=read)
         if self.apply is not None and model is not None:
             given = {option: path for option, path in named.items() if path is not None}
