@@ -403,7 +403,16 @@ def test_the_csv_has_a_row_for_each_model_and_one_for_each_class_of_it(
 ) -> None:
     shutil.copy("model.safetensors", "b.safetensors")
     words = ["evaluate", "model.safetensors", "b.safetensors", *LOGITS[2:], *LOGITS[2:], *COUNTED]
-    words += ["-g", "0.15", "--against", "model.safetensors", "--csv", "e.csv"]
+    words += [
+        "-g",
+        "0.15",
+        "--against",
+        "model.safetensors",
+        "--csv",
+        "e.csv",
+        "--classes",
+        "counts.json",
+    ]
     code, document = run(*words)
     result = document["result"]
     assert code == 0
