@@ -75,7 +75,7 @@ def test_the_parts_of_the_samples_make_the_metrics_however_often_each_counts(
     for name, (value,) in found.samples.metrics(once).items():
         assert value == pytest.approx(getattr(found, name), abs=1e-12)
     again = measure(np.repeat(logits, times, axis=0), np.repeat(labels, times))
-    for name in found.samples.means:
+    for name in found.samples.means.keys() - {"classwise_ece"}:  # there, the signs are held fixed
         (value,) = found.samples.metrics(more)[name]
         assert value == pytest.approx(getattr(again, name), abs=1e-12)
 

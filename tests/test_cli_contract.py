@@ -30,7 +30,7 @@ Capture = pytest.CaptureFixture[str]
 #: Of every command that runs a model.
 ON = (
     "--data", "--logits", "--arch", "--preset", "--size", "--mean", "--std", "--save-logits",
-    "--download", "--device", "-b", "--batch-size", "-j", "--workers", "--amp",
+    "--save-features", "--download", "--device", "-b", "--batch-size", "-j", "--workers", "--amp",
     "--channels-last", "--no-channels-last", "--compile", "--skip-bad",
 )  # fmt: skip
 
@@ -50,7 +50,7 @@ OPTIONS = {
         *ON, "--counts", "--groups",
         "--method", "-g", "--gamma", "--tau", "-n", "--normalize", "--bias", "--against",
         "--fail-under", "--fail-over", "--fail-drop", "--metrics-out", "--predictions-out",
-        "--junit", "--json",
+        "--csv", "--junit", "--json",
     ),
     "sweep-gamma": (
         "--counts", *ON, "--metric", "--choose", "--normalize", "--bias", "--holdout",
@@ -59,7 +59,7 @@ OPTIONS = {
     ),
     "compare": (
         "--counts", *ON, "--metric", "--choose", "--holdout", "--bootstrap", "--target-prior",
-        "--gamma-max", "--seed", "-o", "--json",
+        "--gamma-max", "--seed", "-o", "--csv", "--apply", "--require-gain", "--json",
     ),
     "train": (
         "--data", "--val-data", "--arch", "--imbalance", "--wvn", "--no-wvn", "--gamma", "--epochs",

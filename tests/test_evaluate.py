@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import jsonschema
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.numpy
 from conftest import child_environment
@@ -260,10 +261,11 @@ def test_a_base_gives_differences_intervals_and_a_test(run: Run) -> None:
         assert difference["difference"] == (None if new is None else new - old)
     entry = found["differences"]["balanced_accuracy"]
     assert entry["interval"][0] < entry["difference"] < entry["interval"][1]
-    for name in ("nll", "brier", "top_5", "ece"):
+    for name in ("nll", "brier", "top_5", "ece", "classwise_ece"):
         low, high = found["differences"][name]["interval"]
         assert low <= found["differences"][name]["difference"] <= high
-    assert found["differences"]["classwise_ece"]["interval"] is None
+    for name, difference in found["differences"].items():
+        assert (difference["interval"] is None) == (difference["difference"] is None), name
     test = found["mcnemar"]
     gain = test["only_model_right"] - test["only_base_right"]
     assert gain / 2000 == pytest.approx(found["differences"]["accuracy"]["difference"])
@@ -331,6 +333,9 @@ def test_a_drop_is_held_against_the_base(run: Run) -> None:
     fall = base["metrics"]["worst_recall"] - model["metrics"]["worst_recall"]
     assert lost["value"] == pytest.approx(fall)
     assert lost["passed"] == (fall <= 0.01)
+    low, high = base["models"][0]["differences"]["worst_recall"]["interval"]
+    assert lost["interval"] == [-high, -low]
+    assert f"{low:+.4f} to {high:+.4f}" in lost["message"]
     assert code == (0 if lost["passed"] else 6)
 
 
@@ -361,10 +366,75 @@ def test_every_output_says_the_same(run: Run, work: Path) -> None:
     with (work / "p.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     logits, labels = example()
-    assert rows[0] == ["actual", "predicted"]
-    assert np.array(rows[1:], int).T.tolist() == [labels.tolist(), logits.argmax(axis=1).tolist()]
+    assert rows[0] == ["actual", "predicted", "actual_name", "predicted_name", "score", "name"]
+    columns = dict(zip(rows[0], zip(*rows[1:], strict=True), strict=True))
+    assert np.array(columns["actual"], int).tolist() == labels.tolist()
+    assert np.array(columns["predicted"], int).tolist() == logits.argmax(axis=1).tolist()
+    np.testing.assert_allclose(
+        np.array(columns["score"], float), softmax(logits).max(axis=1), rtol=1e-12
+    )
+    names = json.loads(Path("config.json").read_text())["classes"]
+    assert list(columns["actual_name"]) == [names[row] for row in labels]
+    assert set(columns["name"]) == {""}
     (suite,) = ElementTree.parse(work / "j.xml").getroot()
     assert [len(case.findall("failure")) for case in suite] == [1, 0]
+
+
+def test_the_score_of_a_prediction_is_that_after_the_adjustment(run: Run, work: Path) -> None:
+    words = (*LOGITS, *COUNTED, "-g", "0", "--temperature", "3")
+    assert run(*words, "--predictions-out", "p.jsonl")[0] == 0
+    table = pd.read_json(work / "p.jsonl", lines=True)
+    logits, labels = example()
+    np.testing.assert_allclose(table.score, softmax(logits / 3).max(axis=1), rtol=1e-9)
+    assert table.actual.tolist() == labels.tolist()
+    assert run(*words, "--predictions-out", "p.json")[0] == 0
+    pd.testing.assert_frame_equal(pd.read_json(work / "p.json"), table)
+
+
+def test_predictions_of_an_unknown_format_are_refused_before_the_work(run: Run) -> None:
+    code, document = run("evaluate", "no.pth", "--data", "no", "--predictions-out", "p.xlsx")
+    assert (code, document["error"]["code"]) == (2, "usage")
+    assert ".csv, .json, .jsonl" in document["error"]["what"]
+    assert document["error"]["fix"] == "--predictions-out p.csv"
+
+
+def test_the_csv_has_a_row_for_each_model_and_one_for_each_class_of_it(
+    run: Run, work: Path
+) -> None:
+    shutil.copy("model.safetensors", "b.safetensors")
+    words = ["evaluate", "model.safetensors", "b.safetensors", *LOGITS[2:], *LOGITS[2:], *COUNTED]
+    words += [
+        "-g",
+        "0.15",
+        "--against",
+        "model.safetensors",
+        "--csv",
+        "e.csv",
+        "--classes",
+        "counts.json",
+    ]
+    code, document = run(*words)
+    result = document["result"]
+    assert code == 0
+    table = pd.read_csv(work / "e.csv")
+    whole, classes = table[table["class"].isna()], table[table["class"].notna()]
+    assert whole[["model", "role"]].to_numpy().tolist() == [
+        ["model.safetensors", "base"], ["model.safetensors", "model"], ["b.safetensors", "model"]
+    ]  # fmt: skip
+    base, *models = [{k: None if pd.isna(v) else v for k, v in row.items()}
+                     for row in whole.to_dict("records")]  # fmt: skip
+    assert {name: base[name] for name in ABOUT} == result["against"]["metrics"]
+    for row, model, against in zip(
+        models, result["models"], result["against"]["models"], strict=True
+    ):
+        assert {name: row[name] for name in ABOUT} == model["metrics"]
+        for name, change in against["differences"].items():
+            low, high = change["interval"] or (None, None)
+            found = [row[f"{name}_{end}"] for end in ("change", "change_low", "change_high")]
+            assert found == [change["difference"], low, high]
+    mine = classes[(classes.model == "b.safetensors") & (classes.role == "model")]
+    for row, entry in zip(mine.to_dict("records"), result["models"][1]["per_class"], strict=True):
+        assert {name: row[name] for name in entry} == entry
 
 
 def test_metrics_of_several_models_stand_under_their_names(run: Run, work: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import stat
+from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,7 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists
 from rescale_cli.files import github_actions
 from rescale_cli.files.github_actions import annotation, append_outputs, append_summary, clipped
-from rescale_cli.files.predictions_csv import predictions_csv
+from rescale_cli.files.predictions_file import FORMATS, prediction_rows
 from rescale_cli.files.text_file import refuse_output, write_text
 from rescale_cli.measures.gates import Gate, Verdict
 from rescale_cli.measures.junit import junit
@@ -190,18 +192,33 @@ def test_an_annotation_is_one_line_and_one_command(monkeypatch: pytest.MonkeyPat
 # ------------------------------------------------------------------------------------ CSV and files
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.text(max_size=9)), max_size=9))
-def test_csv_gives_back_what_went_in(rows: list[tuple[int, int, str]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), names), max_size=9))
+def test_predictions_come_back_from_every_format(rows: list[tuple[int, int, str]]) -> None:
     actual, predicted = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
-    text = predictions_csv(actual, predicted, [row[2] for row in rows])
-    found = list(csv.reader(text.splitlines(keepends=True)))
-    if not any(set(row[2]) & set("\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029") for row in rows):
-        assert found == [
-            ["actual", "predicted", "name"],
-            *[[str(a), str(p), n] for a, p, n in rows],
-        ]
-    short = predictions_csv(actual, predicted).splitlines()
-    assert short == ["actual,predicted", *[f"{a},{p}" for a, p, _ in rows]]
+    scores, classes = np.linspace(0.3, 1, len(rows)), ["cat", "a,b", 'say "x"', "ünï"]
+    wanted = [
+        {"actual": a, "predicted": p, "actual_name": classes[a], "predicted_name": classes[p],
+         "score": score, "name": name.encode("utf-8", "backslashreplace").decode()}
+        for (a, p, name), score in zip(rows, scores.tolist(), strict=True)
+    ]  # fmt: skip
+
+    def written(suffix: str) -> str:
+        found = prediction_rows(actual, predicted, scores, classes, [row[2] for row in rows])
+        return FORMATS[suffix](found)
+
+    assert json.loads(written(".json")) == wanted
+    assert [json.loads(line) for line in written(".jsonl").split("\n")[:-1]] == wanted
+    found = list(csv.DictReader(StringIO(as_utf8(written(".csv")), newline="")))
+    assert [{**row, "actual": int(row["actual"]), "predicted": int(row["predicted"]),
+             "score": float(row["score"])} for row in found] == wanted  # fmt: skip
+
+
+def test_what_is_not_known_of_a_prediction_is_empty() -> None:
+    rows = [prediction_rows(np.array([0]), np.array([1]), np.array([0.5])) for _ in FORMATS]
+    texts = [write(row) for write, row in zip(FORMATS.values(), rows, strict=True)]
+    assert texts[0] == "actual,predicted,actual_name,predicted_name,score,name\n0,1,,,0.5,\n"
+    assert json.loads(texts[1]) == [json.loads(texts[2])]
+    assert json.loads(texts[2])["name"] is None
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -258,3 +258,24 @@ def test_predictions_of_other_samples_are_refused() -> None:
         bootstrap_difference(labels, labels[:2], labels, 2)
     with pytest.raises(BadInput, match="same samples"):
         mcnemar(labels, labels[:2], labels)
+
+
+def test_the_interval_of_classwise_ece_is_that_of_a_bootstrap_that_sorts_again() -> None:
+    path = Path(__file__).parents[1] / "examples" / "fashion_lt" / "val_logits.npz"
+    with np.load(path) as file:
+        logits, labels = file["logits"].astype(np.float64), file["labels"].astype(np.int64)
+    update = Adjustment("rescale", 0.2).update(Head.of(np.ones((10, 3))), COUNTS)
+    tables = [logits, update.on_logits(logits)]
+    one, two = (measure(table, labels) for table in tables)
+    found = bootstrap_difference(
+        one.predicted, two.predicted, labels, 10, samples=(one.samples, two.samples)
+    )["classwise_ece"]
+    assert found is not None
+    assert found.value == pytest.approx(two.classwise_ece - one.classwise_ece)
+    drawn = []
+    for times in drawn_again(labels, 300, seed=7):
+        at = np.repeat(np.arange(len(labels)), times.astype(int))
+        first, second = (measure(table[at], labels[at]).classwise_ece for table in tables)
+        drawn.append(second - first)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert [found.low, found.high] == pytest.approx([low, high], abs=0.2 * (high - low))

@@ -444,9 +444,10 @@ def test_a_step_on_github_gets_the_choice_and_what_was_written(
     _, result = run(capsys, *words, "--apply", out)
     gamma = result["chosen"]["gamma"]
     sha256 = hashlib.sha256(out.read_bytes()).hexdigest()
+    low, high = result["gain"]["interval"]
     assert outputs.read_text() == (
         f"gamma={gamma}\nverdict=helps\ngain={result['gain']['difference']}\n"
-        f"output={out}\nsha256={sha256}\n"
+        f"gain_low={low}\ngain_high={high}\noutput={out}\nsha256={sha256}\n"
     )
     assert f"helps, strength {gamma:g}" in page.read_text()
     assert "re-scaling helps" in page.read_text()
@@ -501,13 +502,18 @@ def test_compare_ranks_the_methods_and_says_which_are_level(capsys: Capture) -> 
         "as it is", "rescale", "normalize + rescale", "tau-norm", "logit-adjust",
     }  # fmt: skip
     best = result["methods"][0]
-    assert best["behind_best"] is None
+    assert (best["behind_best"], result["best"]) == (None, best["name"])
     assert result["apply"] == best["apply"]
     for entry in result["methods"][1:]:
-        low, high = entry["behind_best"]["interval"]
+        behind = entry["behind_best"]
+        assert behind["difference"] == pytest.approx(best["value"] - entry["value"])
+        low, high = behind["interval"]
+        assert low <= behind["difference"] <= high
         assert (low <= 0 <= high) == (entry["name"] in result["not_told_apart"])
     assert main([str(word) for word in words]) == 0
-    assert "to write the best" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"To write {best['name']}, the best method:\n  {best['apply']}\n" in shown
+    assert result["text"].split(" To write")[0] in shown
 
 
 def test_a_sweep_for_a_person_shows_the_curve_and_who_pays(capsys: Capture) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from rescale_cli.options.data_options import DataOptions
 from rescale_cli.options.option_groups import spread
 from rescale_cli.options.sweep_options import ChoiceOptions, HeadOptions
 from rescale_cli.reports.screen import Screen
+from rescale_cli.signals import last_step
 
 
 @spread
@@ -32,21 +32,48 @@ def compare(
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="The result as JSON.", readable=False),
     ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="One row a method, as CSV.", readable=False),
+    ] = None,
+    apply: Annotated[
+        Path | None,
+        typer.Option(
+            "--apply",
+            metavar="OUT",
+            help="Write the checkpoint, too: by the best method that helps and can be written; if "
+            "there is none, unchanged (strength 0).",
+            readable=False,
+        ),
+    ] = None,
+    require_gain: Annotated[
+        bool,
+        typer.Option(
+            "--require-gain", help="Exit 6 unless a method that can be written has verdict helps."
+        ),
+    ] = False,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Rank the post-hoc methods on held-out data, and say which cannot be told apart."""
-    from rescale_cli.reports.comparison_report import comparison_result, show_comparison
+    from rescale_cli.reports.comparison_report import (
+        comparison_csv,
+        comparison_result,
+        show_comparison,
+    )
+    from rescale_cli.reports.comparison_text import nothing_to_write
     from rescale_cli.reports.progress import Notes, progress_bar
-    from rescale_cli.reports.sweep_outputs import Outputs, write_json
-    from rescale_cli.reports.sweep_report import apply_line, not_writable
+    from rescale_cli.reports.sweep_outputs import Outputs, as_json, written_as
+    from rescale_cli.reports.sweep_report import left_alone
+    from rescale_cli.reports.verdict_text import gain_required
     from rescale_cli.sweeping.comparison import compare_methods
     from rescale_cli.sweeping.trial import try_on
     from rescale_cli.sweeping.undetermined import refuse_undetermined
 
     if how.unlabeled:
         raise UsageError("methods are compared by labels", fix="leave out --unlabeled")
-    Outputs(output, None, None, force).check(model, counts, on, of)
+    outputs = Outputs(output, csv, apply, force)
+    outputs.check(model, counts, on, of)
     wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
     choice = of.choice(counts)
     with progress_bar(model.name) as progress:
@@ -63,27 +90,32 @@ def compare(
             refuse_undetermined(
                 entry.outcome, trial.predictions, wanted, notes, accept=on.accept_poor_accuracy
             )
-    lines = {
-        entry.name: apply_line(
+    obstacles, lines = written_as(model, found, choice, of, apply)
+    result = comparison_result(trial, found, lines, obstacles)
+    best = found.to_write(obstacles)
+    why = "" if best is not None else nothing_to_write(found)
+    to_write = Adjustment() if best is None else best.decided
+    with last_step():
+        outputs.write(
             model,
-            replace(entry.adjustment, strength=entry.outcome.choice.gamma),
-            of.of_apply(counts),
-            None,
+            {output: as_json("compare", result), csv: comparison_csv(found, obstacles)},
+            to_write,
+            choice,
+            of,
         )
-        for entry in found.entries
-        if entry.outcome is not None and entry.outcome.family.writable and entry.verdict.helps
-    }
-    warnings = [
-        warning
-        for entry in found.entries
-        if entry.outcome is not None
-        for warning in not_writable(entry.outcome.family)
+    failed = None
+    if require_gain and best is None:
+        failed = gain_required("a gain is required, and there is no method to write", why)
+    cannot = [
+        ("not-writable", f"{name} cannot be written to {model.name}: {what}")
+        for name, what in obstacles.items()
     ]
-    result = comparison_result(trial, found, lines)
-    if output is not None:
-        write_json(output, "compare", result, force=force)
+    instead = "a method all the same, use `apply` with its number"
     Screen("compare", json).result(
         result,
-        [*notes.kept, *trial.warnings, *warnings],
-        lambda: show_comparison(trial, found, lines),
+        [*notes.kept, *trial.warnings, *cannot, *left_alone(apply, why, instead)],
+        lambda: show_comparison(trial, found, lines, obstacles),
+        failed,
     )
+    if failed is not None:
+        raise typer.Exit(failed.exit_code)

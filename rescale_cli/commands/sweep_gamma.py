@@ -76,7 +76,7 @@ def sweep_gamma(
     from rescale_cli.core.methods import Adjustment
     from rescale_cli.reports import sweep_report
     from rescale_cli.reports.progress import Notes, progress_bar
-    from rescale_cli.reports.sweep_outputs import Outputs, tell_github
+    from rescale_cli.reports.sweep_outputs import Outputs, as_json, tell_github
     from rescale_cli.reports.sweep_tables import show_sweep
     from rescale_cli.reports.verdict_text import no_gain
     from rescale_cli.sweeping.sweep_result import sweep
@@ -114,17 +114,21 @@ def sweep_gamma(
         notes(f"no checkpoint was named; to write the strength into one, put it for MODEL: {line}")
         line = None
     result = sweep_report.sweep_result(trial, found, line, of.counted_with())
+    to_write = best if helps else Adjustment()
+    texts = {output: as_json("sweep-gamma", result), csv: sweep_report.curve_csv(found)}
     with last_step():
-        patched = outputs.write(model, result, found, (best if helps else Adjustment(), choice, of))
+        patched = outputs.write(model, texts, to_write, choice, of)
     tell_github(trial, found, patched)
     failed = no_gain(result) if require_gain else None
+    why = "" if helps else f"the verdict is {found.verdict.kind}"
+    instead = f"the chosen strength all the same, use `apply` with the number {best.strength:.12g}"
     Screen("sweep-gamma", json).result(
         result,
         [
             *notes.kept,
             *trial.warnings,
             *sweep_report.not_writable(family),
-            *sweep_report.left_alone(found, apply),
+            *sweep_report.left_alone(apply, why, instead),
         ],
         lambda: show_sweep(trial, found, line),
         failed,

@@ -41,6 +41,8 @@ class Predictions:
     """How many entries of the data are no samples, by reason."""
     provenance: Provenance = Provenance()  # noqa: RUF009 - frozen
     """Whose they are, and how they were made; nothing is known of logits made elsewhere."""
+    features: NDArray[np.float32] | None = None
+    """(N, D), the inputs of the head, where they were asked for; mapped where they are large."""
 
     @property
     def data(self) -> dict[str, Any]:

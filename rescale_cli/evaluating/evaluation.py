@@ -18,13 +18,16 @@ from rescale_cli.errors import BadInput, RescaleError, UsageError
 from rescale_cli.evaluating.accuracy_check import check_accuracy, preprocessing_of
 from rescale_cli.evaluating.order_check import check_order
 from rescale_cli.evaluating.whose import check_logits_head, of_predictions
+from rescale_cli.files.features_file import write_features
 from rescale_cli.files.logits_file import read_logits, write_logits
 from rescale_cli.formats.sharded_folder import read_config
 from rescale_cli.loading.models import load_classifier
 from rescale_cli.loading.other_inputs import refuse_other_input
 from rescale_cli.loading.preprocessing import Hints, override
 from rescale_cli.loading.preprocessing_file import save_preprocessing
+from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice
 from rescale_cli.predicting import ranks
+from rescale_cli.predicting.head_input import head_input_of
 from rescale_cli.predicting.predict import RunOptions, predict
 from rescale_cli.sources.datasets import open_images
 from rescale_cli.sources.splits import Purpose
@@ -74,6 +77,8 @@ class DataChoice:
     """Where the logits are kept."""
     save_preprocessing: Path | None = None
     """Where it is written how images were prepared."""
+    save_features: Path | None = None
+    """Where the inputs of the head are kept."""
     force: bool = False
     """Whether these files may be replaced."""
     run: RunOptions = field(default_factory=RunOptions)
@@ -92,6 +97,7 @@ def predictions_of(
     known: Known = NOTHING_KNOWN,
     said: Said = NOTHING_SAID,
     accept: frozenset[str] = frozenset(),
+    heads: HeadChoice = ANY_HEAD,
     labelled: bool = True,
     progress: Progress | None = None,
     notes: Notes = lambda text: None,
@@ -104,6 +110,7 @@ def predictions_of(
         known: what is known of the model before it is run.
         said: what the user says about the head's rows.
         accept: full names of pickle globals that are let pass, still without being run.
+        heads: what the user says of the head, whose inputs may be kept.
         labelled: whether it is an error that nobody knows the labels.
         progress: called now and then as the images go through.
         notes: told what the user should know.
@@ -118,7 +125,7 @@ def predictions_of(
         RescaleError: the model or the data cannot be read or do not go together.
     """
     if choice.logits is None:
-        found = _run(model, choice, known, said, accept, labelled, progress, notes)
+        found = _run(model, choice, known, said, accept, heads, labelled, progress, notes)
         if found is None:
             return None
         predictions = found
@@ -142,6 +149,8 @@ def predictions_of(
         write_logits(choice.save_logits, predictions, force=choice.force)
     if choice.save_preprocessing is not None:
         _save_preprocessing(choice.save_preprocessing, predictions, force=choice.force)
+    if choice.save_features is not None:
+        write_features(choice.save_features, predictions, force=choice.force)
     return predictions
 
 
@@ -162,6 +171,7 @@ def _run(
     known: Known,
     said: Said,
     accept: frozenset[str],
+    heads: HeadChoice,
     labelled: bool,
     progress: Progress | None,
     notes: Notes,
@@ -195,7 +205,10 @@ def _run(
         images, aligned = replace(images, labels=labels), joined.as_json()
         for text in joined.notes if ranks.is_main() else ():
             notes(text)
-    found = predict(classifier, images, prepared, choice.run, progress, notes)
+    tap = None
+    if choice.save_features is not None:
+        tap = head_input_of(classifier, model, heads, accept)
+    found = predict(classifier, images, prepared, choice.run, progress, notes, tap)
     if found is None:
         return None
     if images.skipped:

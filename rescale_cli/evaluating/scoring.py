@@ -112,6 +112,12 @@ class Scored:
     provenance: Provenance = Provenance()  # noqa: RUF009 - frozen
     """Of its logits."""
 
+    @property
+    def confidence(self) -> Float64:
+        """The probability of the predicted class, after any adjustment, (N,)."""
+        found: Float64 = self.samples.gap + (self.predicted == self.labels)
+        return found
+
 
 def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
     """Open a checkpoint and work out what the terms mean for its head; no model is built.
@@ -236,7 +242,7 @@ class Difference:
     differences: dict[str, float | None]
     """Of every metric; None where one of the two is n/a."""
     intervals: dict[str, Interval | None]
-    """Paired bootstrap, of every metric but classwise_ece; None where a metric is n/a."""
+    """Paired bootstrap, of every metric; None where a metric is n/a."""
     mcnemar: McNemar
     """First is the base."""
 

@@ -98,7 +98,7 @@ def side_by_side(
         with watch.bar(trial[0].name) as progress:
             predictions = predictions_of(
                 *trial, known=subject.known, said=terms.said, accept=terms.accept,
-                progress=progress, notes=watch.notes,
+                heads=terms.heads, progress=progress, notes=watch.notes,
             )  # fmt: skip
         if predictions is None or predictions.labels is None:
             continue  # a rank that lends a hand: where labels are wanted there are some

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
 from rescale_cli.measures.metric_names import metric_name, unknown_metric
+from rescale_cli.measures.significance import Interval
 
 Kind = Literal["fail-under", "fail-over", "fail-drop"]
 
@@ -36,13 +37,20 @@ class Gate:
     def __str__(self) -> str:
         return f"{self.kind} {self.name}={self.limit:g}"
 
-    def judge(self, model: str, value: float | None, base: float | None = None) -> Verdict:
+    def judge(
+        self,
+        model: str,
+        value: float | None,
+        base: float | None = None,
+        change: Interval | None = None,
+    ) -> Verdict:
         """Whether a model keeps the bound; a metric without a value does not.
 
         Args:
             model: its name, for the verdict.
             value: its metric; None where it has none.
             base: the metric of what it is compared with, for `fail-drop`.
+            change: the 95 % interval of value - base, for the message of `fail-drop`.
 
         Example:
             >>> Gate("accuracy", "fail-under", 0.7).judge("a.pth", 0.65).message
@@ -62,8 +70,13 @@ class Gate:
                 text = f"{self.name} {'rose' if worse else 'fell'} by {loss:.4f}"
             else:
                 text = f"{self.name} did not {'rise' if worse else 'fall'}"
-            text += f" ({base:.4f} to {value:.4f})"
-            return self._verdict(model, loss, loss <= self.limit + _ROUNDING, text, "more than")
+            text += f" ({base:.4f} to {value:.4f}"
+            if change is not None:
+                text += f", 95 % interval of the change {change.low:+.4f} to {change.high:+.4f}"
+            text += ")"
+            kept = loss <= self.limit + _ROUNDING
+            found_loss = self._verdict(model, loss, kept, text, "more than")
+            return replace(found_loss, interval=_loss_interval(change, worse))
         if self.kind == "fail-over":
             return self._verdict(model, value, value <= self.limit + _ROUNDING, found, "over")
         passed = value >= self.limit - _ROUNDING
@@ -87,6 +100,15 @@ class Verdict:
     passed: bool
     message: str
     """In words."""
+    interval: tuple[float, float] | None = None
+    """95 %, of the loss against the base."""
+
+
+def _loss_interval(change: Interval | None, worse: bool) -> tuple[float, float] | None:
+    """The interval of a loss, from that of value - base; `worse` where a rise is the loss."""
+    if change is None:
+        return None
+    return (change.low, change.high) if worse else (-change.high, -change.low)
 
 
 def read_gates(kind: Kind, words: Sequence[str]) -> list[Gate]:

@@ -17,10 +17,10 @@ BINS = 15
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PerSample:
-    """Of N samples: what nll, brier, top_5, ece, roc_auc and average_precision are made of."""
+    """Of N samples: what each metric of probabilities is made of."""
 
     means: Mapping[str, Float64]
-    """(N,) each: nll, brier and, where there are more than 5 classes, top_5 are the means."""
+    """(N,) each: nll, brier, classwise_ece and, of more than 5 classes, top_5 are the means."""
     gap: Float64
     """(N,), the largest probability less rightness."""
     segment: NDArray[np.intp]

@@ -115,6 +115,16 @@ class DataOptions:
             "--save-logits", metavar="FILE", help="Keep them for --logits.", readable=False
         ),
     ] = None
+    save_features: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-features",
+            metavar="FILE",
+            help="Keep the inputs of the head, features (N, D), with labels and names: .npz or "
+            ".safetensors. logits = features @ weight.T + bias.",
+            readable=False,
+        ),
+    ] = None
     download: Annotated[
         bool, typer.Option("--download", help="Let the data be downloaded if they are not there.")
     ] = False
@@ -205,6 +215,7 @@ class DataOptions:
             download=self.download,
             save_logits=self.save_logits,
             save_preprocessing=self.save_preprocessing,
+            save_features=self.save_features,
             force=force,
             run=run,
             accept_order=self.accept_order,
@@ -220,6 +231,7 @@ class DataOptions:
         return {
             "--save-logits": self.save_logits,
             "--save-preprocessing": self.save_preprocessing,
+            "--save-features": self.save_features,
         }
 
     def _prepared(self, sweep: Path | None) -> Preprocessing | None:
@@ -265,11 +277,27 @@ class DataOptions:
                     saw=f"{models} models",
                     fix="evaluate them one by one",
                 )
-        if self.save_logits is not None and self.save_logits.suffix not in LOGITS_SUFFIXES:
+            if (
+                path is not None
+                and option != "--save-preprocessing"
+                and (path.suffix not in LOGITS_SUFFIXES)
+            ):
+                raise UsageError(
+                    f"{option} tells the format by its suffix, .npz or .safetensors",
+                    saw=str(path),
+                    fix=f"{option} {path.with_suffix('.npz')}",
+                )
+        if self.save_features is not None and self.data is None:
             raise UsageError(
-                "--save-logits tells the format by its suffix, .npz or .safetensors",
-                saw=str(self.save_logits),
-                fix=f"--save-logits {self.save_logits.with_suffix('.npz')}",
+                "--save-features needs a model that is run, so it needs --data",
+                saw="--logits",
+                fix="--data DATA in place of --logits, or leave out --save-features",
+            )
+        if self.save_features is not None and self.compile:
+            raise UsageError(
+                "--save-features cannot look into a compiled model",
+                saw="--compile",
+                fix="leave out --compile",
             )
 
 

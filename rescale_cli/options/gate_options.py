@@ -76,7 +76,9 @@ class GateOptions:
         Raises:
             UsageError: logits of a base where none is named, or data for one and logits for others.
         """
-        unsaved = replace(trials[0][1], save_logits=None, save_preprocessing=None)
+        unsaved = replace(
+            trials[0][1], save_logits=None, save_preprocessing=None, save_features=None
+        )
         if self.against is None:
             if self.against_logits is not None and unsaved.alone:
                 return self.against_logits, replace(unsaved, logits=self.against_logits)
@@ -107,9 +109,10 @@ class GateOptions:
 def judge(gates: Sequence[Gate], found: Evaluation) -> list[Verdict]:
     """Every gate, held against every model."""
     base = found.base.metrics if found.base is not None else {}
+    changes = [difference.intervals for difference in found.differences]
     return [
-        gate.judge(model.name, model.metrics[gate.name], base.get(gate.name))
-        for model in found.scored
+        gate.judge(model.name, model.metrics[gate.name], base.get(gate.name), of.get(gate.name))
+        for model, of in zip(found.scored, changes or [{}] * len(found.scored), strict=True)
         for gate in gates
     ]
 

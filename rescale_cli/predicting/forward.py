@@ -13,6 +13,8 @@ from rescale_cli.json_text import clip
 if TYPE_CHECKING:
     import torch
 
+    from rescale_cli.predicting.head_input import HeadInput
+
 #: How the allocators of torch, CUDA's libraries and the system say that memory is short.
 _NO_MEMORY = (
     "DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc",
@@ -29,6 +31,7 @@ class Forward:
         channels_last: the memory layout that convolutions like; None: where it is faster.
         compiled: whether torch.compile is asked to make it faster.
         notes: told when memory was short.
+        head_input: catches the inputs of the head, where they are wanted.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Forward:
         channels_last: bool | None,
         compiled: bool,
         notes: Callable[[str], None],
+        head_input: HeadInput | None = None,
     ) -> None:
         import torch
 
@@ -46,7 +50,7 @@ class Forward:
         if amp not in kinds:
             raise UsageError(f"there is no precision {amp!r}", fix="--amp bf16, fp16 or off")
         self._model, self._device, self._notes = model, device, notes
-        self._dtype, self._compiled = kinds[amp], compiled
+        self._dtype, self._compiled, self._head_input = kinds[amp], compiled, head_input
         self._most: int | None = None
         module = model.module.to(device)
         if channels_last is None:
@@ -55,6 +59,10 @@ class Forward:
         if channels_last:
             module = module.to(memory_format=torch.channels_last)
         self._module = torch.compile(module) if compiled else module
+
+    def features(self) -> torch.Tensor | None:
+        """The inputs of the head (size, D) for the images of the last `logits`, if wanted."""
+        return None if self._head_input is None else self._head_input.take()
 
     def logits(self, take: Callable[[int, int], torch.Tensor], size: int) -> torch.Tensor:
         """The logits of `size` images, (size, C) float32, on the device.
@@ -89,10 +97,15 @@ class Forward:
         The tensors of the failed try are gone with its frames when this has returned.
         """
         shape: tuple[int, ...] = ()
+        if self._head_input is not None:
+            self._head_input.forget()
         try:
             images = take(at, upto)
             shape = tuple(images.shape)
-            return self._checked(self._run(images), upto - at)
+            answer = self._checked(self._run(images), upto - at)
+            if self._head_input is not None:
+                self._head_input.keep(answer, short=self._dtype is not None)
+            return answer
         except RescaleError:
             raise
         except Exception as error:

@@ -24,6 +24,8 @@ from rescale_cli.predicting.share import Share
 if TYPE_CHECKING:
     import torch
 
+    from rescale_cli.predicting.head_input import HeadInput
+
 Progress = Callable[[int, int, float], None]
 Notes = Callable[[str], None]
 
@@ -60,6 +62,7 @@ def predict(
     options: RunOptions,
     progress: Progress | None = None,
     notes: Notes = lambda note: None,
+    head_input: HeadInput | None = None,
 ) -> Predictions | None:
     """Run a model once over all images and keep its logits.
 
@@ -70,6 +73,7 @@ def predict(
         options: how it is run.
         progress: called with images done, N, and images per second, at most ten times a second.
         notes: told what the user should know: no CUDA, memory that was short.
+        head_input: catches the inputs of the head, where they are to be kept, too.
 
     Returns:
         Logits (N, C) float32, with the labels as the data set numbers them; None on any rank but
@@ -83,11 +87,11 @@ def predict(
     """
     team = ranks.team() if ranks.size() > 1 else None
     if team is None:
-        return _predict(model, data, preprocessing, options, progress, notes, None)
+        return _predict(model, data, preprocessing, options, progress, notes, None, head_input)
     if team.rank:
         progress, notes = None, lambda note: None
     try:
-        return _predict(model, data, preprocessing, options, progress, notes, team)
+        return _predict(model, data, preprocessing, options, progress, notes, team, head_input)
     except Exception as error:
         team.fail(error)
         raise
@@ -101,6 +105,7 @@ def _predict(
     progress: Progress | None,
     notes: Notes,
     team: Team | None,
+    head_input: HeadInput | None,
 ) -> Predictions | None:
     if not len(data):
         raise BadInput(f"{data.source} has no images", fix="name a data set that has some: --data")
@@ -110,9 +115,12 @@ def _predict(
         raise UsageError(f"{options.workers} workers cannot be", fix="--workers 0, or more")
     device = pick_device(options.device, notes)
     batch_size = options.batch_size or BATCH[device.type]
-    forward = Forward(model, device, options.amp, options.channels_last, options.compile, notes)
+    forward = Forward(
+        model, device, options.amp, options.channels_last, options.compile, notes, head_input
+    )
     meter = _Meter(len(data), team.size if team else 1, progress)
-    share = Share(data, batch_size, model.num_classes, team)
+    width = 0 if head_input is None else head_input.width
+    share = Share(data, batch_size, model.num_classes, team, width)
     stream = batches(data, preprocessing, share.samples, batch_size, options.workers, device)
     for done in _run(forward, stream, share, skip_bad=options.skip_bad):
         meter.add(done)
@@ -135,7 +143,12 @@ def _run(
 
     The logits of a batch are fetched from the device while the next one is on its way there.
     """
-    waiting: tuple[list[int], torch.Tensor] | None = None
+    waiting: tuple[list[int], torch.Tensor, torch.Tensor | None] | None = None
+
+    def fetch(indices: list[int], logits: torch.Tensor, features: torch.Tensor | None) -> None:
+        rows = None if features is None else features.cpu().numpy()
+        share.store(indices, logits.cpu().numpy(), rows)
+
     for batch in stream:
         share.leave_out(batch.bad)
         share.deep_gray += batch.deep
@@ -143,11 +156,11 @@ def _run(
         if batch.indices and (skip_bad or not share.has_bad):
             answer = forward.logits(batch.take, len(batch.indices))
             if waiting is not None:
-                share.store(waiting[0], waiting[1].cpu().numpy())
-            waiting = batch.indices, answer
+                fetch(*waiting)
+            waiting = batch.indices, answer, forward.features()
         yield len(batch.indices) + len(batch.bad)
     if waiting is not None:
-        share.store(waiting[0], waiting[1].cpu().numpy())
+        fetch(*waiting)
 
 
 class _Meter:

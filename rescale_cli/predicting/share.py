@@ -26,15 +26,19 @@ class Share:
         batch_size: images at once; a rank's samples begin and end where a batch does.
         classes: C.
         team: the ranks; None where this process is alone.
+        features: D, where the inputs of the head are kept, too; else 0.
     """
 
-    def __init__(self, data: Images, batch_size: int, classes: int, team: Team | None) -> None:
+    def __init__(
+        self, data: Images, batch_size: int, classes: int, team: Team | None, features: int = 0
+    ) -> None:
         self._data, self._batch_size, self._team = data, batch_size, team
         self._rank, self._size = (team.rank, team.size) if team else (0, 1)
         self.samples = self._samples_of(self._rank)
         # Rank 0 has room for the rows of all.
         room = len(self.samples) if self._rank else len(data)
         self._logits = big_array((room, classes), np.float32)
+        self._features = big_array((room, features), np.float32) if features else None
         self._kept = np.ones(room, np.uint8)
         self._bad = 0
         self.deep_gray = 0
@@ -57,8 +61,13 @@ class Share:
         self._first += bad[: max(0, _NAMED - len(self._first))]
         self._kept[[index - self.samples.start for index, _ in bad]] = 0
 
-    def store(self, indices: list[int], logits: NDArray[np.float32]) -> None:
-        """Keep the logits (n, C) of these samples.
+    def store(
+        self,
+        indices: list[int],
+        logits: NDArray[np.float32],
+        features: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Keep the logits (n, C) of these samples, and the inputs of the head (n, D).
 
         Raises:
             BadInput: one is NaN; the error names its image.
@@ -71,7 +80,10 @@ class Share:
                 saw=f"{int(np.isnan(logits[at]).sum())} of its {logits.shape[1]} logits",
                 fix="--amp off, or check the weights and the preprocessing: --mean, --std",
             )
-        self._logits[np.array(indices) - self.samples.start] = logits
+        rows = np.array(indices) - self.samples.start
+        self._logits[rows] = logits
+        if self._features is not None:
+            self._features[rows] = features
 
     def gather(self, *, skip_bad: bool) -> bool:
         """Bring the shares of all ranks to rank 0; whether this is rank 0.
@@ -98,7 +110,8 @@ class Share:
             team.tell(f"{number}/go", "")
         shares = [self._samples_of(rank) for rank in (0, *others)]
         rows = [slice(share.start, share.stop) for share in shares]
-        team.bring_together([self._logits, self._kept], rows, number)
+        arrays = [self._logits, self._kept, *([] if self._features is None else [self._features])]
+        team.bring_together(arrays, rows, number)
         return team.rank == 0
 
     def _refuse_bad(self, *, skip_bad: bool) -> None:
@@ -118,17 +131,27 @@ class Share:
 
     def predictions(self, images_per_second: float) -> Predictions:
         """Logits, labels and names of the samples that were read, in order; on rank 0."""
-        data, logits = self._data, self._logits
-        if self._kept.all():
-            return Predictions(logits, data.labels, data.source, data.names, images_per_second)
-        kept = np.flatnonzero(self._kept)
-        for rows in row_blocks(logits[: len(kept)]):  # towards the front: none is lost
-            logits[rows] = logits[kept[rows]]
+        data, kept = self._data, np.flatnonzero(self._kept)
+        logits = _first(self._logits, kept)
+        features = None if self._features is None else _first(self._features, kept)
+        if len(kept) == len(data):
+            return Predictions(
+                logits, data.labels, data.source, data.names, images_per_second, features=features
+            )
         return Predictions(
-            logits[: len(kept)],
+            logits,
             None if data.labels is None else data.labels[kept],
             data.source,
             tuple(data.names[i] for i in kept.tolist()),
             images_per_second,
             tuple(str(data.names[i]) for i in np.flatnonzero(self._kept == 0).tolist()),
+            features=features,
         )
+
+
+def _first(array: NDArray[np.float32], kept: NDArray[np.intp]) -> NDArray[np.float32]:
+    """The rows that are kept, moved to the front of the array: no other array is needed."""
+    if len(kept) < len(array):
+        for rows in row_blocks(array[: len(kept)]):  # towards the front: none is lost
+            array[rows] = array[kept[rows]]
+    return array[: len(kept)]

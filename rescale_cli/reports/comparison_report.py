@@ -1,11 +1,16 @@
-"""What `compare` says: as JSON, and as a table."""
+"""What `compare` says: as JSON, as CSV, and as a table."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping
+from io import StringIO
 from typing import Any
 
 from rescale_cli.evaluating.accuracy_check import prepared_line
+from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.measures.significance import Interval
+from rescale_cli.reports.comparison_text import ranking_text, writing_text
 from rescale_cli.reports.grid import Grid
 from rescale_cli.reports.screen import Whole, say
 from rescale_cli.reports.sweep_report import tied_to
@@ -17,8 +22,18 @@ from rescale_cli.sweeping.trial import Trial
 _SHOWN = ("balanced_accuracy", "accuracy", "many", "medium", "few")
 
 
-def comparison_result(trial: Trial, found: Comparison, lines: dict[str, str]) -> dict[str, Any]:
-    """The JSON of `compare`; `lines` are the apply lines by name."""
+def comparison_result(
+    trial: Trial, found: Comparison, lines: Mapping[str, str], obstacles: Mapping[str, str]
+) -> dict[str, Any]:
+    """The JSON of `compare`.
+
+    Args:
+        trial: the model and what it says.
+        found: what came out.
+        lines: the apply line of each method that helps and can be written.
+        obstacles: why a method cannot be written, by name.
+    """
+    chosen = found.to_write(obstacles)
     return {
         "path": str(trial.path),
         **tied_to(trial.provenance),
@@ -27,32 +42,90 @@ def comparison_result(trial: Trial, found: Comparison, lines: dict[str, str]) ->
         "metric": found.metric,
         "samples": {"chosen_on": found.chosen_on, "reported_on": found.reported_on,
                     "apart": found.apart},
-        "methods": [_entry(entry, trial, found, lines) for entry in found.entries],
-        "not_told_apart": [entry.name for entry in found.entries if entry.level],
+        "methods": [_entry(entry, trial, found, lines, obstacles) for entry in found.entries],
+        "best": found.best.name,
+        "not_told_apart": [entry.name for entry in found.level],
         "left_out": dict(found.left_out),
-        "apply": lines.get(found.entries[0].name),
+        "text": f"{ranking_text(found)} {writing_text(found, obstacles)}".rstrip(":"),
+        "to_write": None if chosen is None else chosen.name,
+        "apply": None if chosen is None else lines.get(chosen.name),
     }  # fmt: skip
 
 
-def _entry(entry: Entry, trial: Trial, found: Comparison, lines: dict[str, str]) -> dict[str, Any]:
-    outcome = entry.outcome
+def _entry(
+    entry: Entry, trial: Trial, found: Comparison, lines: Mapping[str, str],
+    obstacles: Mapping[str, str],
+) -> dict[str, Any]:  # fmt: skip
+    outcome, behind, changes = entry.outcome, entry.behind, entry.verdict.changes
+    gain = None if behind is None else behind.gain
     return {
         "name": entry.name,
         "method": entry.adjustment.method,
         "normalize": entry.adjustment.normalize,
         "bias_policy": entry.adjustment.bias_policy,
-        "gamma": outcome.choice.gamma if outcome else 0.0,
+        "gamma": entry.decided.strength,
         "gamma_interval": outcome.interval if outcome else None,
         "exact": True,
         "value": entry.at.metrics[found.metric],
         "interval": _ends(entry.at.intervals.get(found.metric)),
         "behind_best": None
-        if entry.behind is None
-        else {"difference": entry.behind.value, "interval": _ends(entry.behind)},
+        if gain is None
+        else {"difference": gain.difference, "interval": gain.interval, "p": gain.p},
         **verdict_result(entry.verdict, _text(entry, trial, found), trial.counts.names),
         "metrics": dict(entry.at.metrics),
+        "changes": {
+            name: {"difference": change.value, "interval": _ends(change)}
+            for name, change in (changes.means if changes else {}).items()
+            if change is not None
+        },
+        "writable": not obstacles.get(entry.name),
+        "obstacle": obstacles.get(entry.name) or None,
         "apply": lines.get(entry.name),
     }
+
+
+def comparison_csv(found: Comparison, obstacles: Mapping[str, str]) -> str:
+    """One row a method, the best first; an empty cell is n/a."""
+    text = StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    for number, entry in enumerate(found.entries):
+        row = _row(entry, found.metric, obstacles)
+        if not number:
+            writer.writerow(row)
+        writer.writerow(row.values())
+    return text.getvalue()
+
+
+def _row(entry: Entry, metric: str, obstacles: Mapping[str, str]) -> dict[str, object]:
+    gain, behind = entry.verdict.gain, entry.behind.gain if entry.behind else None
+    assert gain is not None
+    strength = entry.outcome.interval if entry.outcome else None
+    return {
+        "name": entry.name,
+        "method": entry.adjustment.method,
+        "normalize": entry.adjustment.normalize,
+        "bias": entry.adjustment.bias_policy,
+        "gamma": entry.decided.strength,
+        **_columns("gamma", strength),
+        "metric": metric,
+        "before": gain.before,
+        "after": gain.after,
+        "difference": gain.difference,
+        **_columns("difference", gain.interval),
+        "p": gain.p,
+        "verdict": entry.verdict.kind,
+        "behind_best": behind.difference if behind else None,
+        **_columns("behind_best", behind.interval if behind else None),
+        "distinguished_from_best": None if behind is None else not entry.level,
+        "writable": not obstacles.get(entry.name),
+        "obstacle": obstacles.get(entry.name) or None,
+        **{name: entry.at.metrics.get(name) for name in ABOUT},
+    }
+
+
+def _columns(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def _text(entry: Entry, trial: Trial, found: Comparison) -> str:
@@ -69,7 +142,9 @@ def _ends(interval: Interval | None) -> list[float] | None:
     return None if interval is None else [interval.low, interval.high]
 
 
-def show_comparison(trial: Trial, found: Comparison, lines: dict[str, str]) -> None:
+def show_comparison(
+    trial: Trial, found: Comparison, lines: Mapping[str, str], obstacles: Mapping[str, str]
+) -> None:
     """`compare` for a person: the methods ranked, and what the ranking is worth."""
     say(trial.predictions.data_line, *prepared_line(trial.predictions))
     if trial.predictions.alignment is not None:
@@ -85,18 +160,18 @@ def show_comparison(trial: Trial, found: Comparison, lines: dict[str, str]) -> N
         strength = f"{entry.outcome.choice.gamma:g}" if entry.outcome else "-"
         values = (entry.at.metrics.get(name) for name in names)
         cells = ["n/a" if value is None else f"{value:.4f}" for value in values]
-        behind = entry.behind
-        shown = "" if behind is None else (
-            f"{behind.value:.4f} [{behind.low:.4f},\u00a0{behind.high:.4f}]"
+        gain = entry.behind.gain if entry.behind else None
+        shown = "" if gain is None or gain.difference is None or gain.interval is None else (
+            f"{gain.difference:.4f} [{gain.interval[0]:.4f},\u00a0{gain.interval[1]:.4f}]"
             f"{chr(0xA0) + '~' if entry.level else ''}"
         )  # fmt: skip
         grid.add(entry.name, strength, *cells, shown, entry.verdict.kind)
     say(grid)
     say("", *(f"{e.name}: {_text(e, trial, found)}" for e in found.entries if e.outcome), "")
-    best, level = found.entries[0], [entry.name for entry in found.entries if entry.level]
-    if level:
-        say(f"~ cannot be told apart from {best.name} on these samples: {', '.join(level)}")
+    say(ranking_text(found))
     for name, why in found.left_out.items():
         say(f"left out {name}: {why}")
-    if best.name in lines:
-        say("", "to write the best:", Whole(f"  {lines[best.name]}"))
+    say("", writing_text(found, obstacles))
+    chosen = found.to_write(obstacles)
+    if chosen is not None:
+        say(Whole(f"  {lines[chosen.name]}"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from rescale_cli.demo import Demo
 from rescale_cli.evaluating.scoring import Scored
+from rescale_cli.measures.significance import Interval
 from rescale_cli.reports.evaluate_report import evaluate_result
 from rescale_cli.reports.evaluate_tables import show_evaluate
 from rescale_cli.reports.report import apply_result, inspect_result
@@ -13,7 +14,7 @@ from rescale_cli.reports.screen import Whole, say
 from rescale_cli.reports.sweep_report import apply_line, sweep_result
 from rescale_cli.reports.sweep_tables import payers, show_choice, show_curve
 from rescale_cli.reports.tables import show_apply, show_inspect
-from rescale_cli.reports.verdict_text import sweep_text
+from rescale_cli.reports.verdict_text import change_in_points, sweep_text
 
 
 def both(demo: Demo) -> tuple[Scored, Scored]:
@@ -21,6 +22,13 @@ def both(demo: Demo) -> tuple[Scored, Scored]:
     before, (after,) = demo.evaluation.base, demo.evaluation.scored
     assert before is not None
     return before, after
+
+
+def _gain(demo: Demo) -> Interval:
+    """The change of balanced accuracy, with its paired interval."""
+    gain = demo.evaluation.differences[0].intervals["balanced_accuracy"]
+    assert gain is not None
+    return gain
 
 
 def sweep_of(demo: Demo) -> dict[str, Any]:
@@ -33,7 +41,7 @@ def sweep_of(demo: Demo) -> dict[str, Any]:
 
 def demo_result(demo: Demo) -> dict[str, Any]:
     """The JSON of `demo`."""
-    before, after = both(demo)
+    (before, after), gain = both(demo), _gain(demo)
     return {
         "folder": str(demo.model.parent),
         "inspect": inspect_result(demo.inspected),
@@ -45,6 +53,7 @@ def demo_result(demo: Demo) -> dict[str, Any]:
         "balanced_accuracy": {
             "before": before.metrics["balanced_accuracy"],
             "after": after.metrics["balanced_accuracy"],
+            "interval": [gain.low, gain.high],
         },
         "recall": {
             "before": before.confusion.tallies.recall.tolist(),
@@ -72,9 +81,11 @@ def show_demo(demo: Demo) -> None:
     show_evaluate(demo.evaluation, (), demo.terms)
     before, after = both(demo)
     was, becomes = (scored.metrics["balanced_accuracy"] for scored in (before, after))
+    gain = _gain(demo)
+    change = change_in_points(gain.value, (gain.low, gain.high))
     say(
         "",
-        f"balanced accuracy {was:.1%} becomes {becomes:.1%}, on {len(after.labels):,} images that "
-        "had no part in the choice",
+        f"balanced accuracy {was:.1%} becomes {becomes:.1%} ({change}), on {len(after.labels):,} "
+        "images that had no part in the choice",
         "Fashion-MNIST, MIT licence",
     )

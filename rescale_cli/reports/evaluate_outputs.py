@@ -39,8 +39,19 @@ class OutputOptions:
         Path | None,
         typer.Option(
             "--predictions-out",
-            metavar="FILE.csv",
-            help="What each sample is and what it was taken for: rows of the head.",
+            metavar="FILE",
+            help="Each sample's true and predicted class, as rows of the head and as names, the "
+            "probability of the predicted class, and the sample's name: .csv, .json or .jsonl.",
+            readable=False,
+        ),
+    ] = None
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="One row a model with its metrics (column `class` empty), then one row a model "
+            "and class, as CSV.",
             readable=False,
         ),
     ] = None
@@ -67,6 +78,7 @@ class OutputOptions:
             inputs: what the command reads.
             other: what else will be written, by option.
         """
+        from rescale_cli.files.predictions_file import FORMATS
         from rescale_cli.files.text_file import refuse_outputs
 
         named = {f"--{f.name.replace('_', '-')}": getattr(self, f.name) for f in fields(self)}
@@ -76,6 +88,12 @@ class OutputOptions:
                 "--metrics-out tells the format by its suffix, .json or .prom",
                 saw=str(self.metrics_out),
                 fix=f"--metrics-out {self.metrics_out.with_suffix('.json')}",
+            )
+        if self.predictions_out is not None and self.predictions_out.suffix not in FORMATS:
+            raise UsageError(
+                f"the suffix of --predictions-out is one of {', '.join(FORMATS)}",
+                saw=str(self.predictions_out),
+                fix=f"--predictions-out {self.predictions_out.with_suffix('.csv')}",
             )
         if self.predictions_out is not None and models > 1:
             raise UsageError(
@@ -91,9 +109,10 @@ class OutputOptions:
         write_texts(dict(self._texts(found, verdicts)), force=force)
 
     def _texts(self, found: Evaluation, verdicts: Sequence[Verdict]) -> Iterator[tuple[Path, str]]:
-        from rescale_cli.files.predictions_csv import predictions_csv
+        from rescale_cli.files.predictions_file import FORMATS, prediction_rows
         from rescale_cli.measures.junit import junit
         from rescale_cli.measures.openmetrics import openmetrics
+        from rescale_cli.reports.evaluate_csv import evaluate_csv
 
         models: dict[str, Metrics] = {model.name: model.metrics for model in found.scored}
         if self.metrics_out is not None and self.metrics_out.suffix == ".prom":
@@ -103,7 +122,12 @@ class OutputOptions:
             yield self.metrics_out, json.dumps(finite(flat), indent=1) + "\n"
         if self.predictions_out is not None:
             one = found.scored[0]
-            yield self.predictions_out, predictions_csv(one.labels, one.predicted, one.names)
+            rows = prediction_rows(
+                one.labels, one.predicted, one.confidence, one.classes, one.names
+            )
+            yield self.predictions_out, FORMATS[self.predictions_out.suffix](rows)
+        if self.csv is not None:
+            yield self.csv, evaluate_csv(found)
         if self.junit is not None:
             yield self.junit, junit(verdicts, "rescale-cli evaluate")
 

@@ -95,6 +95,7 @@ def _gate(verdict: Verdict) -> dict[str, Any]:
         "limit": verdict.gate.limit,
         "model": verdict.model,
         "value": verdict.value,
+        "interval": verdict.interval,
         "passed": verdict.passed,
         "message": verdict.message,
     }

@@ -1,4 +1,4 @@
-"""What `sweep-gamma` leaves behind: the result, the curve, the checkpoint."""
+"""What `sweep-gamma` and `compare` write: the result, a table as CSV, the checkpoint."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from rescale_cli.files.text_file import (
     refuse_one_name,
     refuse_output,
     refuse_outputs,
-    write_text,
     write_texts,
 )
 from rescale_cli.measures.markdown import escaped, markdown
 from rescale_cli.options.data_options import DataOptions
 from rescale_cli.options.record_options import recorded_command
 from rescale_cli.options.sweep_options import HeadOptions
+from rescale_cli.patching.obstacle import obstacle
 from rescale_cli.patching.patch import Patched, Target, apply_plan, refuse_source
 from rescale_cli.patching.plan import CountsChoice, make_plan
 from rescale_cli.reports.screen import finite
-from rescale_cli.reports.sweep_report import curve_csv
+from rescale_cli.reports.sweep_report import apply_line
 from rescale_cli.reports.verdict_text import sweep_text
 from rescale_cli.sources.data_spec import paths_of
+from rescale_cli.sweeping.comparison import Comparison
 from rescale_cli.sweeping.sweep_result import Sweep
 from rescale_cli.sweeping.trial import Trial
 
@@ -59,29 +60,33 @@ class Outputs:
     def write(
         self,
         model: Path | None,
-        result: Mapping[str, Any],
-        found: Sweep,
-        decided: tuple[Adjustment, CountsChoice, HeadOptions],
+        texts: Mapping[Path | None, str],
+        adjustment: Adjustment,
+        choice: CountsChoice,
+        of: HeadOptions,
     ) -> Patched | None:
         """Write them; what became of the checkpoint, if it was to be written.
+
+        Args:
+            model: the checkpoint.
+            texts: what goes into which file; None where no such file was asked for.
+            adjustment: what is applied to the checkpoint.
+            choice: the counts.
+            of: what the user says of the head.
 
         Raises:
             RescaleError: see `patch.apply_plan`.
         """
-        patched, texts = None, {}
-        if self.output is not None:
-            texts[self.output] = as_json("sweep-gamma", result)
-        if self.csv is not None:
-            texts[self.csv] = curve_csv(found)
+        patched = None
         if self.apply is not None and model is not None:  # first: it may still be refused
             from rescale_cli.checkpoints.checkpoint import open_checkpoint
 
-            adjustment, choice, of = decided
             checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
             plan = make_plan(checkpoint, choice, adjustment, heads=of.named())
             command = recorded_command(of.record_command)
             patched = apply_plan(plan, Target(self.apply, self.force, command=command))
-        write_texts(texts, force=self.force)
+        asked = {path: text for path, text in texts.items() if path is not None}
+        write_texts(asked, force=self.force)
         return patched
 
 
@@ -91,6 +96,8 @@ def tell_github(trial: Trial, found: Sweep, patched: Patched | None) -> None:
     values: dict[str, object] = {"gamma": gamma, "verdict": verdict.kind}
     if verdict.gain is not None and verdict.gain.difference is not None:
         values["gain"] = verdict.gain.difference
+        for end, value in zip(("low", "high"), verdict.gain.interval or (), strict=False):
+            values[f"gain_{end}"] = value
     if patched is not None:
         written = next(iter(patched.files.values()))
         values |= {"output": patched.output, "sha256": written.sha256}
@@ -102,6 +109,38 @@ def tell_github(trial: Trial, found: Sweep, patched: Patched | None) -> None:
     append_summary(page)
 
 
+def written_as(
+    model: Path, found: Comparison, choice: CountsChoice, of: HeadOptions, output: Path | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Why each method of a comparison cannot be written, and the apply line of each that helps.
+
+    Args:
+        model: the checkpoint.
+        found: what came out.
+        choice: the counts.
+        of: what the user says of the head.
+        output: what `--apply` writes by the best of them.
+
+    Returns:
+        obstacles and lines, both by the name of the method; only where there are any.
+    """
+    from rescale_cli.checkpoints.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
+    obstacles = {
+        entry.name: why
+        for entry in found.entries
+        if entry.outcome and (why := obstacle(checkpoint, choice, entry.decided, of.named()))
+    }
+    best, typed = found.to_write(obstacles), of.of_apply(choice.typed)
+    lines = {
+        entry.name: apply_line(model, entry.decided, typed, output if entry is best else None)
+        for entry in found.entries
+        if entry.verdict.helps and entry.name not in obstacles
+    }
+    return obstacles, lines
+
+
 def as_json(command: str, result: Mapping[str, Any]) -> str:
     """What `--json` prints, for a file."""
     document = {"schema": f"rescale-cli/{command}@1", "ok": True, "result": result}
@@ -110,4 +149,4 @@ def as_json(command: str, result: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, command: str, result: Mapping[str, Any], *, force: bool) -> None:
     """Write what `--json` prints."""
-    write_text(path, as_json(command, result), force=force)
+    write_texts({path: as_json(command, result)}, force=force)

@@ -73,6 +73,10 @@ def sweep_result(
             key: {name: _ends(interval) for name, interval in at.intervals.items()}
             for key, at in _keyed(found).items()
         },
+        "changes": {
+            name: {"difference": change.value, "interval": _ends(change)}
+            for name, change in found.changes.items()
+        },
         "per_class": per_class(trial, found),
         "negative_true_logits": found.negative_true,
         "beyond_rescue": found.never_right,
@@ -137,7 +141,8 @@ def per_class(trial: Trial, found: Sweep) -> list[dict[str, Any]]:
     if not found.at:
         return []
     before, after = found.at["0"].recall, found.at["chosen"].recall
-    names = trial.counts.names
+    names, changes = trial.counts.names, found.verdict.changes
+    assert changes is not None
     return [
         {
             "class": row,
@@ -145,6 +150,8 @@ def per_class(trial: Trial, found: Sweep) -> list[dict[str, Any]]:
             "count": int(trial.counts.values[row]),
             "recall": float(before[row]),
             "recall_chosen": float(after[row]),
+            "difference": float(changes.difference[row]),
+            "interval": changes.of_class(row),
         }
         for row in range(len(before))
     ]
@@ -166,14 +173,19 @@ def not_writable(family: Family) -> list[tuple[str, str]]:
     return [("not-writable", text + "add it to the logits yourself, `apply` cannot write it")]
 
 
-def left_alone(found: Sweep, output: Path | None) -> list[tuple[str, str]]:
-    """The warning where `--apply` writes a checkpoint without the chosen strength."""
-    if output is None or found.verdict.helps:
+def left_alone(output: Path | None, why: str, instead: str) -> list[tuple[str, str]]:
+    """The warning where `--apply` writes a checkpoint without a change.
+
+    Args:
+        output: the checkpoint; None where none is written.
+        why: what speaks against a change; empty where nothing does.
+        instead: what to type to write it all the same.
+    """
+    if output is None or not why:
         return []
     text = (
         f"{output} is written with strength 0, so its tensors are those of the original, because "
-        f"the verdict is {found.verdict.kind}; to write the chosen strength all the same, use "
-        f"`apply` with the number {found.best.choice.gamma:.12g}"
+        f"{why}; to write {instead}"
     )
     return [("left-alone", text)]
 

@@ -8,6 +8,7 @@ from rich.text import Text
 from rescale_cli.core.head import Float64
 from rescale_cli.evaluating.accuracy_check import prepared_line
 from rescale_cli.measures.metric_names import ABOUT
+from rescale_cli.measures.significance import Interval
 from rescale_cli.reports.grid import Bar, Grid
 from rescale_cli.reports.screen import Whole, drawable, say, width
 from rescale_cli.reports.sweep_report import part
@@ -101,24 +102,36 @@ def _axis(mark: int, chosen: str, end: str, wide: int) -> str:
 
 def _metric_table(found: Sweep) -> Grid:
     chosen, plain_at = found.at["chosen"], found.at["0"]
-    grid = Grid(["metric", "as it is>", f"at {chosen.gamma:g}>", "95\u00a0%>"])
+    grid = Grid(["metric", "as it is>", f"at {chosen.gamma:g}>", "change [95\u00a0%]>"])
     for name in dict.fromkeys((*ABOUT, *chosen.metrics)):  # the most telling one first
         value, before = chosen.metrics.get(name), plain_at.metrics.get(name)
-        interval = chosen.intervals.get(name)
+        change = found.changes.get(name)
         if value is None or before is None:
             continue
-        shown = "" if interval is None else f"[{interval.low:.4f},\u00a0{interval.high:.4f}]"
+        shown = "" if change is None else change_text(change)
         style = "bold" if name == found.objective.metric else ""
         grid.add(name.replace("_", " "), f"{before:.4f}", f"{value:.4f}", shown, style=style)
     return grid
 
 
+def change_text(change: Interval) -> str:
+    """A change of a metric with its interval; the space within it does not break.
+
+    Example:
+        >>> change_text(Interval(0.03, 0.01, 0.05)).replace(chr(0xA0), " ")
+        '+0.0300 [+0.0100, +0.0500]'
+    """
+    return f"{change.value:+.4f} [{change.low:+.4f},\u00a0{change.high:+.4f}]"
+
+
 def payers(trial: Trial, found: Sweep) -> Grid:
     """The classes that lose most and those that gain most."""
-    change = found.at["chosen"].recall - found.at["0"].recall
+    changes = found.verdict.changes
+    assert changes is not None
+    change = changes.difference
     order = [int(row) for row in np.argsort(change, kind="stable") if not np.isnan(change[row])]
     some = order if len(order) <= 2 * _MOST else [*order[:_MOST], None, *order[-_MOST:]]
-    grid = Grid(["who pays, who gains", "count>", "recall>", "becomes>", ""])
+    grid = Grid(["who pays, who gains", "count>", "recall>", "becomes>", "[95\u00a0%]>", "change"])
     names, most = trial.counts.names, max(np.nanmax(np.abs(change)), 1e-9)
     for row in some:
         if row is None:
@@ -130,6 +143,7 @@ def payers(trial: Trial, found: Sweep) -> Grid:
             f"{trial.counts.values[row]:,}",
             f"{found.at['0'].recall[row]:.1%}",
             f"{found.at['chosen'].recall[row]:.1%}",
+            f"[{changes.low[row]:+.1%},\u00a0{changes.high[row]:+.1%}]",
             Bar(share, f"{change[row]:+7.1%}", longest=20, before=True, style=style),
         )
     return grid

@@ -12,7 +12,7 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import GateFailed
 from rescale_cli.sweeping.sweep_result import Sweep
 from rescale_cli.sweeping.trial import Trial
-from rescale_cli.sweeping.verdict import FEW, NEGLIGIBLE, Gain, Verdict, Why
+from rescale_cli.sweeping.verdict import FEW, NEGLIGIBLE, Verdict, Why
 
 _NAMES = {
     "few": "the mean recall of the rare classes",
@@ -111,9 +111,15 @@ def no_gain(result: Mapping[str, Any]) -> GateFailed | None:
     """The error of `--require-gain`, from the JSON of a sweep."""
     if result["verdict"] == "helps":
         return None
+    what = f"a gain is required, and the verdict is {result['verdict']}"
+    return gain_required(what, result["explanation"]["text"])
+
+
+def gain_required(what: str, saw: str) -> GateFailed:
+    """The error of `--require-gain`."""
     return GateFailed(
-        f"a gain is required, and the verdict is {result['verdict']}",
-        saw=result["explanation"]["text"],
+        what,
+        saw=saw,
         fix="keep the model as it is, give more labelled samples, or leave out --require-gain",
     )
 
@@ -148,14 +154,20 @@ def _change(verdict: Verdict) -> str:
     verb = "stays at" if gain.difference == 0 else "rises" if gain.difference > 0 else "falls"
     values = f"from {_percent(gain.before)} to {_percent(gain.after)}"
     values = _percent(gain.before) if gain.difference == 0 else values
-    return f"{name} {verb} {values} ({_difference(gain)})"
+    return f"{name} {verb} {values} ({change_in_points(gain.difference, gain.interval)})"
 
 
-def _difference(gain: Gain) -> str:
-    difference = f"{_points(gain.difference or 0.0)} points"
-    if gain.interval is None:
+def change_in_points(change: float, interval: tuple[float, float] | None) -> str:
+    """A difference of two shares and its interval, in percentage points.
+
+    Example:
+        >>> change_in_points(0.003, (-0.002, 0.008))
+        '+0.3 points, 95 % interval -0.2 to +0.8'
+    """
+    difference = f"{_points(change)} points"
+    if interval is None:
         return f"{difference}, no interval"
-    low, high = map(_points, gain.interval)
+    low, high = map(_points, interval)
     return f"{difference}, 95 % interval {low} to {high}"
 
 
@@ -179,6 +191,7 @@ def _losses(verdict: Verdict, scene: Scene) -> str:
     before, after = scene.recall
     shown = [
         f"{_name(row, scene.names)} falls from {_percent(before[row])} to {_percent(after[row])}"
+        f"{_class_change(verdict, row)}"
         for row in verdict.losers[:_NAMED]
     ]
     number = len(verdict.losers)
@@ -187,6 +200,15 @@ def _losses(verdict: Verdict, scene: Scene) -> str:
     gains = verdict.gain is not None and (verdict.gain.difference or 0) > 0
     beside = "little" if gains else "nothing"
     return f"But {classes} much recall while the metric gains {beside}: {', '.join(shown)}{more}."
+
+
+def _class_change(verdict: Verdict, row: int) -> str:
+    """The change of one class and its interval, in brackets."""
+    changes = verdict.changes
+    interval = None if changes is None else changes.of_class(row)
+    if changes is None or interval is None:
+        return ""
+    return f" ({change_in_points(float(changes.difference[row]), interval)})"
 
 
 def _advice(verdict: Verdict, scene: Scene) -> str:

@@ -14,7 +14,8 @@ from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures.calibration import measure
 from rescale_cli.measures.metrics import Confusion, metrics_of, table_of
-from rescale_cli.measures.significance import Interval, bootstrap
+from rescale_cli.measures.per_sample import PerSample
+from rescale_cli.measures.significance import Interval, bootstrap, bootstrap_difference
 from rescale_cli.measures.temperature import fit_temperature
 from rescale_cli.sweeping.choose import Choice, Objective, metric_to_choose_by
 from rescale_cli.sweeping.straight_lines import Family
@@ -48,6 +49,8 @@ class At:
     """(C,), NaN for a class without samples."""
     predicted: Labels
     """Of the samples that are reported on."""
+    samples: PerSample
+    """What their probabilities add to the metrics."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +66,9 @@ class Sweep:
     """`0`, the head as it is, and `chosen`; empty without labels."""
     verdict: Verdict
     """Whether the chosen strength is better than the head as it is."""
+    changes: Mapping[str, Interval]
+    """How much each metric changes from the head as it is, paired; without the metrics that have no
+    interval: those that are n/a and, with no bootstrap, those that are no mean of recalls."""
     oracle: Choice | None
     """The best strength on the samples that are reported on."""
     curve: Mapping[str, Float64]
@@ -129,9 +135,10 @@ def sweep(
             rows = parts.reported
             right = right_as_it_is(predictions, rows) if wanted.head_drop is not None else None
             oracle = pick(best.path.of(rows), wanted, objective, target, right)
+    verdict = _verdict(best, at, labels, parts, objective, wanted)
     return Sweep(
         wanted, objective, best, tuple(o for o in tried if o is not best), parts, at,
-        _verdict(best, at, labels, parts, objective, wanted), oracle, curve,
+        verdict, _changes(at, verdict, labels, parts, objective, wanted), oracle, curve,
         len(best.path.breakpoints()) - 1, _negative(best.family, predictions),
         None if labels is None else best.path.never_right,
         _temperature(best, predictions, parts) if fit else None,
@@ -151,6 +158,25 @@ def _verdict(
         at["0"].predicted, at["chosen"].predicted, labels[parts.reported], objective,
         independent=parts.apart or wanted.unlabeled, seed=wanted.seed,
     )  # fmt: skip
+
+
+def _changes(
+    at: Mapping[str, At], verdict: Verdict, labels: Labels | None, parts: Parts,
+    objective: Objective, wanted: Wanted,
+) -> dict[str, Interval]:  # fmt: skip
+    """Of every metric; where the verdict has an interval, it is that one."""
+    if labels is None or verdict.changes is None or verdict.gain is None:
+        return {}
+    before, after, gain = at["0"], at["chosen"], verdict.gain
+    found = bootstrap_difference(
+        before.predicted, after.predicted, labels[parts.reported], len(before.recall),
+        objective.shares, (before.samples, after.samples),
+        replicates=wanted.replicates, seed=wanted.seed,
+    ) if wanted.replicates else {}  # fmt: skip
+    found |= verdict.changes.means
+    if gain.difference is not None and gain.interval is not None:
+        found[gain.metric] = Interval(gain.difference, *gain.interval)
+    return {name: change for name, change in found.items() if change is not None}
 
 
 def objective_of(wanted: Wanted, counts: ClassCounts) -> Objective:
@@ -190,7 +216,8 @@ def at_strength(
         replicates=wanted.replicates, seed=wanted.seed,
     ) if wanted.replicates else {}  # fmt: skip
     metrics = metrics_of(confusion, objective.shares, measured)
-    return At(gamma, metrics, intervals, confusion.tallies.recall, measured.predicted)
+    recall = confusion.tallies.recall
+    return At(gamma, metrics, intervals, recall, measured.predicted, measured.samples)
 
 
 def _negative(family: Family, predictions: Predictions) -> float | None:

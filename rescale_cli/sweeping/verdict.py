@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rescale_cli.core.head import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.measures.metrics import Confusion, table_of
 from rescale_cli.measures.significance import Interval, bootstrap_difference, mcnemar
 from rescale_cli.sweeping.choose import Objective
+from rescale_cli.sweeping.recall_changes import DIGITS, RecallChanges, recall_changes, rightness
 
 Kind = Literal["helps", "no-gain", "undecided", "harms"]
 Why = Literal[
@@ -21,9 +20,9 @@ Why = Literal[
     "no-value", "no-labels",
 ]  # fmt: skip
 
-#: Replicates of the bootstrap behind a verdict, whatever `--bootstrap` says: of a metric that is a
-#: sum over samples, and of any other, where each replicate costs a whole table.
-REPLICATES, REPLICATES_OF_TABLES = 10_000, 2000
+#: Replicates of the bootstrap behind a verdict, whatever `--bootstrap` says, of a metric that is no
+#: mean of recalls: each of them costs a whole table.
+REPLICATES_OF_TABLES = 2000
 #: A change of a metric that is smaller than this does not matter: 0.1 points.
 NEGLIGIBLE = 0.001
 #: So many samples prove nothing: even if all of them change in one direction, chance does that in
@@ -36,8 +35,6 @@ _NOT_CHANCE = 2.7
 #: An interval that just reaches 0 would exclude it in half of all repetitions; in 80 % of them with
 #: 2.8 standard errors between 0 and the difference instead of 1.96.
 _POWER = 2.8 / 1.96
-#: Sums of shares that differ by less are equal.
-_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ class Gain:
         """After - before."""
         if self.before is None or self.after is None:
             return None
-        return round(self.after - self.before, _DIGITS)
+        return round(self.after - self.before, DIGITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +73,8 @@ class Verdict:
     the difference stays as it is."""
     losers: tuple[int, ...] = ()
     """Classes that lose much while the metric gains little, the largest loss first."""
+    changes: RecallChanges | None = field(default=None, compare=False)
+    """Of each class and group; None without labels."""
 
     @property
     def helps(self) -> bool:
@@ -125,7 +124,9 @@ def judge(
         independent: whether the labels of these samples had no part in the choice.
         seed: of the bootstrap. The same seed, samples and numpy give the same verdict.
     """
-    gain = gain_of(before, after, labels, objective, seed)
+    classes = len(objective.groups["few"])
+    changes = recall_changes(before, after, labels, objective.shares, classes, seed)
+    gain = _gain(before, after, labels, objective, changes, seed)
     difference = gain.difference
     losers = _losers(before, after, labels, difference or 0.0)
     kind, why, needed = _verdict(gain, len(labels))
@@ -141,7 +142,7 @@ def judge(
             kind, why = "undecided", "few-changes"
     if kind in ("helps", "undecided") and not independent and why != "one-class":
         kind, why, needed = "undecided", "same-samples", None
-    return Verdict(kind, why, gain, len(labels), needed, losers)
+    return Verdict(kind, why, gain, len(labels), needed, losers, changes)
 
 
 def _verdict(gain: Gain, samples: int) -> tuple[Kind, Why, int | None]:
@@ -160,15 +161,22 @@ def _verdict(gain: Gain, samples: int) -> tuple[Kind, Why, int | None]:
     return "undecided", "interval", math.ceil(samples * max(ratio, _POWER) ** 2)
 
 
-def gain_of(
-    before: Labels, after: Labels, labels: Labels, objective: Objective, seed: int = 0
+def _gain(
+    before: Labels,
+    after: Labels,
+    labels: Labels,
+    objective: Objective,
+    changes: RecallChanges,
+    seed: int,
 ) -> Gain:
     """The metric before and after, the interval of the difference, and McNemar's p."""
+    name = objective.metric
     first, second = (_value(predicted, labels, objective) for predicted in (before, after))
-    interval = None
-    if first is not None and second is not None:
+    interval = changes.means.get(name)
+    if name not in changes.means and first is not None and second is not None:
         interval = _interval(before, after, labels, objective, seed)
-    return Gain(objective.metric, first, second, interval, mcnemar(before, after, labels).p)
+    ends = None if interval is None else (interval.low, interval.high)
+    return Gain(name, first, second, ends, mcnemar(before, after, labels).p)
 
 
 def _value(predicted: Labels, labels: Labels, objective: Objective) -> float | None:
@@ -179,54 +187,15 @@ def _value(predicted: Labels, labels: Labels, objective: Objective) -> float | N
 
 def _interval(
     before: Labels, after: Labels, labels: Labels, objective: Objective, seed: int
-) -> tuple[float, float] | None:
-    """95 % of the difference; a metric that is a sum over samples needs only who changes."""
-    weights = objective.weights(labels, np.ones(len(labels)))
-    if weights is not None:
-        change = _rightness(before, after, labels)
-        drawn = _redrawn(weights, change, labels, seed)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        return round(float(low), _DIGITS), round(float(high), _DIGITS)
+) -> Interval | None:
+    """95 % of the difference of a metric that is no mean of recalls."""
     classes, shares = len(objective.groups["few"]), objective.shares
-    found: Interval | None = bootstrap_difference(
+    found = bootstrap_difference(
         before, after, labels, classes, shares, replicates=REPLICATES_OF_TABLES, seed=seed
     )[objective.metric]
-    return None if found is None else (round(found.low, _DIGITS), round(found.high, _DIGITS))
-
-
-def _redrawn(weights: Float64, change: NDArray[np.int64], labels: Labels, seed: int) -> Float64:
-    """Sums (R,) of weights times changes over samples drawn again within their classes.
-
-    A class of one sample has no variation of its own, as if it were certain: such classes are drawn
-    together ("collapsed strata", Cochran 1977, section 5A.12).
-
-    Args:
-        weights: (N,), equal within a class.
-        change: (N,): 1 for a sample that becomes right, -1 for one that becomes wrong, else 0.
-        labels: (N,).
-        seed: of the draws.
-    """
-    generator = np.random.default_rng(seed)
-    support = np.bincount(labels)
-    sums = np.zeros(REPLICATES)
-    alone = (weights * change)[support[labels] == 1]
-    if alone.any():
-        values, times = np.unique(alone, return_counts=True)
-        sums += generator.multinomial(len(alone), times / len(alone), REPLICATES) @ values
-    gained, lost = (np.bincount(labels, change == sign, len(support)) for sign in (1, -1))
-    weight = np.bincount(labels, weights, len(support)) / np.maximum(support, 1)
-    for row in np.flatnonzero((gained + lost > 0) & (support > 1) & (weight > 0)):
-        n = int(support[row])
-        shares = np.array([gained[row], lost[row], n - gained[row] - lost[row]]) / n
-        drawn = generator.multinomial(n, shares, REPLICATES)
-        sums += weight[row] * (drawn[:, 0] - drawn[:, 1])
-    return sums
-
-
-def _rightness(before: Labels, after: Labels, labels: Labels) -> NDArray[np.int64]:
-    """(N,): 1 where a sample becomes right, -1 where it becomes wrong, else 0."""
-    change: NDArray[np.int64] = (after == labels).astype(np.int64) - (before == labels)
-    return change
+    if found is None:
+        return None
+    return Interval(found.value, round(found.low, DIGITS), round(found.high, DIGITS))
 
 
 def _carriers(
@@ -245,24 +214,24 @@ def _carriers(
     weights = objective.weights(labels, np.ones(len(labels)))
     weights = 1 / np.bincount(labels)[labels] if weights is None else weights
     changed = np.flatnonzero(before != after)
-    effect = sign * (weights * _rightness(before, after, labels))[changed]
+    effect = sign * (weights * rightness(before, after, labels))[changed]
     heaviest = changed[np.argsort(-effect, kind="stable")]
     kept = after.copy()
     for number, sample in enumerate(heaviest[:FEW], 1):
         kept[sample] = before[sample]
         now = _value(kept, labels, objective)
-        if start is None or now is None or round(sign * (now - start), _DIGITS) <= 0:
+        if start is None or now is None or round(sign * (now - start), DIGITS) <= 0:
             return number
     return FEW + 1
 
 
 def _losers(before: Labels, after: Labels, labels: Labels, difference: float) -> tuple[int, ...]:
     """Classes whose recall falls far, and by more than chance, beside what the metric gains."""
-    change, support = _rightness(before, after, labels), np.bincount(labels)
+    change, support = rightness(before, after, labels), np.bincount(labels)
     gained, lost = (np.bincount(labels, change == sign, len(support)) for sign in (1, -1))
     net = lost - gained
     fall = net / np.maximum(support, 1)
-    much = fall >= max(MUCH, TIMES_THE_GAIN * difference) - 10.0**-_DIGITS
+    much = fall >= max(MUCH, TIMES_THE_GAIN * difference) - 10.0**-DIGITS
     much &= (net > 0) & (net**2 >= _NOT_CHANCE * (lost + gained))
     rows = np.flatnonzero(much)
     return tuple(int(row) for row in rows[np.argsort(-fall[rows], kind="stable")])
