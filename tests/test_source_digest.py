@@ -14,7 +14,8 @@ import rescale_cli
 from rescale_cli.errors import BadCheckpoint, NotProven
 from rescale_cli.files.hashing import BLOCK, TreeHashing
 from rescale_cli.files.regular_file import opened
-from rescale_cli.patching.record import seal, sidecar_of
+from rescale_cli.patching.history import seal
+from rescale_cli.patching.record import sidecar_of
 
 COUNTS = [100, 50, 20, 10, 5]
 
