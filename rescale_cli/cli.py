@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import re
@@ -11,6 +12,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
+from importlib.abc import InspectLoader
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +28,7 @@ from rescale_cli.errors import (
     UsageError,
 )
 from rescale_cli.json_text import clip
+from rescale_cli.loading.libraries import missing
 from rescale_cli.reports import screen
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import interruptible
@@ -52,13 +56,24 @@ app = typer.Typer(
 )
 
 
+def _documented(module: ModuleSpec | None, function: str) -> str:
+    """The docstring of a function, from its source: `python -OO` keeps none in what it compiles."""
+    loader = None if module is None else module.loader
+    source = None
+    if module is not None and isinstance(loader, InspectLoader):
+        source = loader.get_source(module.name)
+    for node in ast.parse(source or "").body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return ast.get_docstring(node) or ""
+    return ""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"rescale-cli {rescale_cli.__version__}\n")
         raise typer.Exit
 
 
-@app.callback()
 def _global(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -81,10 +96,13 @@ def _global(
     screen.verbosity.set(verbose)
 
 
+app.callback(help=_global.__doc__ or _documented(__spec__, "_global"))(_global)
 for _name in COMMANDS:
     _word = _name.replace("-", "_")
-    _command = getattr(import_module(f"rescale_cli.commands.{_word}"), _word)
-    app.command(_name, short_help=_command.__doc__.splitlines()[0])(_command)
+    _module = import_module(f"rescale_cli.commands.{_word}")
+    _command = getattr(_module, _word)
+    _text = _command.__doc__ or _documented(_module.__spec__, _word)
+    app.command(_name, help=_text, short_help=_text.partition("\n")[0])(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,6 +160,8 @@ def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
             saw=str(error) or "the system gave no more",
             fix="free some memory, or use a larger machine",
         )
+    if isinstance(error, ImportError) and not (error.name or "").startswith("rescale_cli"):
+        return missing(error.name or "a library", str(error))
     if isinstance(error, OSError):
         return EnvironmentProblem(
             f"the system refused: {(error.strerror or type(error).__name__).lower()}",

@@ -13,6 +13,7 @@ from rescale_cli.evaluating.scoring import Terms
 from rescale_cli.evaluating.side_by_side import Evaluation, Watch, side_by_side
 from rescale_cli.files.output_folder import copy_folder
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors
+from rescale_cli.loading.libraries import need_torch
 from rescale_cli.patching.plan import CountsChoice
 from rescale_cli.sweeping.sweep_result import Sweep, sweep
 from rescale_cli.sweeping.trial import Trial, try_on
@@ -71,6 +72,7 @@ def run_demo(folder: Path, watch: Watch) -> Demo:
     Raises:
         OutputExists: the folder is there already.
     """
+    need_torch()
     with system_errors(f"writing {folder}"):
         refuse_existing(folder, replace=False, folder=True)
         with Staging(folder.parent, replace=False) as staging:
