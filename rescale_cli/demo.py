@@ -19,6 +19,12 @@ from rescale_cli.sweeping.sweep_result import Sweep, sweep
 from rescale_cli.sweeping.trial import Trial, try_on
 from rescale_cli.sweeping.wanted import Wanted
 
+#: The files of the example. Nothing else that lies in its folder is copied.
+EXAMPLE = (
+    "LICENSE", "README.md", "config.json", "counts.json", "model.safetensors", "test.npz",
+    "val.npz", "val_logits.npz",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Demo:
@@ -76,7 +82,9 @@ def run_demo(folder: Path, watch: Watch) -> Demo:
     with system_errors(f"writing {folder}"):
         refuse_existing(folder, replace=False, folder=True)
         with Staging(folder.parent, replace=False) as staging:
-            copy_folder(bundled(), staging.aside(folder), [])
+            place = bundled()
+            others = [entry for entry in place.iterdir() if entry.name not in EXAMPLE]
+            copy_folder(place, staging.aside(folder), others)
             staging.commit()
     model, counts = folder / "model.safetensors", folder / "counts.json"
     validation, test = folder / "val.npz", folder / "test.npz"
