@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import shlex
@@ -10,6 +11,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
+from importlib.abc import InspectLoader
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +27,7 @@ from rescale_cli.errors import (
     UsageError,
 )
 from rescale_cli.json_text import clip
+from rescale_cli.loading.libraries import missing
 from rescale_cli.options.global_options import Quiet, Verbose, begin, everywhere, remember
 from rescale_cli.options.help_text import Command, Group
 from rescale_cli.reports import screen
@@ -54,13 +58,24 @@ app = typer.Typer(
 )
 
 
+def _documented(module: ModuleSpec | None, function: str) -> str:
+    """The docstring of a function, from its source: `python -OO` keeps none in what it compiles."""
+    loader = None if module is None else module.loader
+    source = None
+    if module is not None and isinstance(loader, InspectLoader):
+        source = loader.get_source(module.name)
+    for node in ast.parse(source or "").body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return ast.get_docstring(node) or ""
+    return ""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"rescale-cli {rescale_cli.__version__}\n")
         raise typer.Exit
 
 
-@app.callback()
 def _global(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -73,11 +88,14 @@ def _global(
     remember(verbose, quiet=quiet, as_json=json)
 
 
+app.callback(help=_global.__doc__ or _documented(__spec__, "_global"))(_global)
 for _name in COMMANDS:
     _word = _name.replace("-", "_")
-    _command = getattr(import_module(f"rescale_cli.commands.{_word}"), _word)
+    _module = import_module(f"rescale_cli.commands.{_word}")
+    _command = getattr(_module, _word)
+    _text = _command.__doc__ or _documented(_module.__spec__, _word)
     _run = everywhere(_name, _command)
-    app.command(_name, cls=Command, short_help=_command.__doc__.splitlines()[0])(_run)
+    app.command(_name, cls=Command, help=_text, short_help=_text.partition("\n")[0])(_run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,6 +155,8 @@ def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
             saw=str(error) or "the system gave no more",
             fix="free some memory, or use a larger machine",
         )
+    if isinstance(error, ImportError) and not (error.name or "").startswith("rescale_cli"):
+        return missing(error.name or "a library", str(error))
     if isinstance(error, OSError):
         return EnvironmentProblem(
             f"the system refused: {(error.strerror or type(error).__name__).lower()}",

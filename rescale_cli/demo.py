@@ -13,10 +13,17 @@ from rescale_cli.evaluating.scoring import Terms
 from rescale_cli.evaluating.side_by_side import Evaluation, Watch, side_by_side
 from rescale_cli.files.output_folder import copy_folder
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors
+from rescale_cli.loading.libraries import need_torch
 from rescale_cli.patching.plan import CountsChoice
 from rescale_cli.sweeping.sweep_result import Sweep, sweep
 from rescale_cli.sweeping.trial import Trial, try_on
 from rescale_cli.sweeping.wanted import Wanted
+
+#: The files of the example. Nothing else that lies in its folder is copied.
+EXAMPLE = (
+    "LICENSE", "README.md", "config.json", "counts.json", "model.safetensors", "test.npz",
+    "val.npz", "val_logits.npz",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,10 +78,13 @@ def run_demo(folder: Path, watch: Watch) -> Demo:
     Raises:
         OutputExists: the folder is there already.
     """
+    need_torch()
     with system_errors(f"writing {folder}"):
         refuse_existing(folder, replace=False, folder=True)
         with Staging(folder.parent, replace=False) as staging:
-            copy_folder(bundled(), staging.aside(folder), [])
+            place = bundled()
+            others = [entry for entry in place.iterdir() if entry.name not in EXAMPLE]
+            copy_folder(place, staging.aside(folder), others)
             staging.commit()
     model, counts = folder / "model.safetensors", folder / "counts.json"
     validation, test = folder / "val.npz", folder / "test.npz"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -288,9 +289,17 @@ def test_sparse_giants_are_refused_before_they_are_read(tmp_path):
 
 
 @pytest.mark.timeout(20)
-def test_only_regular_files_are_opened(tmp_path):
+def test_a_pipe_is_read_once_and_to_its_end(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = Thread(target=pipe.write_text, args=("[3, 2, 1]",))
+    writer.start()
+    assert read_counts(str(pipe)).values == (3, 2, 1)
+    writer.join()
+
+
+def test_only_regular_files_and_pipes_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    refused(str(tmp_path / "pipe"), "named pipe")
     refused(f"list:{tmp_path / 'pipe'}", "named pipe")
     refused("/dev/zero", "device")
     refused(str(tmp_path / "nothing.json"), "there is no file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import stat
 from io import StringIO
 from pathlib import Path
@@ -16,9 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists
+from rescale_cli.errors import BadInput, OutputExists
 from rescale_cli.files import github_actions
-from rescale_cli.files.github_actions import annotation, append_outputs, append_summary, clipped
+from rescale_cli.files.github_actions import (
+    annotation,
+    append_outputs,
+    append_summary,
+    clipped,
+    unwritten,
+)
 from rescale_cli.files.predictions_file import FORMATS, prediction_rows
 from rescale_cli.files.text_file import refuse_output, write_text
 from rescale_cli.measures.gates import Gate, Verdict
@@ -140,6 +147,7 @@ def test_failed_gates_come_first_and_long_tables_are_cut() -> None:
 def test_the_summary_is_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "summary.md"
     page.write_text("before\n")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
     assert append_summary("# one \udc80\n")
     assert append_summary("two\n")
@@ -154,12 +162,27 @@ def test_nothing_is_written_where_github_is_not(monkeypatch: pytest.MonkeyPatch)
     assert annotation("a", "b") is None
 
 
-def test_a_page_that_cannot_be_written_is_an_error(
+@pytest.mark.parametrize("place", ["no/folder", "/dev/full", "."])
+def test_a_page_that_cannot_be_written_is_reported_once_and_hides_no_result(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / place))
+    assert not append_summary("x")
+    [(code, message)] = unwritten()
+    assert code == "github"
+    assert "GITHUB_STEP_SUMMARY could not be written" in message
+    assert unwritten() == []
+
+
+def test_files_of_github_are_written_only_in_its_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "no" / "folder"))
-    with pytest.raises(EnvironmentProblem, match="GITHUB_STEP_SUMMARY"):
-        append_summary("x")
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
+    for said in ("", "false", "1"):
+        monkeypatch.setenv("GITHUB_ACTIONS", said)
+        assert not append_outputs({"a": 1})
+    assert not (tmp_path / "output").exists()
 
 
 @given(st.lists(st.text(max_size=300), max_size=30).map("\n".join), st.integers(100, 2000))
@@ -178,6 +201,7 @@ def test_the_page_stays_under_64_kib() -> None:
 
 def test_outputs_are_one_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "output"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_OUTPUT", str(file))
     append_outputs({"accuracy": 0.5, "model": "a\nb=c\r\nd\u2028e"})
     assert file.read_text() == "accuracy=0.5\nmodel=a b=c d e\n"
@@ -237,13 +261,14 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_whoever_may_read_the_folder_may_read_the_file(tmp_path: Path) -> None:
-    for mode, expected in ((0o755, 0o644), (0o700, 0o600)):
-        folder = tmp_path / f"{mode:o}"
-        folder.mkdir()
-        folder.chmod(mode)
-        write_text(folder / "a", "x", force=False)
-        assert stat.S_IMODE((folder / "a").stat().st_mode) == expected
+def test_reports_honour_the_umask(tmp_path: Path) -> None:
+    for mask, expected in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        before = os.umask(mask)
+        try:
+            write_text(tmp_path / f"{mask:o}", "x", force=False)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / f"{mask:o}").stat().st_mode) == expected
 
 
 def test_a_folder_that_is_not_there_is_told_before_the_work(tmp_path: Path) -> None:

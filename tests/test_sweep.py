@@ -437,6 +437,7 @@ def test_a_step_on_github_gets_the_choice_and_what_was_written(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs, page = tmp_path / "outputs", tmp_path / "page.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_OUTPUT", str(outputs))
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
     words = ("sweep-gamma", MODEL, "--counts", COUNTS, "--logits", LOGITS, "--bootstrap", 0)

@@ -110,7 +110,7 @@ def apply(
 ) -> None:
     """Write the checkpoint with its head adjusted; every other byte is proven equal."""
     from rescale_cli import api
-    from rescale_cli.files.github_actions import append_outputs
+    from rescale_cli.files.github_actions import append_outputs, unwritten
     from rescale_cli.patching.locate_head import HeadChoice
     from rescale_cli.reports import report, tables
 
@@ -158,5 +158,6 @@ def apply(
     result = report.apply_result(applied)
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
-    warnings = [*applied.plan.warnings, *unproven, *report.stale_beside(applied)]
+    beside = report.stale_beside(applied)
+    warnings = [*applied.plan.warnings, *unproven, *beside, *unwritten()]
     Screen("apply", json).result(result, warnings, lambda: tables.show_apply(applied))

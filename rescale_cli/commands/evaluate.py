@@ -69,6 +69,7 @@ def evaluate(
 ) -> None:
     """Measure models on labelled data, side by side; fail where a quality gate is not met."""
     from rescale_cli.evaluating.side_by_side import Watch, side_by_side
+    from rescale_cli.files.github_actions import unwritten
     from rescale_cli.patching.locate_head import HeadChoice
     from rescale_cli.reports.evaluate_report import evaluate_result
     from rescale_cli.reports.evaluate_tables import show_evaluate
@@ -105,7 +106,7 @@ def evaluate(
     failed = failure(verdicts)
     screen.result(
         evaluate_result(found, verdicts, terms),
-        [*notes.kept, *found.warnings],
+        [*notes.kept, *found.warnings, *unwritten()],
         lambda: show_evaluate(found, verdicts, terms),
         failed,
     )

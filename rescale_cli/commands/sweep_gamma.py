@@ -74,6 +74,7 @@ def sweep_gamma(
 ) -> None:
     """Try every strength at once, choose one, and judge it on other samples."""
     from rescale_cli.core.methods import Adjustment
+    from rescale_cli.files.github_actions import unwritten
     from rescale_cli.reports import sweep_report
     from rescale_cli.reports.progress import Notes, progress_bar
     from rescale_cli.reports.sweep_outputs import Outputs, as_json, tell_github
@@ -129,6 +130,7 @@ def sweep_gamma(
             *trial.warnings,
             *sweep_report.not_writable(family),
             *sweep_report.left_alone(apply, why, instead),
+            *unwritten(),
         ],
         lambda: show_sweep(trial, found, line),
         failed,

@@ -81,6 +81,7 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train a classifier on long-tailed data; the other commands take the folder it leaves."""
+    from rescale_cli.loading.libraries import need_torch
     from rescale_cli.reports.progress import Notes
     from rescale_cli.training.run_folder import SEEDS
     from rescale_cli.training.seed_runs import parse_seeds
@@ -91,6 +92,7 @@ def train(
     if print_config:
         show_config(recipe_of(preset, config, given), json)
         return
+    need_torch()
     place = _place(run, output, resume=resume)
     if resume and (preset or config or force):
         raise UsageError(

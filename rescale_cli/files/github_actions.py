@@ -7,40 +7,47 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from contextvars import ContextVar
 
-from rescale_cli.files.staging import system_errors
 from rescale_cli.json_text import printable
 
 #: Bytes that we add to a page; GitHub drops a page of more than 1 MiB.
 MOST_BYTES = 60 << 10
 
+#: What could not be written, for the command that is running.
+_unwritten: ContextVar[tuple[str, ...]] = ContextVar("unwritten", default=())
+
+
+def unwritten() -> list[tuple[str, str]]:
+    """A warning for each file of this step that could not be written; the result is unharmed."""
+    found = [("github", text) for text in _unwritten.get()]
+    _unwritten.set(())
+    return found
+
 
 def append_summary(page: str) -> bool:
-    """Add Markdown to the page of this step, where there is one; whether there was.
-
-    Raises:
-        EnvironmentProblem: the system refused it.
-    """
+    """Add Markdown to the page of this step; whether that was done. See `unwritten`."""
     return _append("GITHUB_STEP_SUMMARY", clipped(page, MOST_BYTES))
 
 
 def append_outputs(values: Mapping[str, object]) -> bool:
-    """Add `key=value` lines to the outputs of this step, where there are any.
+    """Add `key=value` lines to the outputs of this step; whether that was done. See `unwritten`.
 
     Args:
         values: a key is letters, digits, _ and -; a value stays on one line.
-
-    Raises:
-        EnvironmentProblem: the system refused it.
     """
     lines = (f"{key}={' '.join(str(value).splitlines())}\n" for key, value in values.items())
     return _append("GITHUB_OUTPUT", "".join(lines))
 
 
+def on_github() -> bool:
+    """Whether this process runs in a step of GitHub Actions."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
 def annotation(title: str, message: str) -> str | None:
     """The line that makes GitHub show an error, if we run there."""
-    if os.environ.get("GITHUB_ACTIONS") != "true":
+    if not on_github():
         return None
     text = _quoted(message)
     return f"::error title={_quoted(title).replace(':', '%3A').replace(',', '%2C')}::{text}"
@@ -53,11 +60,18 @@ def _quoted(text: str) -> str:
 
 def _append(variable: str, text: str) -> bool:
     path = os.environ.get(variable)
-    if not path:
+    if not path or not on_github():
         return False
     data = text.encode("utf-8", "backslashreplace")
-    with system_errors(f"writing {variable}"), Path(path).open("ab", buffering=0) as file:
-        file.write(data)
+    try:
+        # O_NONBLOCK: a FIFO without a reader is refused at once.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+        with open(path, "ab", buffering=0, opener=lambda p, _: os.open(p, flags, 0o666)) as file:
+            file.write(data)
+    except (OSError, ValueError) as error:
+        said = f"{variable} could not be written, and the result is complete: {error}"
+        _unwritten.set((*_unwritten.get(), said))
+        return False
     return True
 
 

@@ -149,14 +149,14 @@ def _put_back(old: Path, target: Path) -> None:
 
 
 def write_new(path: Path, data: bytes, like: Path | None = None) -> None:
-    """Write a small new file and sync it; readable like `like`, or by its owner only."""
-    mode = stat.S_IMODE(like.stat().st_mode) & 0o666 if like is not None else 0o600
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    """Write a small new file and sync it; with the mode of `like`, or as the umask says."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         left = memoryview(data)
         while left:
             left = left[os.write(fd, left) :]
-        os.fchmod(fd, mode)
+        if like is not None:
+            os.fchmod(fd, stat.S_IMODE(like.stat().st_mode) & 0o666)
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -114,7 +114,7 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
 
 
 def write_texts(texts: Mapping[Path, str], *, force: bool) -> None:
-    """Write texts as UTF-8, readable by whoever may read their folder.
+    """Write texts as UTF-8, with the permissions that the umask leaves.
 
     All of them are on the disk before the first one has its name. A character that UTF-8 does not
     have (half of one, in a file's name) is written as its escape.
@@ -130,7 +130,7 @@ def write_texts(texts: Mapping[Path, str], *, force: bool) -> None:
                 refuse_existing(path, replace=force)
                 staging = held.enter_context(Staging(path.parent, replace=force))
                 data = text.encode("utf-8", "backslashreplace")
-                write_new(staging.aside(path), data, path.parent)
+                write_new(staging.aside(path), data)
             made.append((path, staging))
         for path, staging in made:
             with system_errors(f"writing {path}"):

@@ -12,7 +12,7 @@ from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import BadInput
 from rescale_cli.files.regular_file import read_whole
 from rescale_cli.json_text import clip, parse_json
-from rescale_cli.loading.libraries import library
+from rescale_cli.loading.libraries import library, refuse_stripped
 from rescale_cli.loading.preprocessing_config import from_hugging_face, from_timm
 from rescale_cli.loading.state_tensors import read_tensors
 
@@ -44,6 +44,7 @@ def build(folder: Path, tensors: Sequence[TensorInfo]) -> nn.Module:
                 None, config=config, state_dict=state, output_loading_info=True
             )
         except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError) as error:
+            refuse_stripped("transformers", error)
             raise BadInput(
                 f"transformers cannot build the model of {folder.name}",
                 saw=clip(f"{type(error).__name__}: {error}", 300),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -23,6 +24,44 @@ def library(name: str, extra: str) -> Any:
             saw=clip(str(error)),
             fix=f"pip install 'rescale-cli[{extra}]'",
         ) from None
+    except Exception as error:
+        refuse_stripped(name, error)
+        raise
+
+
+def missing(name: str, saw: str) -> EnvironmentProblem:
+    """The error for a library that this package requires and that cannot be imported."""
+    name = name.partition(".")[0]
+    fix = {"torch": "torch torchvision", "torchvision": "torch torchvision"}.get(name, name)
+    what = f"this command needs {name}, which cannot be imported"
+    return EnvironmentProblem(what, saw=clip(saw), fix=f"pip install {fix}")
+
+
+def need_torch() -> None:
+    """Stop before anything is written if torch is missing or torchvision does not fit it.
+
+    Raises:
+        EnvironmentProblem: one of them cannot be imported.
+    """
+    try:
+        import_module("torch")
+    except (ImportError, OSError) as error:
+        raise missing("torch", str(error)) from None
+    torchvision()
+
+
+def refuse_stripped(name: str, error: Exception) -> None:
+    """Name the cause if a library fails because `python -OO` removed its docstrings.
+
+    Raises:
+        EnvironmentProblem: Python runs with -OO.
+    """
+    if sys.flags.optimize > 1:
+        raise EnvironmentProblem(
+            f"the library {name.partition('.')[0]} does not work under python -OO",
+            saw=clip(f"{type(error).__name__}: {error}", 300),
+            fix="run the command again with PYTHONOPTIMIZE=1, or without PYTHONOPTIMIZE and -OO",
+        ) from None
 
 
 def torchvision() -> Any:
@@ -33,6 +72,8 @@ def torchvision() -> Any:
     """
     try:
         return import_module("torchvision")
+    except ModuleNotFoundError as error:
+        raise missing(error.name or "torchvision", str(error)) from None
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         raise EnvironmentProblem(
             "torchvision does not fit the torch that is installed",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.core.tensor_info import TensorInfo
+from rescale_cli.errors import BadInput
 from rescale_cli.formats.sharded_folder import read_config
 from rescale_cli.formats.torch_zip import is_exported
 from rescale_cli.loading.origin import Origin, origin_of
@@ -52,8 +54,13 @@ class ModelFile:
         return own
 
 
-def open_model(path: Path, accept: frozenset[str] = frozenset()) -> ModelFile:
+def open_model(
+    path: Path, accept: frozenset[str] = frozenset(), arch: str | None = None
+) -> ModelFile:
     """Read the headers at a path; a file inside a run folder has the run's config.
+
+    With `arch`, as the user named it, a config.json beside a file counts only if it describes that
+    network. Otherwise it belongs to another model, and its names and preprocessing are not used.
 
     Raises:
         BadCheckpoint: unknown, damaged, or not a regular file.
@@ -64,6 +71,17 @@ def open_model(path: Path, accept: frozenset[str] = frozenset()) -> ModelFile:
     checkpoint = open_checkpoint(path, accept)
     config = checkpoint.contents.config
     if not config and path.is_file():
-        beside = read_config(path.parent)
-        config = beside if "arch" in beside else config
+        with suppress(*(() if arch is None else (BadInput,))):
+            beside = read_config(path.parent)
+            config = beside if "arch" in beside else config
+    if path.is_file() and not _describes(config, arch):
+        config = {}
     return ModelFile(path, checkpoint, config)
+
+
+def _describes(config: Mapping[str, Any], arch: str | None) -> bool:
+    """Whether a config.json speaks of the network that `--arch` names."""
+    if arch is None or arch in ("run", "hf"):
+        return True
+    timm = f"timm:{config.get('architecture')}"
+    return config.get("arch", timm) in (arch, arch.partition(".")[0])

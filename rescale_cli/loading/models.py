@@ -64,7 +64,7 @@ def load_classifier(
         UsageError: no source or no network of that name.
         EnvironmentProblem: a library is missing, or torchvision does not fit torch.
     """
-    file = open_model(path, accept)
+    file = open_model(path, accept, arch)
     name, _, rest = (_arch_of(file) if arch is None else arch).partition(":")
     entry = models.entry(name)
     argument = entry.facts["argument"]

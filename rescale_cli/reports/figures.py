@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -16,7 +17,9 @@ MOST = 1000
 
 def can_draw() -> bool:
     """Whether what the extra `plot` brings is here."""
-    return all(find_spec(name) is not None for name in ("altair", "vl_convert"))
+    # Altair builds itself from its docstrings, which python -OO removes.
+    here = all(find_spec(name) is not None for name in ("altair", "vl_convert"))
+    return here and sys.flags.optimize < 2
 
 
 def write_norms(trained: Trained) -> None:

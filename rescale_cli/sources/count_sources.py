@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -51,19 +52,34 @@ def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
         BadInput: no such file, no regular file, or data that cannot be counted.
         UsageError: an unknown source, option or split.
     """
-    if spec != "-":
+    if spec != "-" and not _is_pipe(spec):
         return count_data(spec)
-    data = (stdin or sys.stdin.buffer).read(MAX_COUNTS + 1)
+    source = "stdin" if spec == "-" else spec
+    if spec != "-":
+        with Path(spec).open("rb") as pipe:
+            data = pipe.read(MAX_COUNTS + 1)
+    elif stdin is None and sys.stdin is None:
+        raise bad_file("there is no stdin to read counts from", "stdin is closed")
+    else:
+        data = (stdin or sys.stdin.buffer).read(MAX_COUNTS + 1)
     if len(data) > MAX_COUNTS:
-        raise bad_file("there is too much on stdin", f"more than {MAX_COUNTS:,} bytes")
+        raise bad_file(f"there is too much on {source}", f"more than {MAX_COUNTS:,} bytes")
     if b"\0" in data:
-        raise bad_file("stdin is neither JSON nor CSV", "a byte of value 0")
+        raise bad_file(f"{source} is neither JSON nor CSV", "a byte of value 0")
     if is_json(data):
-        return json_counts(parse_json(data, "stdin", BadCounts), "stdin")
+        return json_counts(parse_json(data, source, BadCounts), source)
     try:
-        return text_counts(io.StringIO(data.decode("utf-8-sig")), "stdin")
+        return text_counts(io.StringIO(data.decode("utf-8-sig")), source)
     except UnicodeDecodeError as error:
-        raise bad_file("stdin is neither JSON nor CSV in UTF-8", str(error)) from None
+        raise bad_file(f"{source} is neither JSON nor CSV in UTF-8", str(error)) from None
+
+
+def _is_pipe(spec: str) -> bool:
+    """Whether a path leads to a pipe, as `<(zcat counts.json.gz)` of a shell does."""
+    try:
+        return stat.S_ISFIFO(os.stat(spec).st_mode)  # noqa: PTH116 - Path.stat raises for NUL
+    except (OSError, ValueError):
+        return False
 
 
 def count_data(spec: str, *, tally: bool = False) -> RawCounts:

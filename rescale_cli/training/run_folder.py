@@ -195,7 +195,7 @@ class RunFolder:
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
         data = save(tensors, metadata={"format": "pt"})
         with system_errors(f"writing {self.model}"), Staging(self.path, replace=True) as staging:
-            write_new(staging.aside(self.model), data, self.path)
+            write_new(staging.aside(self.model), data)
             staging.commit()
 
     def write_rescaled(self, gamma: float, zero_count: ZeroPolicy = "error") -> None:

@@ -64,7 +64,7 @@ def write_state(path: Path, state: RunState) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
     data = save(tensors, metadata={"format": "pt", KEY: json.dumps(said)})
     with system_errors(f"writing {path}"), Staging(path.parent, replace=True) as staging:
-        write_new(staging.aside(path), data, path.parent)
+        write_new(staging.aside(path), data)
         staging.commit()
 
 
