@@ -263,7 +263,7 @@ def test_stdin_is_read_within_bounds(monkeypatch):
             read_counts("-", io.BytesIO(data))
         assert word in caught.value.what
     monkeypatch.setattr("rescale_cli.sources.count_sources.MAX_COUNTS", 10)
-    with pytest.raises(BadCounts, match="too much"):
+    with pytest.raises(BadCounts, match="too long"):
         read_counts("-", io.BytesIO(b"[" + b" " * 20 + b"1]"))
 
 
@@ -423,7 +423,7 @@ def test_npz_labels_are_counted(tmp_path):
     assert count_data(f"npz:{path}").values == (1, 1, 2)
     assert count_data(str(path)).values == (1, 1, 2)
     refused(f"npz:{path}?labels=z", "images.npy")
-    refused(f"npz:{path}?labels=y", "one whole number a sample")
+    refused(f"npz:{path}?labels=y", "one whole number per sample")
     np.savez(path, labels=np.array(["owl", "cat", "owl"]))
     assert count_data(f"npz:{path}").names == ("cat", "owl")
     for labels, word in (([0.5], "fractional"), ([-1], "outside"), ([], "one whole number")):
@@ -476,7 +476,7 @@ def test_cifar_is_counted_in_its_binary_version(tmp_path):
     put(tmp_path / "train.bin", cifar_binary([3, 100], b"\x01"))
     refused(f"cifar100:{tmp_path}", "outside 0 to 99")
     put(tmp_path / "train.bin", b"\x01" * 5000)
-    refused(f"cifar100:{tmp_path}", "cut short")
+    refused(f"cifar100:{tmp_path}", "truncated")
 
 
 TABLE = {"fine_labels": [5, 7, 5], "data": np.zeros((3, 4), np.uint8), "filenames": ["a"]}
@@ -570,7 +570,7 @@ def test_a_first_name_in_brackets_is_no_json(tmp_path):
 
 def test_bytes_of_value_zero_are_no_counts(tmp_path):
     zeros = bytes(1000)
-    with pytest.raises(BadInput, match="no text"):
+    with pytest.raises(BadInput, match="not a text file"):
         read_counts(str(put(tmp_path / "zeros", zeros)))
     with pytest.raises(BadInput, match="stdin"):
         read_counts("-", io.BytesIO(zeros))
@@ -587,7 +587,7 @@ def test_bytes_of_value_zero_are_no_counts(tmp_path):
         ('{"cat": 0, "dog": 0}', "does not name"),
         ("[[", "not valid JSON"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"\0" * 1000, "no text"),
+        (b"\0" * 1000, "not a text file"),
         ("[cat, dog", "not valid JSON"),
         ("['cat', 'dog']", "not valid JSON"),
     ],

@@ -181,7 +181,7 @@ def test_a_target_share_that_is_not_above_zero_is_named(target):
 
 
 def test_a_target_of_another_length_is_refused():
-    with pytest.raises(BadInput, match="one share a class"):
+    with pytest.raises(BadInput, match="one share per class"):
         ClassCounts.of([5, 6]).against_target([1, 1, 1])
 
 

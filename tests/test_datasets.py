@@ -478,7 +478,7 @@ def test_missing_images_are_listed_before_any_is_read(tmp_path: Path) -> None:
     refused(made.spec, "a b/1.png")
     refused(made.spec.replace("?root=", "?root=/nowhere"), "?root=DIR")
     refused(f"list:{tmp_path / 'all.txt'}", "6 images are not in")
-    refused(f"list:{put(tmp_path / 'empty', '')}", "one whole number a sample")
+    refused(f"list:{put(tmp_path / 'empty', '')}", "one whole number per sample")
 
 
 def test_columns_of_a_table_are_found_or_asked_for(tmp_path: Path) -> None:
@@ -685,7 +685,7 @@ def test_patterns_of_shards_are_expanded_in_order(tmp_path: Path) -> None:
     ):
         assert [path.stem for path in find_shards(f"{tmp_path}/{pattern}")] == names
     refused(f"wds:{tmp_path}/a-{{008..012}}.tar", "a-011.tar")
-    refused(f"wds:{tmp_path}/{{a-{{008..009}},b-1}}.tar", "within braces")
+    refused(f"wds:{tmp_path}/{{a-{{008..009}},b-1}}.tar", "nested braces")
     refused(f"wds:{tmp_path}/{{a,a}}-009.tar", "twice")
     refused(f"wds:{tmp_path}/c*.tar", "names no shard")
     refused(f"wds:{tmp_path}/{{0..999999999}}{{0..9}}.tar", "too many")
@@ -778,11 +778,11 @@ def test_bytes_texts_and_other_columns_of_a_table_are_read(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("columns", "word"),
     [
-        ({"image": [b"x"], "label": [None]}, "one label a row"),
-        ({"image": [b"x"], "label": [[1]]}, "one label a row"),
+        ({"image": [b"x"], "label": [None]}, "one label per row"),
+        ({"image": [b"x"], "label": [[1]]}, "one label per row"),
         ({"image": [b"x"], "label": [0.5]}, "fractional"),
         ({"image": [b"x"], "label": [-1]}, "outside"),
-        ({"image": [b"x"], "label": [1 << 60]}, "one label a row"),
+        ({"image": [b"x"], "label": [1 << 60]}, "one label per row"),
         ({"image": [b"x"], "target": [1], "label": [1]}, "?label=COLUMN"),
         ({"pixels": [b"x"], "label": [1]}, "?image=COLUMN"),
         ({"image": [], "label": []}, "empty"),

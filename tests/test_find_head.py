@@ -223,7 +223,7 @@ def test_several_names_give_several_heads_in_that_order() -> None:
 
 
 def test_an_unknown_name_lists_close_ones() -> None:
-    with pytest.raises(BadInput, match="called heda") as caught:
+    with pytest.raises(BadInput, match="named heda") as caught:
         find_heads(backbone() + head("head"), names=["heda"])
     assert "head" in caught.value.saw
 
@@ -233,7 +233,7 @@ def test_a_file_without_a_matrix_is_said_to_have_none(told: int | None) -> None:
     for tensors in ([], [info("a", 3), info("b", 5)]):
         with pytest.raises(NoClassifier, match="no final linear layer") as caught:
             find_heads(tensors, num_classes=told)
-        assert caught.value.saw == f"tensors of a network: {len(tensors)}, no matrix among them"
+        assert caught.value.saw == f"{len(tensors)} tensors, and none of them is a matrix"
 
 
 def test_the_end_of_several_names_is_ambiguous() -> None:
@@ -329,7 +329,7 @@ def test_a_multi_label_model_is_warned_of_whatever_count_is_told() -> None:
 
 def test_the_reason_is_in_words() -> None:
     why = find_heads(backbone() + head("fc")).heads[0].why
-    assert why == "nothing else in the file has 10 as a size; a bias of that length; named fc"
+    assert why == "nothing else in the file has 10 as a size; a bias of the same length; named fc"
 
 
 def test_names_of_final_layers_sound_final_and_others_do_not() -> None:
@@ -397,7 +397,7 @@ def test_a_named_layer_whose_weight_is_computed_is_refused_by_its_name() -> None
 
 
 def test_an_inner_layer_is_not_taken_where_the_last_one_is_no_matrix() -> None:
-    with pytest.raises(NoClassifier, match="no linear layer"):
+    with pytest.raises(NoClassifier, match="is not linear"):
         find_heads([
             *(info(f"conv_layers.{i}.weight", 40, 40, 3) for i in range(3)),
             info("conv_layers.9.weight", 3, 40, 1), info("conv_layers.9.bias", 3),

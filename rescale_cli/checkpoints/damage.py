@@ -40,7 +40,7 @@ def unreadable(path: Path) -> BadInput:
     return BadCheckpoint(
         f"{path.name} is damaged: it begins neither like a zip archive nor like a pickle"
         if path.suffix in _TORCH
-        else f"{path.name} is of no format that this tool reads",
+        else f"{path.name} is not in a format that this tool reads",
         saw=f"{size:,} bytes, which begin with {head[:8]!r}",
         fix=_AGAIN
         if damaged
@@ -63,7 +63,7 @@ def _no_model(path: Path, head: bytes, size: int) -> BadCheckpoint | None:
         return BadCheckpoint(f"{path.name} is an empty file", saw="0 bytes", fix=_AGAIN)
     if not any(head):
         return BadCheckpoint(
-            f"{path.name} holds nothing but zeros: a download or copy was not finished",
+            f"{path.name} contains only zeros: a download or copy did not finish",
             saw=f"the first {len(head):,} of {size:,} bytes are 0",
             fix="fetch or copy the file again",
         )

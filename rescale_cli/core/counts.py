@@ -66,9 +66,11 @@ class ClassCounts:
         """
         entries = values.tolist() if isinstance(values, np.ndarray) else values
         if isinstance(entries, str | bytes) or not isinstance(entries, Sequence):
-            raise bad_counts("counts are a list of one number a class", _show(entries), source)
+            raise bad_counts(
+                "counts must be a list with one number per class", _show(entries), source
+            )
         if len(entries) < 2:
-            word = "there are no counts" if not entries else "there is a count for one class only"
+            word = "there are no counts" if not entries else "there are counts for one class only"
             raise bad_counts(word, f"{len(entries)} entries, at least 2 are needed", source)
         label = None if names is None else tuple(names)
         whole = whole_numbers(entries, label, source)
@@ -156,12 +158,12 @@ class ClassCounts:
         Raises:
             BadInput: not one finite number above 0 a class (skipped classes may have 0).
         """
-        fix = "give one share above 0 a class, or leave a class out: --exclude-class NAME"
+        fix = "give one share above 0 for each class, or leave a class out: --exclude-class NAME"
         shares = [_share(entry) for entry in target]
         total = math.fsum(shares)
         if len(shares) != self.num_classes:
             saw = f"{len(shares)} shares, {self.num_classes} classes"
-            raise BadInput("the target prior is not one share a class", saw=saw, fix=fix)
+            raise BadInput("the target prior must have one share per class", saw=saw, fix=fix)
         for i, (share, kept) in enumerate(zip(shares, self.kept.tolist(), strict=True)):
             # Below 1e-12 a share is a slip, and n_i / share could overflow.
             if not (share > 0 and share >= 1e-12 * total) and (kept or share != 0):
@@ -176,7 +178,7 @@ class ClassCounts:
         if not found and re.fullmatch("[0-9]{1,9}", str(name)) and int(name) < self.num_classes:
             found = [int(name)]
         if len(found) != 1:
-            what = "two classes are called" if found else "there is no class called"
+            what = "two classes are named" if found else "there is no class named"
             saw = f"{self.num_classes} classes: {few(self.names or ('without names',), 10)}"
             fix = f"name a class, or a row from 0 to {self.num_classes - 1}: --exclude-class NAME"
             raise UsageError(f"{what} {clip(str(name), 80)!r}", saw=saw, fix=fix)
@@ -244,5 +246,7 @@ def _show(entry: object) -> str:
 
 def bad_counts(what: str, saw: str, source: str) -> BadCounts:
     """The error for counts that are not one positive whole number a class."""
-    fix = "give one positive whole number a class, in a list, a CSV or by name: --counts FILE"
+    fix = (
+        "give one positive whole number for each class, in a list, a CSV or by name: --counts FILE"
+    )
     return BadCounts(what, saw=f"{source}: {saw}", fix=fix)

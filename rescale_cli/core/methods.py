@@ -118,12 +118,12 @@ class Adjustment:
                 f"{knob} must lie between 0 and 4", saw=f"{self.strength}", fix=f"--{knob} 0.2"
             )
         if self.bias not in ("", *BIAS_POLICIES):
-            raise UsageError("no such bias policy", saw=self.bias, fix="--bias keep, scale or drop")
+            raise UsageError("unknown bias policy", saw=self.bias, fix="--bias keep, scale or drop")
         if self.normalize and self.method != "rescale":
             raise UsageError(
                 f"--normalize goes with --method rescale, not {self.method}",
                 saw=f"--normalize --method {self.method}",
-                fix="leave one of the two out",
+                fix="leave out one of them",
             )
         most = self.max_factor
         if most is not None and (self.method != "rescale" or not 1 <= most < float("inf")):
@@ -134,7 +134,7 @@ class Adjustment:
             )
         if not (self.temperature > 0 and 0 < 1 / self.temperature < float("inf")):
             raise UsageError(
-                "the temperature must be above 0, and neither it nor 1 / T infinite",
+                "the temperature T must be above 0, with T and 1 / T finite",
                 saw=f"{self.temperature}",
                 fix="--temperature 1.5",
             )

@@ -129,7 +129,7 @@ def _check_order(given: tuple[str, ...], head: HeadRows, said: Said, checked: bo
     if places is None or places == tuple(range(len(given))):
         return
     differ = [i for i, place in enumerate(places) if place != i]
-    by_tool = f"{head.tool} trained this checkpoint, and sorts them otherwise"
+    by_tool = f"{head.tool} trained this checkpoint, and sorts class folders differently"
     raise UnknownClassOrder(
         f"{said.source} has its classes in {said.order} order; "
         + (by_tool if tool else "nothing says whether the head has them in that order, too"),

@@ -191,7 +191,7 @@ def checked_labels(raw: NDArray[Any], rows: int, classes: int, source: str) -> L
     """
     if raw.shape != (rows,) or raw.dtype.kind not in "iuf":
         raise BadInput(
-            f"the labels in {source} are not one whole number a row of logits",
+            f"the labels in {source} must be one whole number per row of logits",
             saw=f"labels {raw.shape} of {raw.dtype}, logits ({rows}, {classes})",
             fix=_FIX,
         )
@@ -208,7 +208,7 @@ def checked_labels(raw: NDArray[Any], rows: int, classes: int, source: str) -> L
     if (labels != raw).any():
         at = int((labels != raw).argmax())
         raise BadInput(
-            f"the labels in {source} are no whole numbers",
+            f"the labels in {source} are not whole numbers",
             saw=f"row {at} has {raw[at]}",
             fix="save the number of each sample's class",
         )

@@ -100,7 +100,7 @@ def read_directory(data: bytes, base: int, count: int, path: Path) -> list[Liste
     at, listed, seen = 0, [], set()
     for _ in range(count):
         if len(data) - at < _CENTRAL.size:
-            raise bad_zip(path, "its directory is cut short")
+            raise bad_zip(path, "its directory is truncated")
         (magic, _, _, flags, method, _, _, crc, packed, size, name_len, extra_len, comment_len,
          disk, _, _, header) = _CENTRAL.unpack_from(data, at)  # fmt: skip
         name_at = at + _CENTRAL.size

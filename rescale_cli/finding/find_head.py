@@ -195,7 +195,7 @@ def _with_rows(scored: list[Scored], k: int) -> list[Scored]:
         return [s for s in scored if s.matrix.rows == 1]  # one logit for two classes
     best = [s for s in scored if s.points >= ENOUGH][:3] or scored[:3]
     raise BadInput(
-        f"no layer at the end of this network has {k} rows, one for each class",
+        f"no final layer of this network has {k} rows, one for each class",
         saw=", ".join(f"{s.matrix.weight.name} {s.matrix.weight.shape}" for s in best),
         fix="pass the class count of the data this checkpoint was trained on, or --head NAME",
     )

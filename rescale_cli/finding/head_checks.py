@@ -132,7 +132,7 @@ def refuse_hidden(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
             continue
         if max(tensor.shape[2:]) > 1 and opinion(path).points >= 2:
             raise _none(
-                "the last layer of this network is no linear layer",
+                "the last layer of this network is not linear",
                 f"{tensor.name} {tensor.shape}; before it {m.weight.name} {m.weight.shape}",
             )
 
@@ -156,7 +156,7 @@ def refuse_without_head(tensors: Sequence[TensorInfo], saw: str) -> NoClassifier
     frozen = [t for t in tensors if _FROZEN.fullmatch(t.name)]
     if frozen:
         return _frozen(f"{frozen[-1].name} {frozen[-1].shape}, {frozen[-1].dtype}")
-    saw = saw or f"tensors of a network: {len(tensors)}, no matrix among them"
+    saw = saw or f"{len(tensors)} tensors, and none of them is a matrix"
     packed = [t.name for t in tensors if _QUANTISED.search(t.name)]
     if packed:
         saw = f"quantised weights, e.g. {packed[0]}" + (f"; {saw}" if saw else "")

@@ -55,7 +55,7 @@ def score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None) 
     else:
         evidence.append((-1, f"{m.rows} is also an inner width"))
     if m.bias:
-        evidence.append((1, "a bias of that length"))
+        evidence.append((1, "a bias of the same length"))
     said = opinion(m.path)
     leaf = m.weight.name.rpartition(".")[2]
     bare = leaf not in (*WEIGHTS, "weight_g", "original0") and not ZERO_SHOT.fullmatch(leaf)
@@ -70,7 +70,7 @@ def score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None) 
     elif graph.is_last(m):
         evidence.append((1.5, "the last of its sequence"))
     if times > 1 and not sibling:
-        evidence.append((-1 if times == 2 else -3, f"one of {times} alike"))
+        evidence.append((-1 if times == 2 else -3, f"one of {times} equal layers"))
     evidence.append((1 if len(m.path) <= 2 else -0.25 * (len(m.path) - 3), ""))
     # Widths are round numbers, and hardly a data set has 1280 classes.
     if m.rows % 32 == 0 and m.rows not in (k, _classes_in(config)):
@@ -79,7 +79,7 @@ def score(m: Matrix, graph: Graph, config: Mapping[str, object], k: int | None) 
         elif len(m.path) > 1 and not says_class(m.path):
             evidence.append((-2, f"{m.rows} is a round number"))
     if k is not None and m.rows == k:
-        evidence.append((2, f"{k} rows, as told"))
+        evidence.append((2, f"{k} rows, the number of classes given"))
     said_by_config = _from_config(m, config)
     told = m.rows == k or sum(p for p, _ in said_by_config) > 0
     evidence += said_by_config
@@ -100,12 +100,12 @@ def _from_config(m: Matrix, config: Mapping[str, object]) -> list[tuple[float, s
     if isinstance(named, (list, tuple)) and m.module in named:
         evidence.append((5, "config.json names it"))
     if m.rows == config.get("vocab_size"):
-        evidence.append((-6, "as many rows as the vocabulary"))
+        evidence.append((-6, "as many rows as the vocabulary has words"))
     k = _classes_in(config)
     if k and m.rows == k:
         evidence.append((3, f"config.json has {k} classes"))
     elif k and m.rows == k + 1:
-        evidence.append((1.5, f"config.json has {k} classes, and one for nothing"))
+        evidence.append((1.5, f"config.json has {k} classes, and the head one more for background"))
     return evidence
 
 

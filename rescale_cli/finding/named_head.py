@@ -40,8 +40,8 @@ def named_heads(
             meant = difflib.get_close_matches(".".join(steps), ends, 3, 0.5)
             close = [ends[end] for end in meant] or known[-3:]
             raise BadInput(
-                f"no linear layer is called {name}",
-                saw=", ".join(close) or "no matrix at all",
+                f"no linear layer is named {name}",
+                saw=", ".join(close) or "the checkpoint has no matrix",
                 fix=f"--head {close[0]}" if close else "pass a checkpoint with a linear layer",
             )
         if len(hits) > 1:

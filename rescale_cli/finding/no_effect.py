@@ -60,10 +60,10 @@ def sign_of_no_effect(
         return f"its class is {owner.rpartition('.')[2]}"
     for step in m.path[-2:]:
         if _named(step):
-            return f"it is called {step}"
+            return f"it is named {step}"
     beside = _scale_beside(m, tensors)
     if beside:
-        return f"beside it lies a scale, {beside}"
+        return f"there is a scale beside it, {beside}"
     if m.layout != "transposed" or m.bias or owner in _PLAIN_CLASSES or _by_input(m, tensors):
         return None
     return "it is stored as (D, C) without a bias, unlike an ordinary linear layer"

@@ -51,10 +51,10 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
     raw, size = read_header(path)
     header = parse_json(raw, f"the header of {path.name}", most=MAX_VALUES)
     if not isinstance(header, dict):
-        raise _damaged(path, "the header is no JSON object", type(header).__name__)
+        raise _damaged(path, "the header is not a JSON object", type(header).__name__)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _damaged(path, "__metadata__ is no table of texts", clip(repr(metadata)))
+        raise _damaged(path, "__metadata__ must map strings to strings", clip(repr(metadata)))
     base = 8 + len(raw)
     tensors = tuple(_tensor(path, name, entry, base) for name, entry in header.items())
     _check_cover(path, tensors, base, size)
@@ -102,9 +102,9 @@ def _check_cover(path: Path, tensors: tuple[TensorInfo, ...], base: int, size: i
     end = base
     for info in sorted(tensors, key=lambda info: (info.start, info.stop)):
         if info.start != end:
-            word = "overlaps" if info.start < end else "leaves a gap before"
+            word = "overlaps" if info.start < end else "leaves a gap before its data"
             raise _damaged(
-                path, "the data do not lie one after another", f"{clip(info.name)} {word}"
+                path, "the tensors' data must be contiguous", f"{clip(info.name)} {word}"
             )
         end = info.stop
     if end != size:

@@ -98,14 +98,14 @@ def _shards(folder: Path, index: Path, accept: frozenset[str]) -> list[Contents]
     for tensor, file in weight_map.items():
         if owner.get(tensor) != file:
             saw = f"{clip(tensor)} is not in {clip(str(file))}"
-            raise _bad_index(index, "it names a tensor that its shard does not hold", saw)
+            raise _bad_index(index, "it lists a tensor that is not in its shard", saw)
     return parts
 
 
 def _shard_path(folder: Path, index: Path, name: str) -> Path:
     plain = Path(name).name == name and "\\" not in name and ":" not in name and "\0" not in name
     if not plain or name in ("", ".", ".."):
-        raise _bad_index(index, "a shard's name is no plain file name", clip(repr(name)))
+        raise _bad_index(index, "the name of a shard must be a plain file name", clip(repr(name)))
     shard = folder / name
     if not os.path.exists(shard):  # noqa: PTH110  (Path.exists raises where a name is too long)
         raise BadCheckpoint(
@@ -152,7 +152,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = parse_json(read_whole(path, MAX_CONFIG), "config.json")
     if not isinstance(config, dict):
         raise BadCheckpoint(
-            "config.json is no JSON object", saw=clip(repr(config)), fix="restore the file"
+            "config.json is not a JSON object", saw=clip(repr(config)), fix="restore the file"
         )
     return config
 

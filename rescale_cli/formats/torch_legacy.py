@@ -112,7 +112,7 @@ def _read_pickles(data: mmap.mmap, accept: frozenset[str], path: Path) -> _Pickl
     if magic != _MAGIC or protocol != _PROTOCOL or type(system) is not dict:
         raise _bad(path, "its header is not that of torch.save")
     if type(keys) is not list or any(type(key) is not str for key in keys):
-        raise _bad(path, "its list of storages is no list of texts")
+        raise _bad(path, "its list of storages is not a list of strings")
     return _Pickles(value, keys, storages, named, at)
 
 
@@ -130,7 +130,7 @@ def _persistent(name: object, storages: dict[str, Storage]) -> object:
         return storage
     _, first, length = view
     if type(first) is not int or type(length) is not int or first < 0 or length < 0:
-        raise ValueError("a part of a storage that makes no sense")
+        raise ValueError("a view of a storage with invalid bounds")
     return replace(storage, first=first, length=length)
 
 
@@ -141,16 +141,16 @@ def _find_storages(fd: int, size: int, pickles: _Pickles, path: Path) -> dict[st
     for key in pickles.keys:
         storage = pickles.storages.get(key)
         if storage is None or key in starts or storage.dtype not in ITEM_SIZES:
-            raise _bad(path, f"its list of storages names {key[:40]!r}, unknown or twice")
+            raise _bad(path, f"its list of storages contains {key[:40]!r}, unknown or twice")
         if at + 8 > size:
-            raise _bad(path, f"it ends before storage {key[:40]}: it is cut short")
+            raise _bad(path, f"it ends before storage {key[:40]}: it is truncated")
         numel = int.from_bytes(read_at(fd, at, 8), "little", signed=True)
         starts[key] = at + 8
         at += 8 + storage.numel * ITEM_SIZES[storage.dtype]
         if numel != storage.numel:
             raise _bad(path, f"storage {key[:40]} has {numel} elements, not {storage.numel}")
         if at > size:
-            raise _bad(path, f"it ends inside storage {key[:40]}: it is cut short")
+            raise _bad(path, f"it ends inside storage {key[:40]}: it is truncated")
     if at != size:
         raise _bad(path, f"{size - at:,} bytes after its last storage")
     return starts

@@ -117,13 +117,13 @@ class Machine:
         for _ in range(MAX_STEPS):
             self.op_at = at = self.at
             if at >= end:
-                raise ValueError("it ends without a STOP")
+                raise ValueError("it ends without a STOP opcode")
             code = data[at]
             self.at = at + 1
             if code == 46:  # b"."
                 value = self.stack.pop()
                 if self.stack or self.below:
-                    raise ValueError("something is left on its stack")
+                    raise ValueError("values are left on its stack at STOP")
                 return value
             step = table[code]
             if step is None:
@@ -147,7 +147,7 @@ class Machine:
         """The next bytes up to a line feed, at most `limit` of them."""
         stop = self.data.find(b"\n", self.at, min(self.end, self.at + limit))
         if stop < 0:
-            raise ValueError("a line without an end")
+            raise ValueError("an unterminated line")
         piece = self.data[self.at : stop]
         self.at = stop + 1
         return piece
@@ -161,7 +161,7 @@ class Machine:
     def load_persistent(self, name: object) -> object:
         """What the caller says a persistent id stands for."""
         if self.persistent is None:
-            raise ValueError("a persistent id where none belongs")
+            raise ValueError("an unexpected persistent id")
         return self.persistent(name)
 
     def push_global(self, module: str, name: str) -> None:
@@ -176,12 +176,12 @@ class Machine:
         if type(func) is not Global:
             raise not_a_name(f"a call of a {type(func).__name__} at byte {self.op_at}")
         if type(args) is not tuple:
-            raise TypeError("arguments that are no tuple")
+            raise TypeError("the arguments of a call are not a tuple")
         check_called(func, args, self.accept, new=new)
         self.called.add(func.full)
         if func.module in ("copyreg", "copy_reg"):
             if type(args[0]) is Global and args[0].module == func.module:
-                raise TypeError("copyreg makes copyreg")
+                raise TypeError("copyreg applied to copyreg")
             if func.name == "__newobj__":
                 return self.call(args[0], args[1:], new=True)
             if func.name == "__newobj_ex__":
@@ -196,7 +196,7 @@ class Machine:
         if source is None or type(source) in (Global, Built):
             return {}
         if type(source) not in (dict, list, tuple):
-            raise TypeError("a dictionary made of no pairs")
+            raise TypeError("a dictionary built from something other than pairs")
         self.may_copy -= len(source)
         if self.may_copy < 0:
             raise ValueError("the same items are copied again and again")
@@ -215,7 +215,7 @@ class Machine:
         elif type(target) is Built:
             target.keyed.extend(pairs)
         else:
-            raise TypeError("items set on what is no dictionary")
+            raise TypeError("items set on an object that is not a dictionary")
 
     def append(self, items: list[Any]) -> None:
         """Append to, or add to, the top of the stack."""
@@ -227,7 +227,7 @@ class Machine:
         elif type(target) is Built:
             target.listed.extend(items)
         else:
-            raise TypeError("elements appended to what is no list")
+            raise TypeError("elements appended to an object that is not a list")
 
     def build(self, state: object) -> None:
         """Give the top of the stack its state; a plain dict's attributes are of no use to us."""
@@ -236,7 +236,7 @@ class Machine:
             raise not_a_name(f"a change of {target.full[:200]!r} itself at byte {self.op_at}")
         if type(target) is Built:
             if target.state is not None:
-                raise ValueError("an object is given its state twice")
+                raise ValueError("the state of an object is set twice")
             target.state = state
         elif type(target) is not dict:
-            raise TypeError("a state given to a plain value")
+            raise TypeError("a state set on a plain value")

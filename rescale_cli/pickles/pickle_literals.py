@@ -104,9 +104,9 @@ def _line_long(raw: bytes) -> int:
 
 def _line_quoted(raw: bytes) -> str:
     if len(raw) < 2 or raw[:1] not in (b"'", b'"') or raw[:1] != raw[-1:]:
-        raise ValueError("a text without quotes")
+        raise ValueError("a string without quotes")
     if not _ESCAPED.fullmatch(raw[1:-1]):
-        raise ValueError("a text with an unknown escape")
+        raise ValueError("a string with an unknown escape")
     return _python2_text(codecs.escape_decode(raw[1:-1])[0])
 
 

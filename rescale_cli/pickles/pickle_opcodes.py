@@ -167,7 +167,7 @@ def _global(m: Machine) -> None:
 def _stack_global(m: Machine) -> None:
     name, module = m.stack.pop(), m.stack.pop()
     if type(name) is not str or type(module) is not str:
-        raise TypeError("a global whose name is no text")
+        raise TypeError("a global whose name is not a string")
     m.push_global(module, name)
 
 
@@ -176,7 +176,7 @@ def _stack_global(m: Machine) -> None:
 @_op(b"\x84")
 def _extension(m: Machine) -> None:
     raise UnsafePickle(
-        "the pickle names a global by its number in another process",
+        "the pickle refers to a global by a number (an EXT opcode)",
         saw=f"an EXT opcode at byte {m.op_at}",
         fix="do not load this file; ask its maker for a plain state dict",
     )

@@ -167,7 +167,7 @@ def check_named(module: str, name: str, accept: Collection[str]) -> None:
         >>> check_named("collections", "OrderedDict", ())
         >>> check_named("torch", "serialization.os.system", ())  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        rescale_cli.errors.UnsafePickle: the pickle names what no checkpoint needs; ...
+        rescale_cli.errors.UnsafePickle: the pickle names something that no checkpoint needs; ...
     """
     full = f"{module}.{name}"
     if full in EXCEPTIONS or full in accept:
@@ -184,14 +184,14 @@ def check_named(module: str, name: str, accept: Collection[str]) -> None:
     plain = full.isprintable() and all(module.split("."))
     plain = plain and all(part.isidentifier() for part in parts)
     if spelled != full or not plain:
-        raise _refuse("the pickle names something under a disguised name", full)
+        raise _refuse("the pickle names something in disguise", full)
     # A part that is not the last is walked through: a class is ordinary, a module is a detour.
     detour = any(not _is_class(part) for part in parts[:-1])
     hidden = any(
         part in _HIDDEN or (part.startswith("__") and part.endswith("__")) for part in parts
     )
     if detour or _below(full, REFUSED) or (hidden and full not in FUNCTIONS):
-        raise _refuse("the pickle names what no checkpoint needs", full)
+        raise _refuse("the pickle names something that no checkpoint needs", full)
 
 
 def check_called(

@@ -69,7 +69,7 @@ def _unwrapped(candidate: Any) -> Any:
 
 
 def _in_row_order(candidate: Any) -> tuple[str, ...]:
-    """The names in a dict, in its pairs or in a list, or () if it is no list of names."""
+    """The names in a dict, in its pairs or in a list, or () if it is it is not a list of names."""
     if type(candidate) not in (dict, list, tuple) or not 1 < len(candidate) <= _MOST:
         return ()
     if type(candidate) is dict:

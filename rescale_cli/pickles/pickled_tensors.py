@@ -112,7 +112,7 @@ def module_classes(value: object) -> dict[str, str]:
 def bad_tensor(path: FilePath, name: str, saw: str) -> BadCheckpoint:
     """The error for a tensor that cannot be where the file says it is."""
     return BadCheckpoint(
-        f"{path.name} holds a tensor that makes no sense: {ascii(name[:200])[1:-1]}",
+        f"{path.name} contains an invalid tensor: {ascii(name[:200])[1:-1]}",
         saw=saw,
         fix="fetch the file again, or save it again with torch.save",
     )

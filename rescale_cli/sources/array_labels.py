@@ -73,7 +73,7 @@ def _labels(spec: DataSpec) -> NDArray[Any]:
                 info = archive.getinfo(f"{key}.npy")
                 if info.file_size > MAX_BYTES or info.compress_type not in (0, 8):
                     saw = f"{info.file_size:,} bytes, method {info.compress_type}"
-                    what = f"{spec.path.name}: {clip(key, 80)} is too large, or oddly packed"
+                    what = f"{spec.path.name}: {clip(key, 80)} is too large, or packed oddly"
                     raise bad_data(what, saw, fix)
                 array = npy_array(archive.read(f"{key}.npy"))
                 # Keras and scikit-learn keep labels as a column.

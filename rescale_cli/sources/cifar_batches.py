@@ -91,7 +91,7 @@ def _files(spec: DataSpec, size: int, split: str) -> list[Path]:
         paths = [folder / f"{stem}{end}" for folder in folders for end in ("", ".bin")]
         path = next((path for path in paths if os.path.lexists(path) and not path.is_dir()), None)
         if path is None:
-            what, saw = f"there is no {spec.name} in {spec.path}", f"no {stem} and no {stem}.bin"
+            what, saw = f"{spec.path} does not contain {spec.name}", f"no {stem} and no {stem}.bin"
             raise NotDownloaded(what, saw=saw, fix="name the folder with these files")
         found.append(path)
     return found
@@ -103,7 +103,7 @@ def _batch(path: Path, size: int) -> tuple[Labels, Any]:
     before = 0 if size == 10 else 1  # CIFAR-100's records begin with the coarse label
     if path.suffix == ".bin":
         if len(data) % (before + 1 + PIXELS):
-            raise bad_data(f"{path.name} is cut short", f"{len(data):,} bytes", "fetch it again")
+            raise bad_data(f"{path.name} is truncated", f"{len(data):,} bytes", "fetch it again")
         records = np.frombuffer(data, np.uint8).reshape(-1, before + 1 + PIXELS)
         return records[:, before].astype(np.int64), records[:, before + 1 :]
     key = "labels" if size == 10 else "fine_labels"

@@ -137,7 +137,7 @@ def _scan(folder: Path | str, skipped: Counter[str] | None = None) -> tuple[list
     except FileNotFoundError as error:
         raise bad_data(f"there is no folder {folder}", str(error), "check the path") from None
     except (OSError, ValueError) as error:
-        raise bad_data(f"{folder} is no folder that can be read", str(error)) from None
+        raise bad_data(f"{folder} is not a readable folder", str(error)) from None
     return folders, images
 
 

@@ -43,7 +43,7 @@ def read_said(path: Path | str, option: str = "--classes") -> tuple[tuple[str, .
         BadInput: none of these, a row without a name, or a name given twice.
     """
     path = Path(path)
-    fix = f"give one name a row, in the order of the head's rows, one a line: {option} FILE"
+    fix = f"give one name per row, one per line, in the order of the head's rows: {option} FILE"
     try:
         data = read_whole(path, MAX_BYTES, BadInput)
     except BadInput as error:
@@ -62,12 +62,12 @@ def read_said(path: Path | str, option: str = "--classes") -> tuple[tuple[str, .
         with text_of(path) as lines:
             names = [line.strip() for line in lines.read().rstrip().split("\n")]
     if not names or not all(isinstance(name, str) and name for name in names):
-        saw = "an empty line" if names and "" in names else "no list of names"
+        saw = "an empty line" if names and "" in names else "it is not a list of names"
         raise BadInput(f"{path.name} does not name the classes", saw=saw, fix=fix)
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         saw = ", ".join(clip(name, 80) for name in twice[:5])
-        raise BadInput(f"{path.name} gives a name to two rows", saw=saw, fix=fix)
+        raise BadInput(f"{path.name} gives two rows the same name", saw=saw, fix=fix)
     return tuple(names), order, given
 
 

@@ -55,9 +55,9 @@ def coco_images(spec: DataSpec, value: Any, path: Path, folder: Path, source: st
         raise bad_data(f"{path.name} is not in iNaturalist's form", saw) from None
     files_named = {name for name in names if type(name) is str}
     if len(files_named) != len(names):
-        what = f"{path.name} does not give each image one label"
+        what = f"{path.name} must give one label for each image"
         saw = f"{len(names)} annotations of {len(files_named)} images"
-        raise bad_data(what, saw, "name data with one label an image")
+        raise bad_data(what, saw, "name data with one label per image")
     root = image_root(spec, folder, names)
     return Images(ImageFiles(root, names), labels, classes, names, source)
 

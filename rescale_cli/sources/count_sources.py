@@ -63,7 +63,7 @@ def read_counts(spec: str, stdin: BinaryIO | None = None) -> RawCounts:
     else:
         data = (stdin or sys.stdin.buffer).read(MAX_COUNTS + 1)
     if len(data) > MAX_COUNTS:
-        raise bad_file(f"there is too much on {source}", f"more than {MAX_COUNTS:,} bytes")
+        raise bad_file(f"{source} is too long", f"more than {MAX_COUNTS:,} bytes")
     if b"\0" in data:
         raise bad_file(f"{source} is neither JSON nor CSV", "a byte of value 0")
     if is_json(data):
@@ -138,7 +138,7 @@ def _npy_counts(path: Path) -> RawCounts:
     except ValueError as error:
         raise bad_file(f"{path.name} cannot be read as .npy", str(error)) from None
     if array.ndim != 1:
-        raise bad_file(f"{path.name} is not one number a class", f"shape {array.shape}")
+        raise bad_file(f"{path.name} must hold one number per class", f"shape {array.shape}")
     return RawCounts(tuple(array.tolist()), None, path.name)
 
 
@@ -176,7 +176,7 @@ def _listed(values: list[Any], rest: dict[Any, Any], source: str) -> RawCounts:
     names = [str(n) if type(n) is int else n for n in names_in(rest)]
     if len(names) != len(values) or not all(isinstance(name, str) for name in names):
         saw = f"{len(values)} counts, {len(names)} classes"
-        raise bad_file(f"{source} does not give each count one name", saw)
+        raise bad_file(f"{source} must give one name for each count", saw)
     RawCounts.keyed(zip(names, values, strict=True), source)  # no name twice
     indices = rest.get("indices")
     if order in BY_NUMBER:

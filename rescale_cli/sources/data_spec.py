@@ -130,7 +130,7 @@ def table_only(spec: DataSpec) -> None:
 def _check_known(who: str, words: Collection[str], known: tuple[str, ...], mark: str) -> None:
     for word in words:
         if word not in known:
-            what = f"{who} knows no {mark}{clip(word, 80)}"
+            what = f"{who} does not support {mark}{clip(word, 80)}"
             fix = f"leave out {mark}{clip(word, 80)}"
             fix += f", or use one of: {', '.join(mark + k for k in known)}" if known else ""
             raise UsageError(what, saw=f"known: {', '.join(known) or 'none'}", fix=fix)

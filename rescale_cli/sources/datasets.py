@@ -75,7 +75,7 @@ def open_images(
         if error.fix not in (NAME_LABELS, NAME_COUNTS):
             raise
         # The readers of labels serve --counts, too, and their fix is that of --counts.
-        fix = "name data that is whole, a label for each image: --data KIND:PATH"
+        fix = "name a complete data set, with a label for each image: --data KIND:PATH"
         raise BadInput(error.what, saw=error.saw, fix=fix) from None
 
 
@@ -89,7 +89,7 @@ def _open(parsed: DataSpec) -> Images:
     public = entry.facts.get("download")
     if download and not public:
         known = [name for name in datasets if datasets.entry(name).facts.get("download")]
-        what = f"{parsed.name} has no place to be fetched from"
+        what = f"{parsed.name} cannot be downloaded: its location is not known"
         raise UsageError(what, saw=f"known: {', '.join(known)}", fix="leave out --download")
     parsed = replace(parsed, split=fixed_split(parsed, entry.facts))
     try:
@@ -118,7 +118,7 @@ def _fetch(public: str, spec: DataSpec) -> None:
             getattr(known, public)(str(spec.path), train=spec.split == "train", download=True)
     except Exception as error:  # of the network, the disk, a checksum; torchvision raises anything
         saw = f"{type(error).__name__}: {clip(str(error), 200)}"
-        what, fix = f"{spec.name} cannot be fetched", f"fetch it yourself: {spec.name}:DIR"
+        what, fix = f"{spec.name} could not be downloaded", f"fetch it yourself: {spec.name}:DIR"
         raise EnvironmentProblem(what, saw=saw, fix=fix) from error
 
 

@@ -96,7 +96,11 @@ def _split(spec: DataSpec) -> tuple[Any, str, str, tuple[str, ...] | None, str |
 def _load(spec: DataSpec) -> Any:
     """The splits; nothing is fetched unless the spec says so, and no code of a data set is run."""
     if spec.path.is_absolute() and not spec.path.exists():  # so no hub has it either
-        raise bad_data(f"there is no {spec.path}", "a path, and no name of a hub", "check the path")
+        raise bad_data(
+            f"there is no {spec.path}",
+            "a path is expected, not a name on the Hub",
+            "check the path",
+        )
     library_ = library("datasets", "hf")
     path, folder = str(spec.path), spec.path.is_dir()
     saved = any((spec.path / name).exists() for name in ("dataset_dict.json", "state.json"))

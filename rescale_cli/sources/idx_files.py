@@ -99,6 +99,6 @@ def idx_array(path: Path, ndim: int) -> NDArray[np.uint8]:
     size = math.prod(shape)
     if len(data) < start or magic != 0x800 + ndim or size != len(data) - start:
         kind = "labels" if ndim == 1 else "images"
-        saw = f"magic {magic:#x}, {size:,} bytes said, {max(0, len(data) - start):,} there"
-        raise bad_data(f"{path.name} is no IDX file of {kind}", saw, "fetch the file again")
+        saw = f"magic {magic:#x}, {size:,} bytes declared, {max(0, len(data) - start):,} there"
+        raise bad_data(f"{path.name} is not an IDX file of {kind}", saw, "fetch the file again")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

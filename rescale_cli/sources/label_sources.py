@@ -56,7 +56,9 @@ def text_of(path: Path) -> Iterator[TextIO]:
         if size > MAX_BYTES:
             raise bad_data(f"{path.name} is too large for a list of labels", f"{size:,} bytes")
         if b"\0" in head:
-            raise bad_data(f"{path.name} is no text", f"a byte of value 0 at {head.index(0)}")
+            raise bad_data(
+                f"{path.name} is not a text file", f"a byte of value 0 at {head.index(0)}"
+            )
         with _Lines(os.fdopen(fd, "rb", closefd=False), encoding="utf-8-sig") as text:
             try:
                 yield text
@@ -76,7 +78,7 @@ def whole_labels(labels: NDArray[Any], source: str) -> Labels:
 def _whole_parts(labels: NDArray[Any], source: str) -> Iterator[Labels]:
     if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iuf":
         saw = f"shape {labels.shape}, dtype {labels.dtype}"
-        raise bad_data(f"{source} does not hold one whole number a sample", saw)
+        raise bad_data(f"{source} must hold one whole number per sample", saw)
     low, high = labels.min().item(), labels.max().item()  # float16 cannot hold MAX_LABEL
     if not (low >= 0 and high <= MAX_LABEL):
         raise bad_data(f"{source} has labels outside 0 to {MAX_LABEL:,}", f"from {low} to {high}")

@@ -90,7 +90,9 @@ def scalar_labels(values: list[Any], source: str) -> NDArray[Any]:
         not isinstance(value, str) and not abs(value) < 1e15 for value in values
     ):
         saw = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise bad_data(f"{source} is not one label a row", saw, "name the column: ?label=COLUMN")
+        raise bad_data(
+            f"{source} must have one label per row", saw, "name the column: ?label=COLUMN"
+        )
     return np.array(values)
 
 

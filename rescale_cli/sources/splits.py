@@ -168,7 +168,7 @@ def pick(
     if chosen or spec.split is not None:
         what = f"{spec.text()} has no split {spec.split}"
         if chosen:
-            what = f"{spec.text()} has two splits of one meaning: {' and '.join(chosen)}"
+            what = f"{spec.text()} has two names for one split: {' and '.join(chosen)}"
         raise BadInput(clip(what, 200), saw=clip(saw, 200), fix=_one_of(lines))
     raise _undecided(spec, [split for split in order if split], saw, lines)
 

@@ -174,13 +174,13 @@ def find_shards(pattern: str) -> tuple[Path, ...]:
         raise bad_data(what, few(missing) or f"no file {pattern}", fix)
     if twice := [name for name, times in Counter(found).items() if times > 1]:
         fix = "name each shard once"
-        raise bad_data("the pattern names a shard twice", few(twice), fix)
+        raise bad_data("the pattern lists a shard twice", few(twice), fix)
     return tuple(map(Path, found))
 
 
 def _expanded(pattern: str) -> list[str]:
     if re.search(r"\{[^}]*\{", pattern):
-        raise bad_data("braces within braces are not read", pattern, "write them one after another")
+        raise bad_data("nested braces are not supported", pattern, "write them one after another")
     done, waiting = [], [pattern]
     while waiting:
         text = waiting.pop()
@@ -193,7 +193,7 @@ def _expanded(pattern: str) -> list[str]:
             waiting += [f"{before}{part}{after}" for part in reversed(parts)]
         if len(done) + len(waiting) > MAX_SHARDS:
             saw = f"more than {MAX_SHARDS:,}"
-            raise bad_data("the pattern names too many shards", saw, "name fewer")
+            raise bad_data("the pattern lists too many shards", saw, "name fewer")
     return done
 
 
@@ -247,11 +247,11 @@ def _members(shard: Path, skipped: Counter[str]) -> Iterator[tarfile.TarInfo]:
                     archive.members = []  # type: ignore[attr-defined]
                 rest = os.pread(fd, 512, archive.offset)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise bad_data(f"{shard} is no sound tar file", str(error), fix) from None
+            raise bad_data(f"{shard} is not a valid tar file", str(error), fix) from None
         # tarfile takes a damaged header for the end.
         if rest.strip(b"\0"):
             saw = f"no header at byte {archive.offset:,}"
-            raise bad_data(f"{shard} is no sound tar file", saw, fix)
+            raise bad_data(f"{shard} is not a valid tar file", saw, fix)
 
 
 def _label(spec: DataSpec, shard: Path, key: str, members: dict[str, tarfile.TarInfo]) -> str:

@@ -27,7 +27,7 @@ def user_function(name: str, source: str) -> Callable[..., Any]:
     fix = f"name what can be imported here: {source}:MODULE:FUNCTION"
     if not module or not path:
         saw = f"{source}:{clip(name, 80)}"
-        raise BadInput("no function of a Python module is named", saw=saw, fix=fix)
+        raise BadInput("expected MODULE:FUNCTION", saw=saw, fix=fix)
     announce(f"{source}:{clip(name, 80)} runs the Python code of that module")
     here = os.getcwd()  # noqa: PTH109 - a string is what sys.path takes
     if here not in sys.path:
