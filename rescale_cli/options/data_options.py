@@ -96,7 +96,7 @@ class DataOptions:
             "--preprocessing",
             metavar="FILE",
             help="Read the preprocessing from a file: of --save-preprocessing, a sweep.json, a "
-            "config.json of timm, or a preprocessor_config.json.",
+            "config.json of timm, or preprocessor_config.json",
             readable=False,
         ),
     ] = None

@@ -157,7 +157,11 @@ def refuse_leftover(after: Checkpoint) -> None:
 def _without_record(
     after: Checkpoint, before: Checkpoint, twins: Mapping[str, Path], choice: HeadChoice
 ) -> Proof:
-    """Prove that nothing but the heads differs, and that their rows were scaled."""
+    """Prove that nothing but the heads differs, and that their rows were scaled.
+
+    Raises:
+        NotProven: something else differs, or nothing does.
+    """
     found, compared = read_off(after, before, twins, choice), 0
     hashes, sources = dict[str, str](), dict[Path, str]()
     for mine in after.contents.files:
@@ -168,6 +172,12 @@ def _without_record(
         compared += size
         sources[twin], hashes[mine.name] = both
     first, (beside, missing) = found[0], _prove_side_files(after, before)
+    if all((head.factors == 1).all() and not head.shifts.any() for head in found):
+        raise NotProven(
+            f"{after.path.name} has no record, and its head is that of {before.path.name}",
+            saw="no row was re-scaled, and no other byte differs",
+            fix="give the file that rescale-cli apply wrote",
+        )
     home = before.tensor(first.keys.weight).file
     return Proof(
         (), compared + beside, hashes,

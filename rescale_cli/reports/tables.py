@@ -184,8 +184,6 @@ def show_verify(result: Mapping[str, Any], proof: Proof) -> None:
     if result["record"] is not None:
         how = f"with {heads} changed by {result['method']}, strength {result['gamma']},"
         say(f"{pair} {how} and nothing else")
-    elif (proof.factors == 1).all() and not proof.shifts.any():
-        say(f"{pair}, byte for byte")
     else:
         say(f"{pair} with the head {heads} changed as follows, and nothing else")
         say(_read_off_table(proof))
