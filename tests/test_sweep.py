@@ -26,6 +26,7 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Predictions
+from rescale_cli.demo import bundled
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures.gates import Gate, read_gates
 from rescale_cli.measures.metric_names import ABOUT, ALIASES
@@ -546,7 +547,7 @@ def test_unknown_metrics_are_refused_by_name() -> None:
 
 
 def test_a_swept_strength_takes_what_it_was_chosen_with_along(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capture
 ) -> None:
     for name in ("model.safetensors", "counts.json", "config.json", "val_logits.npz"):
         shutil.copy(EXAMPLE / name, tmp_path)
@@ -565,3 +566,18 @@ def test_a_swept_strength_takes_what_it_was_chosen_with_along(
         assert main([*words, *more]) == 0
         factors.append(json.loads(capsys.readouterr().out)["result"]["factors"])
     assert factors[0] == factors[1]
+
+
+def test_a_model_with_a_record_gets_a_line_that_composes_and_is_not_written_at_once(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    folder = shutil.copytree(bundled(), tmp_path / "demo")
+    model = folder / "model.rescaled.safetensors"
+    api.apply(folder / "model.safetensors", folder / "counts.json", 0, output=model)
+    words = ["sweep-gamma", str(model), "--counts", str(folder / "counts.json")]
+    words += ["--data", f"npz:{folder / 'val.npz'}", "--json"]
+    assert main(words) == 0
+    line = json.loads(capsys.readouterr().out)["result"]["apply"]
+    assert "--compose" in shlex.split(line)
+    assert main([*words, "--apply", str(tmp_path / "out.safetensors")]) == 4
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "already-rescaled"

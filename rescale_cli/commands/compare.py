@@ -80,6 +80,7 @@ def compare(
         trial = try_on(
             model, choice, data, heads=of.named(),
             tried=[Adjustment(bias=bias.value if bias else "")], leave_out=True,
+            write=apply is not None,
             accept=frozenset(of.accept_global or ()), progress=progress, notes=notes,
         )  # fmt: skip
     if trial is None:
@@ -90,7 +91,7 @@ def compare(
             refuse_undetermined(
                 entry.outcome, trial.predictions, wanted, notes, accept=on.accept_poor_accuracy
             )
-    obstacles, lines = written_as(model, found, choice, of, apply)
+    obstacles, lines = written_as(trial, found, choice, of, apply)
     result = comparison_result(trial, found, lines, obstacles)
     best = found.to_write(obstacles)
     why = "" if best is not None else nothing_to_write(found)

@@ -97,7 +97,7 @@ def sweep_gamma(
             model, choice, data, heads=of.named(),
             accept=frozenset(of.accept_global or ()), labelled=not wanted.unlabeled,
             adjustment=None if apply is None else tried[0], tried=tried,
-            progress=progress, notes=notes,
+            write=apply is not None, progress=progress, notes=notes,
         )  # fmt: skip
     if trial is None:
         return
@@ -110,7 +110,9 @@ def sweep_gamma(
     best = replace(best, temperature=found.temperature or 1.0)
     helps, line = found.verdict.helps, None
     if family.writable and helps:
-        line = sweep_report.apply_line(model or "MODEL", best, of.of_apply(counts), apply)
+        line = sweep_report.apply_line(
+            model or "MODEL", best, {**of.of_apply(counts), **trial.compose}, apply
+        )
     if model is None and line is not None:
         notes(f"no checkpoint was named; to write the strength into one, put it for MODEL: {line}")
         line = None

@@ -110,12 +110,12 @@ def tell_github(trial: Trial, found: Sweep, patched: Patched | None) -> None:
 
 
 def written_as(
-    model: Path, found: Comparison, choice: CountsChoice, of: HeadOptions, output: Path | None
+    trial: Trial, found: Comparison, choice: CountsChoice, of: HeadOptions, output: Path | None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Why each method of a comparison cannot be written, and the apply line of each that helps.
 
     Args:
-        model: the checkpoint.
+        trial: the checkpoint, and what it says.
         found: what came out.
         choice: the counts.
         of: what the user says of the head.
@@ -126,13 +126,15 @@ def written_as(
     """
     from rescale_cli.checkpoints.checkpoint import open_checkpoint
 
+    assert trial.path is not None
+    model = trial.path
     checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
     obstacles = {
         entry.name: why
         for entry in found.entries
         if entry.outcome and (why := obstacle(checkpoint, choice, entry.decided, of.named()))
     }
-    best, typed = found.to_write(obstacles), of.of_apply(choice.typed)
+    best, typed = found.to_write(obstacles), {**of.of_apply(choice.typed), **trial.compose}
     lines = {
         entry.name: apply_line(model, entry.decided, typed, output if entry is best else None)
         for entry in found.entries

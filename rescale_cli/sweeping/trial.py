@@ -49,6 +49,12 @@ class Trial:
     """Of the checkpoint's head, see `head_identity`; None where it is not known."""
 
     @property
+    def compose(self) -> dict[str, list[str]]:
+        """What `apply` asks for beside a strength: a second re-scaling is to be meant."""
+        rescaled = any(code == "rescaled-before" for code, _ in self.warnings)
+        return {"--compose": [""]} if rescaled else {}
+
+    @property
     def provenance(self) -> Provenance:
         """What results of it are tied to."""
         return of_result(self.predictions, self.head_sha256)
@@ -90,6 +96,7 @@ def try_on(
     adjustment: Adjustment | None = None,
     tried: Sequence[Adjustment] = (),
     leave_out: bool = False,
+    write: bool = False,
     progress: Progress | None = None,
     notes: Notes = lambda _: None,
 ) -> Trial | None:
@@ -105,6 +112,7 @@ def try_on(
         adjustment: of what will be written, so that a head which cannot hold it is refused now.
         tried: what will be swept, so that what the heads do not allow is refused now.
         leave_out: whether the re-scalings of a binary head are left out later, not refused now.
+        write: whether a checkpoint is written, too; one that was re-scaled before is refused then.
         progress: called as the images go through.
         notes: told what the user should know.
 
@@ -118,7 +126,7 @@ def try_on(
     checkpoint = open_checkpoint(path, accept)
     if choice.logits is not None or not labelled:
         counts = replace(counts, checked=False)
-    plan = make_plan(checkpoint, counts, adjustment or Adjustment(), heads=heads, compose=True)
+    plan = make_plan(checkpoint, counts, adjustment or Adjustment(), heads=heads, compose=not write)
     warnings = list(plan.warnings)
     if plan.records:
         text = f"{path.name} was re-scaled before; what is chosen here would come on top of that"
