@@ -258,3 +258,10 @@ def fuzz_archive(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 FUZZ_ARCHIVE = Path()
+
+
+def test_a_record_marked_as_a_folder_is_refused(archive: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    data[central_at(data, b"a/data/0") + 38] |= 0x10  # torch takes no byte of such a record
+    archive.write_bytes(data)
+    assert "marked as a folder" in refused(archive)

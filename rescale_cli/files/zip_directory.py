@@ -15,6 +15,8 @@ _LOCATOR = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 FULL = 0xFFFFFFFF
 _MAX_DIRECTORY = 256 << 20
+#: Of an entry's external attributes: the folder of MS-DOS.
+_FOLDER = 0x10
 _ENCRYPTED = 0x2041
 
 
@@ -102,7 +104,7 @@ def read_directory(data: bytes, base: int, count: int, path: Path) -> list[Liste
         if len(data) - at < _CENTRAL.size:
             raise bad_zip(path, "its directory is truncated")
         (magic, _, _, flags, method, _, _, crc, packed, size, name_len, extra_len, comment_len,
-         disk, _, _, header) = _CENTRAL.unpack_from(data, at)  # fmt: skip
+         disk, _, attributes, header) = _CENTRAL.unpack_from(data, at)  # fmt: skip
         name_at = at + _CENTRAL.size
         extra_at = name_at + name_len
         following = extra_at + extra_len + comment_len
@@ -117,6 +119,8 @@ def read_directory(data: bytes, base: int, count: int, path: Path) -> list[Liste
         seen.add(name)
         if flags & _ENCRYPTED or method not in (0, 8) or (method == 0 and packed != size):
             raise bad_zip(path, f"the entry {name!r} is encrypted, or packed in an unknown way")
+        if attributes & _FOLDER and not name.endswith("/"):  # torch takes none of its bytes
+            raise bad_zip(path, f"the entry {name!r} is marked as a folder")
         listed.append(Listed(name, raw, flags, method, crc, packed, size, header, base + at + 16))
         at = following
     if at != len(data):
