@@ -106,7 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _prepare_streams()
-    command_line.typed.set(tuple(words))
+    known = command_line.typed.set(tuple(words))
+    try:
+        return _run_words(words)
+    finally:
+        command_line.typed.reset(known)
+
+
+def _run_words(words: Sequence[str]) -> int:
+    """Run one command line and return its exit code; every error ends here."""
     begin()
     before_names = words[: words.index("--")] if "--" in words else words
     speaker = Screen(_command_in(words), as_json="--json" in before_names)

@@ -106,5 +106,5 @@ def test_half_precision_labels_are_counted_without_a_warning(tmp_path: Path) -> 
 def test_labels_without_a_row_are_refused_clearly(tmp_path: Path) -> None:
     file = tmp_path / "logits.npz"
     np.savez(file, logits=np.ones((5, 4), np.float32), labels=np.empty((0, 4), np.int64))
-    with pytest.raises(BadInput, match="not one whole number a row"):
+    with pytest.raises(BadInput, match="must be one whole number per row"):
         read_logits(file)

@@ -145,14 +145,14 @@ def test_logits_of_another_shape_are_refused(path: Path, shape: tuple[int, ...])
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (LABELS[:-1], "not one whole number a row"),
-        (LABELS[:, None], "not one whole number a row"),
-        (LABELS + 0.5, "no whole numbers"),
+        (LABELS[:-1], "must be one whole number per row"),
+        (LABELS[:, None], "must be one whole number per row"),
+        (LABELS + 0.5, "not whole numbers"),
         (LABELS - 1, "3 labels in .* outside 0 to 3"),
         (LABELS + 1, "2 labels in .* outside 0 to 3"),
         (np.where(LABELS == 1, np.nan, LABELS), "outside 0 to 3"),
         (LABELS.astype("u8") + np.uint64(2**63), "outside 0 to 3"),
-        (LABELS == 0, "not one whole number a row|has the dtype bool"),
+        (LABELS == 0, "must be one whole number per row|has the dtype bool"),
     ],
 )
 def test_labels_that_cannot_be_are_refused(path: Path, labels: Any, words: str) -> None:

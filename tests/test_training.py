@@ -491,7 +491,7 @@ def test_every_command_takes_the_folder_as_it_is(
 ) -> None:
     recipe = replace(tiny, arch=arch, wvn=True, gamma=0.3, epochs=1, milestones=())
     folder = trained(recipe, tmp_path / "run").folder
-    on = ["--data", recipe.val_data, "--device", "cpu"]
+    on = ["--data", recipe.val_data, "--device", "cpu", "--accept-poor-accuracy"]
     counts = ["--counts", str(folder.counts)]
     run = str(folder.path)
     for words in (
@@ -519,7 +519,8 @@ def test_a_cosine_head_is_built_again_and_told_from_one_that_can_be_re_scaled(
     found = load_classifier(folder.path)
     head = found.module.get_submodule("linear")
     assert type(head).__name__ == "CosineHead"
-    assert main(["evaluate", str(folder.path), "--data", recipe.val_data, "--device", "cpu"]) == 0
+    words = ["evaluate", str(folder.path), "--data", recipe.val_data, "--device", "cpu"]
+    assert main([*words, "--accept-poor-accuracy"]) == 0
     assert main(["inspect", str(folder.path)]) == 0
     assert "probably has no effect" in capsys.readouterr().err
     words = ["--counts", str(folder.path / "counts.json"), "-g", "0.3"]
