@@ -1,11 +1,12 @@
 """How fast `apply` is on a large file, beside `cp`, torch and safetensors doing the same edit.
 
-    python examples/benchmarks/apply.py [--gib 2] [--runs 5] [--folder DIR]
+    python examples/benchmarks/apply.py [--gib 2] [--runs 5] [--folder DIR] [--no-libraries]
 
 Every round runs all of them one after another on the same file, each as a process of its own, and
 the ratios are taken within a round, so that a busy machine slows all of them alike. `apply` hashes
-the source and the output, proves every byte and syncs; `cp` is followed by `sync`; the two
-libraries do neither, but are followed by `sync`, too.
+the source and the output, proves every byte and syncs; `cp` is followed by `sync`, and once more
+also by `sha256sum` of both files, the same work with standard tools; the two libraries do neither,
+but are followed by `sync`, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 CLASSES, WIDTH = 1000, 2048
+CP, SAME, APPLY = "cp, sync", "cp, sync, sha256sum of both", "rescale-cli apply"
 
 LIBRARIES = {
     "safetensors load_file, save_file": """
@@ -48,20 +50,23 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=2.0, help="size of the file")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where; default: a temporary folder")
+    parser.add_argument("--no-libraries", action="store_true", help="leave out torch, safetensors")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         # In a process of its own: a child's peak memory counts that of its parent at the fork.
         with get_context("spawn").Pool(1) as pool:
             commands = pool.apply(prepare, (folder, options.gib))
-        pair = {name: commands[name] for name in ("cp, sync", "rescale-cli apply")}
+        pair = {name: c for name, c in commands.items() if name not in LIBRARIES}
         together, alone = (
             [{k: measure(c, folder) for k, c in some.items()} for _ in range(options.runs)]
-            for some in (commands, pair)
+            for some in ({} if options.no_libraries else commands, pair)
         )
-    table(together, baseline="cp, sync")
-    print("The first two alone, in turn:")  # what others leave in memory makes cp faster
-    table(alone, baseline="cp, sync")
+    if not options.no_libraries:
+        table(together, baseline=CP)
+    print("Without the libraries:")  # what they leave in memory makes cp faster
+    table(alone, baseline=CP)
+    table([{name: r[name] for name in (SAME, APPLY)} for r in alone], baseline=SAME)
     help_ratio(options.runs)
 
 
@@ -86,7 +91,12 @@ def prepare(folder: Path, gib: float) -> dict[str, list[str]]:
         *(sys.executable, "-m", "rescale_cli", "apply", str(source), "--head", "fc", "--json"),
         *("--counts", str(folder / "counts.json"), "--gamma", "0.3", "-o", str(out)),
     ]
-    commands = {"cp, sync": ["sh", "-c", f"cp {source} {out} && sync"], "rescale-cli apply": apply}
+    copy = f"cp {source} {out} && sync"
+    commands = {
+        CP: ["sh", "-c", copy],
+        APPLY: apply,
+        SAME: ["sh", "-c", f"{copy} && sha256sum {source} {out}"],
+    }
     for name, code in LIBRARIES.items():
         script = folder / f"edit_with_{name.split('.')[0].split()[0]}.py"
         script.write_text(code)
@@ -110,7 +120,9 @@ def measure(command: list[str], folder: Path) -> tuple[float, float]:
 
 def table(rounds: list[dict[str, tuple[float, float]]], baseline: str) -> None:
     """Print medians and ratios within a round."""
-    print(f"{'':36} {'seconds':>8} {'times cp':>9} {'min':>6} {'max':>6} {'peak MB':>8}")
+    print(
+        f"{'':36} {'seconds':>8} {'ratio':>9} {'min':>6} {'max':>6} {'peak MB':>8}"
+    )
     for name in rounds[0]:
         seconds = [r[name][0] for r in rounds]
         ratios = [r[name][0] / r[baseline][0] for r in rounds]
