@@ -265,3 +265,8 @@ def test_a_record_marked_as_a_folder_is_refused(archive: Path) -> None:
     data[central_at(data, b"a/data/0") + 38] |= 0x10  # torch takes no byte of such a record
     archive.write_bytes(data)
     assert "marked as a folder" in refused(archive)
+
+
+def test_a_record_named_like_a_folder_is_refused_if_it_has_bytes(tmp_path: Path) -> None:
+    assert "marked as a folder" in refused(zip_of(tmp_path / "a.zip", {"a/data/0/": b"1234"}))
+    assert read_zip_table(zip_of(tmp_path / "b.zip", {"a/": b"", "a/data/0": b"1234"}))

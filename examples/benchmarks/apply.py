@@ -120,9 +120,7 @@ def measure(command: list[str], folder: Path) -> tuple[float, float]:
 
 def table(rounds: list[dict[str, tuple[float, float]]], baseline: str) -> None:
     """Print medians and ratios within a round."""
-    print(
-        f"{'':36} {'seconds':>8} {'ratio':>9} {'min':>6} {'max':>6} {'peak MB':>8}"
-    )
+    print(f"{'':36} {'seconds':>8} {'ratio':>9} {'min':>6} {'max':>6} {'peak MB':>8}")
     for name in rounds[0]:
         seconds = [r[name][0] for r in rounds]
         ratios = [r[name][0] / r[baseline][0] for r in rounds]

@@ -119,8 +119,8 @@ def read_directory(data: bytes, base: int, count: int, path: Path) -> list[Liste
         seen.add(name)
         if flags & _ENCRYPTED or method not in (0, 8) or (method == 0 and packed != size):
             raise bad_zip(path, f"the entry {name!r} is encrypted, or packed in an unknown way")
-        if attributes & _FOLDER and not name.endswith("/"):  # torch takes none of its bytes
-            raise bad_zip(path, f"the entry {name!r} is marked as a folder")
+        if size and (attributes & _FOLDER or name.endswith("/")):  # torch takes none of its bytes
+            raise bad_zip(path, f"the entry {name!r} is marked as a folder, and has bytes")
         listed.append(Listed(name, raw, flags, method, crc, packed, size, header, base + at + 16))
         at = following
     if at != len(data):
