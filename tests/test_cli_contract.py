@@ -179,6 +179,7 @@ def test_python_dash_m_and_the_installed_command_are_the_same(work: Path) -> Non
         ((*APPLY[:-1], "@no.json"), 3, None),
         (("verify", "model.pth", "--against", "model.pth"), 3, "not-proven"),
         (("revert", "model.pth", "-o", "x.pth"), 3, "not-proven"),
+        ((*APPLY, "-o", "-"), 2, "usage"),
         ((*APPLY, "-o", "model.pth"), 4, "output-exists"),
         ((*APPLY, "-o", "model.pth", "--force"), 4, "output-exists"),
         ((*APPLY, "-o", "counts.json"), 4, "output-exists"),

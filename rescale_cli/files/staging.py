@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists, RescaleError
+from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists, RescaleError, UsageError
 from rescale_cli.files.exchange import exchange
 from rescale_cli.files.folder_lock import locked, sync_names
 from rescale_cli.files.output_folder import MARK, sync_folder
@@ -184,7 +184,14 @@ def refuse_existing(target: Path, *, replace: bool, folder: bool = False) -> Non
 
     Raises:
         OutputExists: something has that name, and either may not or cannot be replaced.
+        UsageError: the name is "-", by which other programs mean stdout.
     """
+    if str(target) == "-":
+        raise UsageError(
+            "an output is written to a file, whole or not at all, and not to stdout",
+            saw="-",
+            fix="name a file: --output FILE; --json prints the result on stdout",
+        )
     found = status(target)
     if found is None:
         return
