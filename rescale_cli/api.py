@@ -143,7 +143,7 @@ def inspect(
 
 
 def apply(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | Checkpoint,
     counts: CountsLike,
     gamma: float,
     *,
@@ -175,7 +175,7 @@ def apply(
     """Write a checkpoint whose head is adjusted and in which nothing else changed.
 
     Args:
-        path: a checkpoint file or folder; opened read-only.
+        path: a checkpoint file or folder, opened read-only; or one that is open.
         counts: training samples of each class.
         gamma: the strength of the method, 0 to 4; at 0 nothing changes.
         output: where it goes; `default_output(path)` if left out.
@@ -217,7 +217,10 @@ def apply(
         None if target_prior is None else as_raw_counts(target_prior),
         str(counts) if isinstance(counts, str | PathLike) else "FILE",
     )
-    checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
+    if isinstance(path, Checkpoint):
+        checkpoint = path
+    else:
+        checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
     named = HeadChoice(tuple(heads), only, plain_head)
     plan = make_plan(
         checkpoint, choice, adjustment, heads=named, num_classes=num_classes, compose=compose,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import os
 import shlex
@@ -60,6 +59,8 @@ app = typer.Typer(
 
 def _documented(module: ModuleSpec | None, function: str) -> str:
     """The docstring of a function, from its source: `python -OO` keeps none in what it compiles."""
+    import ast
+
     loader = None if module is None else module.loader
     source = None
     if module is not None and isinstance(loader, InspectLoader):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from rescale_cli.options.strength_option import (
 )
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import last_step
+
+if TYPE_CHECKING:
+    from rescale_cli.checkpoints.checkpoint import Checkpoint
 
 
 def apply(
@@ -110,6 +113,7 @@ def apply(
 ) -> None:
     """Write the checkpoint with its head adjusted; every other byte is proven equal."""
     from rescale_cli import api
+    from rescale_cli.checkpoints.checkpoint import open_checkpoint
     from rescale_cli.files.github_actions import append_outputs, unwritten
     from rescale_cli.patching.locate_head import HeadChoice
     from rescale_cli.reports import report, tables
@@ -122,12 +126,14 @@ def apply(
     what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
     unproven, swept = verdict_warnings(gamma), chosen_for(gamma)
     counted = read_counted(gamma, exclude_class or (), target_prior, zero_count)
+    source: Path | Checkpoint = model
     if swept is not None:
+        source = open_checkpoint(model, frozenset(accept_global or ()))
         named = HeadChoice(tuple(head or ()), only, plain_head)
-        swept.refuse_other_model(model, named, num_classes, frozenset(accept_global or ()))
+        swept.refuse_other_model(source, named, num_classes, frozenset(accept_global or ()))
     with last_step(), long_work(f"patching {model.name}"):
         applied = api.apply(
-            model,
+            source,
             counts,
             what.strength,
             output=output,

@@ -41,8 +41,8 @@ def compare(
         typer.Option(
             "--apply",
             metavar="OUT",
-            help="Write the checkpoint, too: by the best method that helps and can be written; if "
-            "there is none, unchanged (strength 0).",
+            help="Also write the checkpoint: adjusted by the best method that helps and can be "
+            "written, or unchanged (strength 0) if there is none.",
             readable=False,
         ),
     ] = None,

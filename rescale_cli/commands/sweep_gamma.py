@@ -60,8 +60,8 @@ def sweep_gamma(
         typer.Option(
             "--apply",
             metavar="OUT",
-            help="Write the checkpoint, too: with the chosen strength if the verdict is helps, "
-            "else unchanged (strength 0).",
+            help="Also write the checkpoint: adjusted by the chosen strength if the verdict is "
+            "helps, or unchanged (strength 0) if not.",
             readable=False,
         ),
     ] = None,

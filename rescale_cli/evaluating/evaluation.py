@@ -18,8 +18,7 @@ from rescale_cli.errors import BadInput, RescaleError, UsageError
 from rescale_cli.evaluating.accuracy_check import check_accuracy, preprocessing_of
 from rescale_cli.evaluating.order_check import check_order
 from rescale_cli.evaluating.whose import check_logits_head, of_predictions
-from rescale_cli.files.features_file import write_features
-from rescale_cli.files.logits_file import read_logits, write_logits
+from rescale_cli.files.logits_file import read_logits, write_features, write_logits
 from rescale_cli.formats.sharded_folder import read_config
 from rescale_cli.loading.models import load_classifier
 from rescale_cli.loading.other_inputs import refuse_other_input
@@ -165,6 +164,22 @@ def _save_preprocessing(path: Path, predictions: Predictions, *, force: bool) ->
     save_preprocessing(path, made, force=force)
 
 
+def _aligned(
+    images: Images, classifier: Classifier, model: Path, said: Said, notes: Notes
+) -> tuple[Images, dict[str, Any] | None]:
+    """The images with their labels as rows of the head, and how the two were joined."""
+    if images.labels is None or images.classes is None:
+        return images, None
+    c = max(2, classifier.num_classes)
+    rows = HeadRows(c, classifier.classes, classifier.tool, model.name)
+    labels, joined = join_labels(
+        images.labels, images.classes, rows, said, source=images.source, samples=images.names
+    )
+    for text in joined.notes if ranks.is_main() else ():
+        notes(text)
+    return replace(images, labels=labels), joined.as_json()
+
+
 def _run(
     model: Path,
     choice: DataChoice,
@@ -195,16 +210,7 @@ def _run(
     prepared = _prepared(classifier, choice, size)
     if prepared.source.startswith("mean and std of") and ranks.is_main():
         notes(f"images are {prepared}; --mean and --std replace the values of the library")
-    aligned = None
-    if images.labels is not None and images.classes is not None:
-        c = max(2, classifier.num_classes)
-        rows = HeadRows(c, classifier.classes, classifier.tool, model.name)
-        labels, joined = join_labels(
-            images.labels, images.classes, rows, said, source=images.source, samples=images.names
-        )
-        images, aligned = replace(images, labels=labels), joined.as_json()
-        for text in joined.notes if ranks.is_main() else ():
-            notes(text)
+    images, aligned = _aligned(images, classifier, model, said, notes)
     tap = None
     if choice.save_features is not None:
         tap = head_input_of(classifier, model, heads, accept)

@@ -1,13 +1,12 @@
-"""Logits and labels in a file, .npz or safetensors: what a model said, without the model."""
+"""What a model said, in an .npz or safetensors file: logits and labels, or inputs of its head."""
 
 from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +19,11 @@ from rescale_cli.core.tensor_info import HEAD_DTYPES, TensorInfo
 from rescale_cli.errors import (
     BadCheckpoint,
     BadInput,
-    EnvironmentProblem,
-    OutputExists,
-    UsageError,
 )
+from rescale_cli.files.array_writer import write_arrays
 from rescale_cli.files.big_array import big_array, mapped, row_blocks
 from rescale_cli.files.npz_file import NpzFile
 from rescale_cli.files.regular_file import opened, refuse_lfs_pointer
-from rescale_cli.files.staging import Staging, refuse_existing, system_errors
 from rescale_cli.formats import safetensors_file
 from rescale_cli.json_text import clip, parse_json
 
@@ -222,62 +218,31 @@ def _names(raw: NDArray[Any] | None, rows: int) -> Sequence[str] | None:
 
 
 def write_logits(path: Path, predictions: Predictions, *, force: bool = False) -> None:
-    """Write logits, labels and names to a new .npz or .safetensors, by its suffix; all or nothing.
+    """Write logits, labels and names, and where they come from; see `write_arrays`.
 
     Raises:
-        UsageError: another suffix.
-        OutputExists: the name is taken, and `force` was not given.
-        EnvironmentProblem: the system refused something.
+        UsageError, OutputExists, EnvironmentProblem: see `write_arrays`.
     """
-    writers = {".npz": _write_npz, ".safetensors": _write_safetensors}
-    if path.suffix not in writers:
-        what = f"{path.name} tells neither .npz nor .safetensors"
-        raise UsageError(what, fix=f"--save-logits {path.with_suffix('.npz').name}")
-    names = predictions.names
-    # A name that is not UTF-8 has half characters, which no format takes.
-    clean = names and [n.encode("utf-8", "backslashreplace").decode() for n in names]
-    try:
-        with system_errors(f"writing {path}"):
-            refuse_existing(path, replace=force)
-            with Staging(path.parent, replace=force) as staging:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                with os.fdopen(os.open(staging.aside(path), flags, 0o666), "wb") as file:
-                    writers[path.suffix](file, predictions, clean)
-                    file.flush()
-                    os.fsync(file.fileno())
-                staging.commit()
-    except (OutputExists, EnvironmentProblem) as error:
-        error.fix = error.fix.replace("--output", "--save-logits")
-        raise
+    origin = predictions.provenance
+    arrays = {"logits": predictions.columns, **_known(predictions)}
+    texts = {"names": predictions.names,
+             _ORIGIN: json.dumps(origin.as_json()) if origin != Provenance() else None}  # fmt: skip
+    write_arrays(path, arrays, texts, option="--save-logits", force=force)
 
 
-def _write_npz(file: IO[bytes], of: Predictions, names: Sequence[str] | None) -> None:
-    arrays = {"logits": of.columns}
-    arrays |= {} if of.labels is None else {"labels": of.labels}
-    arrays |= {} if names is None else {"names": np.array(names, dtype=np.str_)}
-    if of.provenance != Provenance():
-        arrays[_ORIGIN] = np.array([json.dumps(of.provenance.as_json())])
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+def write_features(path: Path, predictions: Predictions, *, force: bool = False) -> None:
+    """Write features (N, D) float32, the inputs of the head, with labels and names.
+
+    Raises:
+        UsageError, OutputExists, EnvironmentProblem: see `write_arrays`.
+    """
+    assert predictions.features is not None
+    arrays = {**_known(predictions), "features": predictions.features}
+    texts = {"names": predictions.names}
+    write_arrays(path, arrays, texts, option="--save-features", force=force)
 
 
-def _write_safetensors(file: IO[bytes], of: Predictions, names: Sequence[str] | None) -> None:
-    arrays = {} if of.labels is None else {"labels": of.labels.astype("<i8", copy=False)}
-    kind = f"<f{of.logits.dtype.itemsize}"
-    arrays["logits"] = np.ascontiguousarray(of.columns)
-    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
-    if names is not None:
-        header["__metadata__"]["names"] = json.dumps(names)
-    if of.provenance != Provenance():
-        header["__metadata__"][_ORIGIN] = json.dumps(of.provenance.as_json())
-    at = 0
-    for name, array in arrays.items():
-        dtype = "I64" if name == "labels" else f"F{8 * array.dtype.itemsize}"
-        offsets = [at, at + array.nbytes]
-        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": offsets}
-        at += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the data can be mapped
-    file.write(struct.pack("<Q", len(text)) + text)
-    for name, array in arrays.items():
-        for rows in row_blocks(array):
-            file.write(array[rows].astype(kind if name == "logits" else "<i8").data)
+def _known(predictions: Predictions) -> dict[str, NDArray[Any]]:
+    """The labels (N,) as int64, where somebody knows them."""
+    labels = predictions.labels
+    return {} if labels is None else {"labels": labels.astype(np.int64, copy=False)}

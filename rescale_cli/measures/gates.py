@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
 from rescale_cli.measures.metric_names import metric_name, unknown_metric
-from rescale_cli.measures.significance import Interval
+
+if TYPE_CHECKING:
+    from rescale_cli.measures.significance import Interval
 
 Kind = Literal["fail-under", "fail-over", "fail-drop"]
 

@@ -1,4 +1,7 @@
-"""Student's t: the mean of a few independent values, and a 95 % interval around it."""
+"""Student's t: the mean of a few independent values, and a 95 % interval around it.
+
+Written here because scipy is not among the dependencies, and torch has no quantile of Student's t.
+"""
 
 from __future__ import annotations
 

@@ -165,8 +165,8 @@ class DataOptions:
         bool,
         typer.Option(
             "--accept-poor-accuracy",
-            help="Continue where accuracy is that of guessing, or far below the confidences of "
-            "the model, as with preprocessing that is not that of the training.",
+            help="Continue although accuracy is no better than guessing, or far below the model's "
+            "confidence, as happens with the wrong preprocessing.",
         ),
     ] = False
 
@@ -270,6 +270,10 @@ class DataOptions:
                 saw=f"{len(self.logits)} files of logits, {models} models",
                 fix="--logits FILE for each MODEL",
             )
+        self._check_saved(models)
+
+    def _check_saved(self, models: int) -> None:
+        """Stop where a file that is asked for cannot be written."""
         for option, path in self.saved.items():
             if path is not None and models > 1:
                 raise UsageError(
@@ -277,11 +281,8 @@ class DataOptions:
                     saw=f"{models} models",
                     fix="evaluate them one by one",
                 )
-            if (
-                path is not None
-                and option != "--save-preprocessing"
-                and (path.suffix not in LOGITS_SUFFIXES)
-            ):
+            holds_arrays = option != "--save-preprocessing"
+            if path is not None and holds_arrays and path.suffix not in LOGITS_SUFFIXES:
                 raise UsageError(
                     f"{option} tells the format by its suffix, .npz or .safetensors",
                     saw=str(path),

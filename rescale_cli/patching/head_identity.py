@@ -33,21 +33,21 @@ def head_sha256(checkpoint: Checkpoint, keys: HeadKeys) -> str | None:
 
 
 def identity_of(
-    model: Path,
+    model: Path | Checkpoint,
     heads: HeadChoice = ANY_HEAD,
     num_classes: int | None = None,
     accept: frozenset[str] = frozenset(),
 ) -> str | None:
-    """The same of a checkpoint that is not opened yet; None where its head is in doubt.
+    """The same where the head is not found yet; None where it is in doubt.
 
     Args:
-        model: a checkpoint file or folder.
+        model: a checkpoint file or folder, or one that is open.
         heads: what the user says of the heads.
         num_classes: C, where it is known.
         accept: full names of pickle globals that are let pass, still without being run.
     """
     try:
-        checkpoint = open_checkpoint(model, accept)
+        checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, accept)
         return head_sha256(checkpoint, locate(checkpoint, heads, num_classes, None).heads[0])
     except RescaleError:
         return None
@@ -111,19 +111,19 @@ class ChosenFor:
 
     def refuse_other_model(
         self,
-        model: Path,
+        model: Checkpoint,
         heads: HeadChoice,
         num_classes: int | None,
         accept: frozenset[str] = frozenset(),
     ) -> None:
-        """The same for a checkpoint that is not opened yet.
+        """The same for a checkpoint whose head is not found yet.
 
-        One whose head is in doubt is left to whoever opens it next.
+        One whose head is in doubt is left to whoever looks for it next.
 
         Raises:
             OtherModel: the strength was chosen for another head.
         """
-        self.refuse_other(model, identity_of(model, heads, num_classes, accept), accept)
+        self.refuse_other(model.path, identity_of(model, heads, num_classes), accept)
 
     def refuse_other(
         self, model: Path, own: str | None, accept: frozenset[str] = frozenset()

@@ -363,7 +363,7 @@ def _prove_side_files(after: Checkpoint, before: Checkpoint) -> tuple[int, tuple
     if not original.is_dir():
         raise BadInput(
             f"{patched} is a folder, and {original} is a file",
-            saw="side files with nothing to compare them with",
+            saw="the folder has side files, which a single file cannot be compared with",
             fix=f"give the folder (--against DIR), or verify {after.contents.files[0]} alone",
         )
     weights = [file.relative_to(patched) for file in after.contents.files]
