@@ -581,3 +581,17 @@ def test_a_model_with_a_record_gets_a_line_that_composes_and_is_not_written_at_o
     assert "--compose" in shlex.split(line)
     assert main([*words, "--apply", str(tmp_path / "out.safetensors")]) == 4
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "already-rescaled"
+
+
+@pytest.mark.parametrize("command", ["sweep-gamma", "compare"])
+def test_what_apply_wrote_is_named_in_place_of_the_command_that_would_write_it(
+    command: str, tmp_path: Path, capsys: Capture
+) -> None:
+    bundle, out = bundled(), tmp_path / "out.safetensors"
+    words = [command, str(bundle / "model.safetensors"), "--counts", str(bundle / "counts.json")]
+    words += ["--logits", str(bundle / "val_logits.npz"), "--bootstrap", "20", "--apply", str(out)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert f"wrote {out}" in said
+    assert hashlib.sha256(out.read_bytes()).hexdigest() in said
+    assert "rescale-cli apply" not in said

@@ -97,7 +97,7 @@ def compare(
     why = "" if best is not None else nothing_to_write(found)
     to_write = Adjustment() if best is None else best.decided
     with last_step():
-        outputs.write(
+        patched = outputs.write(
             model,
             {output: as_json("compare", result), csv: comparison_csv(found, obstacles)},
             to_write,
@@ -115,7 +115,7 @@ def compare(
     Screen("compare", json).result(
         result,
         [*notes.kept, *trial.warnings, *cannot, *left_alone(apply, why, instead)],
-        lambda: show_comparison(trial, found, lines, obstacles),
+        lambda: show_comparison(trial, found, lines, obstacles, patched),
         failed,
     )
     if failed is not None:

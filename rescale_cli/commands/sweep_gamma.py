@@ -134,7 +134,7 @@ def sweep_gamma(
             *sweep_report.left_alone(apply, why, instead),
             *unwritten(),
         ],
-        lambda: show_sweep(trial, found, line),
+        lambda: show_sweep(trial, found, line, patched),
         failed,
     )
     if failed is not None:

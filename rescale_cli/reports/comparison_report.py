@@ -10,10 +10,12 @@ from typing import Any
 from rescale_cli.evaluating.accuracy_check import prepared_line
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.measures.significance import Interval
+from rescale_cli.patching.patch import Patched
 from rescale_cli.reports.comparison_text import ranking_text, writing_text
 from rescale_cli.reports.grid import Grid
 from rescale_cli.reports.screen import Whole, say
 from rescale_cli.reports.sweep_report import tied_to
+from rescale_cli.reports.tables import show_written
 from rescale_cli.reports.verdict_text import Scene, unit_of, verdict_result, verdict_text
 from rescale_cli.sweeping.comparison import Comparison, Entry
 from rescale_cli.sweeping.trial import Trial
@@ -143,8 +145,9 @@ def _ends(interval: Interval | None) -> list[float] | None:
 
 
 def show_comparison(
-    trial: Trial, found: Comparison, lines: Mapping[str, str], obstacles: Mapping[str, str]
-) -> None:
+    trial: Trial, found: Comparison, lines: Mapping[str, str], obstacles: Mapping[str, str],
+    patched: Patched | None = None,
+) -> None:  # fmt: skip
     """`compare` for a person: the methods ranked, and what the ranking is worth."""
     say(trial.predictions.data_line, *prepared_line(trial.predictions))
     if trial.predictions.alignment is not None:
@@ -171,7 +174,11 @@ def show_comparison(
     say(ranking_text(found))
     for name, why in found.left_out.items():
         say(f"left out {name}: {why}")
-    say("", writing_text(found, obstacles))
     chosen = found.to_write(obstacles)
+    if patched is not None:
+        say("", f"{chosen.name} was applied:" if chosen else writing_text(found, obstacles))
+        show_written(patched)
+        return
+    say("", writing_text(found, obstacles))
     if chosen is not None:
         say(Whole(f"  {lines[chosen.name]}"))

@@ -9,9 +9,11 @@ from rescale_cli.core.head import Float64
 from rescale_cli.evaluating.accuracy_check import prepared_line
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.measures.significance import Interval
+from rescale_cli.patching.patch import Patched
 from rescale_cli.reports.grid import Bar, Grid
 from rescale_cli.reports.screen import Whole, drawable, say, width
 from rescale_cli.reports.sweep_report import part
+from rescale_cli.reports.tables import show_written
 from rescale_cli.reports.verdict_text import sweep_text
 from rescale_cli.sweeping.sweep_result import Sweep
 from rescale_cli.sweeping.trial import Trial
@@ -23,8 +25,10 @@ _WIDTH, _HEIGHT, _LABEL = 64, 8, 8
 _MOST = 5
 
 
-def show_sweep(trial: Trial, found: Sweep, line: str | None) -> None:
-    """`sweep-gamma` for a person: the verdict first."""
+def show_sweep(
+    trial: Trial, found: Sweep, line: str | None, patched: Patched | None = None
+) -> None:
+    """`sweep-gamma` for a person: the verdict first, at the end what was written or how to."""
     say(sweep_text(trial, found), "")
     show_choice(trial, found)
     show_curve(trial, found)
@@ -33,7 +37,10 @@ def show_sweep(trial: Trial, found: Sweep, line: str | None) -> None:
     if found.never_right is not None:
         limit = f"{found.wanted.limit:g}"
         say(f"{found.never_right:.2%} of all samples are right at no strength up to {limit}")
-    if line is not None:
+    if patched is not None:
+        say("")
+        show_written(patched)
+    elif line is not None:
         say("", "to write it:", Whole(f"  {line}"))
 
 

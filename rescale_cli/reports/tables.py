@@ -100,12 +100,13 @@ def show_apply(applied: Applied) -> None:
     if patched is None:
         say("dry run: nothing was written")
     else:
-        _show_written(patched)
+        show_written(patched)
     if left := left_behind_by(applied):
         say(f"left behind, as it belongs to the model before: {_listed(left)}")
 
 
-def _show_written(patched: Patched) -> None:
+def show_written(patched: Patched) -> None:
+    """Every file of a patched checkpoint, for a person."""
     say(f"{patched.bytes_changed:,} bytes of the head changed; every other byte is proven equal")
     for file, written in patched.files.items():
         say(Whole(f"wrote {file}"), f"sha256 {written.sha256}")
