@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import rescale_cli
 from rescale_cli.errors import BadCheckpoint, NotProven
-from rescale_cli.files.hashing import BLOCK, TreeHashing
+from rescale_cli.files.hashing import BLOCK, PLAIN, TREE, Hashing
 from rescale_cli.files.regular_file import opened
 from rescale_cli.patching.history import seal
 from rescale_cli.patching.record import sidecar_of
@@ -21,7 +21,7 @@ COUNTS = [100, 50, 20, 10, 5]
 
 
 def stranger(path: Path) -> str:
-    """The digest as CONTRIBUTING describes it, without a line of the package."""
+    """The tree as CONTRIBUTING describes it, without a line of the package."""
     blocks = []
     with path.open("rb") as file:
         while block := file.read(16 * 1024 * 1024):
@@ -44,11 +44,12 @@ def source_of(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
-def test_a_stranger_computes_the_same_digest(tmp_path: Path, size: int) -> None:
+def test_a_stranger_computes_the_same_digests(tmp_path: Path, size: int) -> None:
     path = tmp_path / "file"
     path.write_bytes((bytes(range(251)) * (size // 251 + 1))[:size])
     with opened(path) as fd:
-        assert TreeHashing(fd).result() == stranger(path)
+        assert Hashing(fd, TREE).result() == stranger(path)
+        assert Hashing(fd).result() == PLAIN + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
@@ -56,7 +57,7 @@ def test_the_record_holds_the_digest_and_the_result_both_hashes(tmp_path: Path, 
     source, output = source_of(kind, tmp_path), tmp_path / f"out.{kind}"
     patched = rescale_cli.apply(source, COUNTS, gamma=0.5, output=output).patched
     (written,) = patched.files.values()
-    assert patched.record["source_digest"] == stranger(source)
+    assert patched.record["source_digest"] == PLAIN + written.source_sha256
     assert written.source_sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
     assert written.sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
     proof = rescale_cli.verify(output, source)
@@ -66,12 +67,14 @@ def test_the_record_holds_the_digest_and_the_result_both_hashes(tmp_path: Path, 
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
 
 
-def test_an_older_record_with_the_plain_sha256_verifies_and_reverts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["source_sha256", "source_digest"])
+def test_an_older_record_verifies_and_reverts(tmp_path: Path, field: str) -> None:
     source, output = source_of("pth", tmp_path), tmp_path / "out.pth"
     rescale_cli.apply(source, COUNTS, gamma=0.5, output=output)
     record = json.loads(sidecar_of(output).read_text())
     del record["source_digest"], record["record_sha256"]
-    record["source_sha256"] = hashlib.sha256(source.read_bytes()).hexdigest()
+    plain = hashlib.sha256(source.read_bytes()).hexdigest()
+    record[field] = plain if field == "source_sha256" else stranger(source)
     sidecar_of(output).write_text(json.dumps(record | {"record_sha256": seal(record)}))
     rescale_cli.verify(output, source)
     rescale_cli.revert(output, tmp_path / "back.pth")

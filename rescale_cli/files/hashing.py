@@ -1,9 +1,8 @@
-"""The digest of a large file that many cores can compute: a tree of SHA-256.
+"""The SHA-256 of a large file, computed in the background.
 
-One SHA-256 over a whole file keeps one core busy and cannot be divided. The record of a re-scaling
-stands in the header of the output and names its source, so the SHA-256 of the output could only
-begin once that of the source was known. The digest here is known sooner, because all cores compute
-it, and they begin as soon as the source is known, even before the rest of the tool is loaded.
+It begins as soon as the file is known, even before the rest of the tool is loaded: the record of a
+re-scaling stands in the header of the output and names its source, so the SHA-256 of the output can
+only begin once that of the source is known.
 """
 
 from __future__ import annotations
@@ -18,33 +17,40 @@ from pathlib import Path
 
 from rescale_cli.files.regular_file import page_buffer
 
-#: The name of the digest, and what its text begins with.
+#: How a digest is written: this and 64 hexadecimal digits.
+PLAIN = "sha256:"
+#: A tree of SHA-256, which earlier versions wrote; many cores can compute it.
 TREE = "sha256-tree-16MiB:"
 BLOCK = 16 << 20
 #: A digest of the same length as any other.
-NO_DIGEST = TREE + "0" * 64
+NO_DIGEST = PLAIN + "0" * 64
 
 _LARGE = 64 << 20
-#: Bytes read at once; each thread has one buffer of this size.
-_STEP = 1 << 20
+#: Bytes read at once, into one buffer a thread. After each step a thread must wait until the other
+#: threads let go of the interpreter, so the steps are large.
+_STEP = 4 << 20
 _MOST_THREADS = 16
-_begun: dict[tuple[int, ...], TreeHashing] = {}
+_begun: dict[tuple[int, ...], Hashing] = {}
 
 
-class TreeHashing:
-    """The tree digest of an open file, computed by threads on all cores.
+class Hashing:
+    """The digest of an open file, computed by threads of its own.
 
-    The file is divided into blocks of 16 MiB, of which the last may be shorter. The digest is
-    "sha256-tree-16MiB:" and the SHA-256, in hexadecimal, of the SHA-256 values of all blocks (32
-    bytes each, in order). An empty file has no blocks.
+    "sha256:" is the SHA-256 of the file, by one thread. "sha256-tree-16MiB:" is computed on all
+    cores: the file is divided into blocks of 16 MiB, of which the last may be shorter, and the
+    digest is the SHA-256 of the SHA-256 values of all blocks (32 bytes each, in order). An empty
+    file has no blocks.
 
     Args:
         fd: a descriptor; it is duplicated, so the file may be closed meanwhile.
+        form: `PLAIN` or `TREE`.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, form: str = PLAIN) -> None:
         self._fd, self._stop, self._lock = os.dup(fd), threading.Event(), threading.Lock()
-        self._digests = [b""] * -(-os.fstat(fd).st_size // BLOCK)
+        self._form, size = form, os.fstat(fd).st_size
+        self._block = BLOCK if form == TREE else size
+        self._digests = [b""] * (-(-size // BLOCK) if form == TREE else 1)
         self._todo = iter(range(len(self._digests)))
         self._error: BaseException | None = None
         self._result: Future[str] = Future()
@@ -69,7 +75,7 @@ class TreeHashing:
         try:
             buffer = page_buffer(_STEP)
             while not self._stop.is_set() and (number := self._next()) is not None:
-                self._digests[number] = _block_digest(self._fd, number * BLOCK, buffer)
+                self._digests[number] = self._block_digest(number * self._block, buffer)
         except BaseException as error:
             self._error = error
         with self._lock:
@@ -87,25 +93,26 @@ class TreeHashing:
         if self._error is not None:
             self._result.set_exception(self._error)
         else:
-            self._result.set_result(TREE + hashlib.sha256(b"".join(self._digests)).hexdigest())
+            joined = b"".join(self._digests)
+            whole = hashlib.sha256(joined).digest() if self._form == TREE else joined
+            self._result.set_result(self._form + whole.hex())
+
+    def _block_digest(self, start: int, buffer: memoryview) -> bytes:
+        """The SHA-256 of the block that begins at `start`."""
+        digest, stop = hashlib.sha256(), start + self._block
+        while start < stop and not self._stop.is_set():
+            count = os.preadv(self._fd, [buffer[: stop - start]], start)
+            if not count:
+                break
+            digest.update(buffer[:count])
+            start += count
+        return digest.digest()
 
 
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _block_digest(fd: int, start: int, buffer: memoryview) -> bytes:
-    """The SHA-256 of the block that begins at `start`."""
-    digest, stop = hashlib.sha256(), start + BLOCK
-    while start < stop:
-        count = os.preadv(fd, [buffer[: stop - start]], start)
-        if not count:
-            break
-        digest.update(buffer[:count])
-        start += count
-    return digest.digest()
 
 
 def begin(words: Sequence[str]) -> None:
@@ -120,13 +127,13 @@ def begin(words: Sequence[str]) -> None:
         with contextlib.suppress(OSError, ValueError):
             if Path(word).is_file() and Path(word).stat().st_size >= _LARGE:
                 with Path(word).open("rb") as file:
-                    _begun[_identity(file.fileno())] = TreeHashing(file.fileno())
+                    _begun[_identity(file.fileno())] = Hashing(file.fileno())
                 return
 
 
-def hashing_of(fd: int) -> TreeHashing:
-    """The hashing of an open file: the one that was begun, if the file is still the same."""
-    return _begun.pop(_identity(fd), None) or TreeHashing(fd)
+def hashing_of(fd: int) -> Hashing:
+    """The plain hashing of an open file: the one that was begun, if the file is still the same."""
+    return _begun.pop(_identity(fd), None) or Hashing(fd)
 
 
 def _identity(fd: int) -> tuple[int, ...]:

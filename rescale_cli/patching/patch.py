@@ -104,7 +104,7 @@ class _Part:
     def beside(self) -> Iterator[tuple[Path, str]]:
         """The files that belong to it, with their SHA-256."""
         if not self.writer.inside:
-            text = self.writer.sidecar(self.written.digest)
+            text = self.writer.sidecar(self.written.source_digest)
             yield sidecar_of(self.final), hashlib.sha256(text).hexdigest()
         if self.writer.undo_beside is not None:
             yield undo_file_of(self.final), hashlib.sha256(self.writer.undo_beside).hexdigest()
@@ -112,7 +112,7 @@ class _Part:
 
 def _patched(output: Path, parts: list[_Part], others: Mapping[Path, str | None]) -> Patched:
     changed = sum(part.writer.bytes_changed for part in parts)
-    record = parts[0].writer.fields(parts[0].written.digest)
+    record = parts[0].writer.fields(parts[0].written.source_digest)
     written = {part.final: part.written for part in parts}
     beside = {file: sha for part in parts for file, sha in part.beside()}
     return Patched(output, written, changed, record, {**beside, **others})
@@ -136,7 +136,7 @@ def _stage(plan: Plan, source: Path, final: Path, staging: Staging, target: Targ
     records += [(staging.then(sidecar), [])] if old else []
     written = _write_main(plan, source, main, writer)
     for aside, replaced in records:
-        write_new(aside, writer.sidecar(written.digest, replaced), like=source)
+        write_new(aside, writer.sidecar(written.source_digest, replaced), like=source)
     return _Part(final, written, writer)
 
 
@@ -147,7 +147,7 @@ def _write(plan: Plan, source: Path, aside: Path, final: Path, target: Target) -
     if writer.undo_beside is not None:
         write_new(undo_file_of(aside), writer.undo_beside, like=source)
     if not writer.inside:
-        write_new(sidecar_of(aside), writer.sidecar(written.digest), like=source)
+        write_new(sidecar_of(aside), writer.sidecar(written.source_digest), like=source)
     return _Part(final, written, writer)
 
 

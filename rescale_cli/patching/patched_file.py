@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from rescale_cli.errors import BadCheckpoint
-from rescale_cli.files.hashing import NO_DIGEST, Front, TreeHashing, hashing_of
+from rescale_cli.files.hashing import NO_DIGEST, PLAIN, Front, Hashing, hashing_of
 from rescale_cli.files.kernel_copy import copy_bytes
 from rescale_cli.files.regular_file import opened, read_at
 from rescale_cli.formats._interface import Checksum
@@ -30,18 +30,21 @@ from rescale_cli.patching.rewrite import Edit, Region, regions
 
 T = TypeVar("T")
 
-#: Gives the header of the source and that of the target, for the tree digest of the source.
+#: Gives the header of the source and that of the target, for the digest of the source.
 HeaderChange = Callable[[str], tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The hashes of what was read and written; empty where they were not asked for."""
+    """The SHA-256 of what was written, and of what it was made from; empty if not asked for."""
 
     sha256: str
     source_sha256: str = ""
-    digest: str = ""
-    """The tree digest (see `TreeHashing`) of the file that was asked for."""
+
+    @property
+    def source_digest(self) -> str:
+        """What a record names the source by."""
+        return PLAIN + self.source_sha256
 
 
 def write_changed(
@@ -50,15 +53,16 @@ def write_changed(
     edits: Sequence[Edit],
     checksums: Sequence[Checksum] = (),
     header: HeaderChange | None = None,
-    digest_of: Literal["source", "target", "neither"] = "source",
+    *,
+    hash_source: bool = True,
 ) -> Written:
     """Copy `source` to the new file `target`, change the edits' tensors, and prove the result.
 
-    All cores compute the tree digest of the source while the kernel copies. The header, which holds
-    that digest, is written next; then both files are read once, behind the front of the copying, to
-    be compared and hashed side by side. When this returns, the target is on the disk, every byte of
-    it has been read back, and it has the mode of the source. Memory use does not depend on the size
-    of the file.
+    One thread computes the SHA-256 of the source while the kernel copies. The header, which holds
+    it, is written next; then both files are read behind the front of the copying and compared, and
+    the target is hashed meanwhile. When this returns, the target is on the disk, every byte of it
+    has been read back, and it has the mode of the source. Memory use does not depend on the size of
+    the file.
 
     Args:
         source: opened read-only.
@@ -66,25 +70,25 @@ def write_changed(
         edits: what changes; offsets are those of the source.
         checksums: of the source; those over changed bytes are mended.
         header: for formats whose header carries the record.
-        digest_of: the file whose tree digest is wanted. Only for "source" is the source hashed.
+        hash_source: whether the SHA-256 of the source is wanted.
 
     Raises:
         NotProven: what was read back is not what was to be written.
         OSError: the system refused something.
     """
     with opened(source) as src, _created(target) as dst, _Background() as background:
-        digest = background.hash(src) if digest_of == "source" else None
+        digest = background.hash(src) if hash_source else None
         starts = _lengths(header)
         stretches, size = regions(edits), os.fstat(src).st_size
         shift, front = starts[1] - starts[0], background.front
         stale = affected(checksums, stretches)
         places = [at for check in stale for at in check.at]
-        hashes = (hashlib.sha256() if digest else None), hashlib.sha256()
+        sha256 = hashlib.sha256()
         headed = background.run(lambda: _write_header(dst, header, digest))
 
         def compare_both() -> None:
             headed.result()  # until then, zeros may stand there
-            compare(src, dst, starts, changed_parts(stretches, places), hashes, front.wait)
+            compare(src, dst, starts, changed_parts(stretches, places), (None, sha256), front.wait)
 
         compared = background.run(compare_both)
         _copy(src, dst, starts, stretches, min([size, *places]), front)
@@ -92,16 +96,14 @@ def write_changed(
         os.fchmod(dst, stat.S_IMODE(os.fstat(src).st_mode) & 0o777)
         front.advance(size + shift)
         flushed, written = background.run(lambda: os.fsync(dst)), headed.result()
-        if digest_of == "target":
-            digest = background.hash(dst)
         compared.result()
         prove_changed(src, dst, shift, stretches, mended)
         flushed.result()
         if read_at(dst, 0, starts[1]) != written:
             raise differs(0)
         os.fsync(dst)
-        of_source, of_target = (found.hexdigest() if found else "" for found in hashes)
-        return Written(of_target, of_source, digest.result() if digest else "")
+        of_source = digest.result().removeprefix(PLAIN) if digest else ""
+        return Written(sha256.hexdigest(), of_source)
 
 
 def _lengths(header: HeaderChange | None) -> tuple[int, int]:
@@ -135,7 +137,7 @@ def _copy(
     copy_bytes(src, dst, size, *starts, copied)
 
 
-def _write_header(fd: int, header: HeaderChange | None, digest: TreeHashing | None) -> bytes:
+def _write_header(fd: int, header: HeaderChange | None, digest: Hashing | None) -> bytes:
     if header is None:
         return b""
     new = header(digest.result() if digest else NO_DIGEST)[1]
@@ -204,13 +206,13 @@ class _Background:
 
     def __init__(self) -> None:
         self.front = Front()
-        self._hashing: TreeHashing | None = None
+        self._hashing: Hashing | None = None
         self._pool = ThreadPoolExecutor(3)
 
     def __enter__(self) -> _Background:
         return self
 
-    def hash(self, fd: int) -> TreeHashing:
+    def hash(self, fd: int) -> Hashing:
         self._hashing = hashing_of(fd)
         return self._hashing
 

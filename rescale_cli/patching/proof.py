@@ -20,7 +20,6 @@ from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.tensor_info import TensorInfo
 from rescale_cli.errors import BadCounts, BadInput, NotProven, RescaleError, UsageError
-from rescale_cli.files.hashing import TreeHashing
 from rescale_cli.files.regular_file import opened
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.formats import safetensors_file
@@ -30,16 +29,15 @@ from rescale_cli.patching.byte_proof import crc32_of, prove
 from rescale_cli.patching.find_records import find_records
 from rescale_cli.patching.history import seal
 from rescale_cli.patching.locate_head import HeadChoice
-from rescale_cli.patching.patched_file import Written, affected
+from rescale_cli.patching.patched_file import affected
 from rescale_cli.patching.plan import Plan, plan_head
 from rescale_cli.patching.record import Record, damaged, sidecar_of, undo_file_of, unpack
 from rescale_cli.patching.record_writer import describe, describe_keys
 from rescale_cli.patching.rewrite import Edit, RowScaling, regions
 from rescale_cli.patching.source_digest import (
-    found_digest,
-    hash_file,
-    is_tree,
+    digest_like,
     recorded_digest,
+    sha256_of,
 )
 from rescale_cli.patching.unrecorded import read_off
 
@@ -217,27 +215,26 @@ def _prove_file(record: Record, original: Path, before: Checkpoint) -> _Proven:
     """Compare one patched file with its original and its record."""
     with opened(original) as src, opened(record.file) as dst:
         wanted = recorded_digest(record)
-        tree = TreeHashing(src) if is_tree(wanted) else None
         try:
             plan, edits = _proven_edits(record, original, before)
             starts = _prove_header(record, original)
             compared, hashes = _prove_bytes(src, dst, (original, before), edits, starts)
         except RescaleError:
             # Another original explains everything else that may be wrong.
-            _refuse_other(original, wanted, hash_file(original, wanted))
+            _refuse_other(original, wanted, sha256_of(original))
             raise
-        digest = tree.result() if tree else ""
-        _refuse_other(original, wanted, Written(hashes[0], digest=digest))
+        _refuse_other(original, wanted, hashes[0])
     if record.fields.get("record_sha256") != seal(record.fields):
         raise damaged("it is not as it was written")
     return _Proven(plan, compared, hashes[1], hashes[0])
 
 
-def _refuse_other(original: Path, wanted: str, hashed: Written) -> None:
-    if found_digest(hashed) != wanted:
+def _refuse_other(original: Path, wanted: str, sha256: str) -> None:
+    found = digest_like(wanted, original, sha256)
+    if found != wanted:
         raise NotProven(
             f"{original.name} is not the file that was patched",
-            saw=f"the record names {wanted}, but the file has {found_digest(hashed)}",
+            saw=f"the record names {wanted}, but the file has {found}",
             fix="give the file that was patched: --against ORIGINAL",
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.errors import BadInput, NotProven
@@ -31,10 +31,9 @@ from rescale_cli.patching.record import (
     undo_file_of,
 )
 from rescale_cli.patching.source_digest import (
-    found_digest,
-    hash_file,
-    is_tree,
+    digest_like,
     recorded_digest,
+    sha256_of,
 )
 from rescale_cli.patching.undo import Restoring, restorings
 
@@ -183,33 +182,32 @@ def _restore(checkpoint: Checkpoint, back: _Back, aside: Path, sidecar: Path) ->
     """Write one file as it was, and the record that was beside it before; its SHA-256."""
     wanted = "" if back.record is None else recorded_digest(back.record)
     if back.record is not None and back.original is None:
-        written = _undone(checkpoint, back.record, aside, tree=is_tree(wanted))
+        sha256 = _undone(checkpoint, back.record, aside).sha256
     else:
         copy_file(back.original or back.file, aside)
-        written = hash_file(aside, wanted)
-    if wanted and found_digest(written) != wanted:
+        sha256 = sha256_of(aside)
+    if wanted and (found := digest_like(wanted, aside, sha256)) != wanted:
         raise NotProven(
             f"what comes out of {back.file.name} is not the original",
-            saw=f"its digest is {found_digest(written)}, not {wanted}",
+            saw=f"its digest is {found}, not {wanted}",
             fix="the patched file was changed since; use the original: --against ORIGINAL",
         )
     if back.earlier is not None:
         write_new(sidecar, sidecar_text(back.earlier), like=back.file)
-    return written.sha256
+    return sha256
 
 
-def _undone(checkpoint: Checkpoint, record: Record, aside: Path, *, tree: bool) -> Written:
+def _undone(checkpoint: Checkpoint, record: Record, aside: Path) -> Written:
     edits = [edit for edit in record.edits(checkpoint) if edit.info.file == record.file]
     undo: Sequence[Restoring] = restorings(_undo_part(record), edits)
     checks = [check for check in checkpoint.contents.checksums if check.file == record.file]
-    digest_of: Literal["target", "neither"] = "target" if tree else "neither"
     if not record.inside:
-        return write_changed(record.file, aside, undo, checks, digest_of=digest_of)
+        return write_changed(record.file, aside, undo, checks, hash_source=False)
     new, _ = read_header(record.file)
     old = header_edit(record).remove(new)
     framed = tuple(len(text).to_bytes(8, "little") + text for text in (new, old))
     header = framed[0], framed[1]
-    return write_changed(record.file, aside, undo, checks, lambda _: header, digest_of)
+    return write_changed(record.file, aside, undo, checks, lambda _: header, hash_source=False)
 
 
 def _undo_part(record: Record) -> bytes:
