@@ -25,6 +25,7 @@ from rescale_cli.errors import BadHead, RescaleError
 from rescale_cli.files.text_file import refuse_input
 from rescale_cli.finding.find_head import FoundHeads
 from rescale_cli.patching.find_records import find_records
+from rescale_cli.patching.head_identity import ChosenFor
 from rescale_cli.patching.locate_head import HeadChoice, locate, one_size
 from rescale_cli.patching.patch import Patched, Target, apply_plan, default_output, files_beside
 from rescale_cli.patching.plan import CountsChoice, Plan, make_plan
@@ -171,6 +172,7 @@ def apply(
     record: str | PathLike[str] | None = None,
     accept_global: Sequence[str] = (),
     command: str = "",
+    chosen_for: ChosenFor | None = None,
 ) -> Applied:
     """Write a checkpoint whose head is adjusted and in which nothing else changed.
 
@@ -204,6 +206,7 @@ def apply(
         accept_global: full names of pickle globals that are let pass, still without being run.
         command: a command line to keep in the record, which by default says nothing of who made
             the change, where and when.
+        chosen_for: what a sweep chose the strength for; other counts are refused.
 
     Raises:
         RescaleError: in one of its kinds; see `inspect`, `patch.apply_plan` and `plan.make_plan`.
@@ -226,6 +229,8 @@ def apply(
         checkpoint, choice, adjustment, heads=named, num_classes=num_classes, compose=compose,
         record=_path(record),
     )  # fmt: skip
+    if chosen_for is not None:
+        chosen_for.refuse_other_counts(plan.counts)
     if dry_run:
         return Applied(plan, None)
     place = Path(output) if output is not None else default_output(checkpoint.path)

@@ -148,6 +148,12 @@ class OtherModel(NeedsDecision):
     code = "other-model"
 
 
+class OtherCounts(NeedsDecision):
+    """A strength that a sweep chose with other counts than those that are given now."""
+
+    code = "other-counts"
+
+
 class AlreadyRescaled(NeedsDecision):
     """The checkpoint carries the record of an earlier re-scaling."""
 

@@ -103,6 +103,19 @@ def test_a_sweep_says_whose_it_is_and_is_refused_for_another_model(run: Run, wor
     assert run(*apply[:-1], number, "model.safetensors")[0] == 0
 
 
+def test_a_strength_is_refused_with_other_counts_than_it_was_chosen_with(run: Run) -> None:
+    assert run(*SWEEP, "--logits", "run/val_logits.npz", "-o", "sweep.json")[0] == 0
+    counted = json.loads(Path("run/counts.json").read_text())
+    counted["counts"][3:5] = reversed(counted["counts"][3:5])
+    Path("other.json").write_text(json.dumps(counted))
+    for words in (("apply", "--dry-run"), ("evaluate", "--logits", "run/val_logits.npz")):
+        typed = (words[0], "run/model.safetensors", *words[1:], "--gamma", "@sweep.json")
+        code, error = run(*typed, "--counts", "other.json")
+        assert (code, error["code"]) == (4, "other-counts")
+        assert error["saw"] == "row 3 (Dress): 1292 samples in sweep.json, 774 now"
+        assert run(*typed, "--counts", "run/counts.json")[0] == 0
+
+
 def test_logits_of_the_original_are_refused_for_the_re_scaled_checkpoint(run: Run) -> None:
     words = ("--counts", "run/counts.json", "--gamma", 0.2, "-o", "patched.safetensors")
     assert run("apply", "run/model.safetensors", *words)[0] == 0

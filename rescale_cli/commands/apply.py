@@ -160,6 +160,7 @@ def apply(
             record=record,
             accept_global=accept_global or (),
             command=recorded_command(record_command),
+            chosen_for=swept,
         )
     result = report.apply_result(applied)
     if applied.patched is not None:

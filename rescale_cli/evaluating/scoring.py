@@ -182,6 +182,7 @@ def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjust
     own = head_sha256(checkpoint, head.keys)
     if terms.chosen_for is not None:
         terms.chosen_for.refuse_other(path, own, terms.accept)
+        terms.chosen_for.refuse_other_counts(plan.counts)
     if plan.records:
         text = f"{path.name} was re-scaled before; what is measured is once more, on top of that"
         warnings.append(("rescaled-before", text))

@@ -87,8 +87,12 @@ def chosen_for(text: str) -> ChosenFor | None:
     from rescale_cli.patching.head_identity import ChosenFor
 
     said = _read(text)
-    sha = said["head_sha256"]
-    return ChosenFor(text[1:], sha if isinstance(sha, str) else None, said["gamma"])
+    sha, counted = said["head_sha256"], said["counted_with"]
+    counts = counted.get("counts") if isinstance(counted, dict) else None
+    return ChosenFor(
+        text[1:], sha if isinstance(sha, str) else None, said["gamma"],
+        tuple(counts) if isinstance(counts, list) else None,
+    )  # fmt: skip
 
 
 def verdict_warnings(text: str) -> list[tuple[str, str]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.tensor_bytes import overlaps_itself
+from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.tensor_info import HEAD_DTYPES
-from rescale_cli.errors import NotProven, OtherModel, RescaleError
+from rescale_cli.errors import NotProven, OtherCounts, OtherModel, RescaleError
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import clip
 from rescale_cli.patching.find_records import find_records
@@ -108,6 +110,28 @@ class ChosenFor:
     head_sha256: str | None
     """Of the head; None: the sweep read logits that do not say whose they are."""
     gamma: float
+    counts: tuple[int, ...] | None = None
+    """Of the rows, as the strength was chosen with them; None: the sweep does not say."""
+
+    def refuse_other_counts(self, counts: ClassCounts) -> None:
+        """Stop where the strength was chosen with other counts than these, of the rows.
+
+        Raises:
+            OtherCounts: with them the same strength means other factors.
+        """
+        found = tuple(counts.values.tolist())
+        if self.counts is None or self.counts == found:
+            return
+        pairs = zip_longest(self.counts, found)
+        row, (then, now) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        name = f" ({clip(counts.names[row], 40)})" if counts.names and row < len(found) else ""
+        raise OtherCounts(
+            f"the strength in {self.sweep} was chosen with other counts than those of "
+            f"{counts.source}",
+            saw=f"row {row}{name}: {then} samples in {self.sweep}, {now} now",
+            fix="give the counts of the sweep: --counts FILE; or sweep with these; or insist with "
+            f"the number: --gamma {self.gamma!r}",
+        )
 
     def refuse_other_model(
         self,

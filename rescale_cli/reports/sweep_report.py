@@ -46,7 +46,10 @@ def sweep_result(
         "samples": len(trial.predictions.logits),
         "data": trial.predictions.data,
         "alignment": trial.predictions.alignment,
-        "counted_with": counted_with or HeadOptions().counted_with(),
+        "counted_with": {
+            **(counted_with or HeadOptions().counted_with()),
+            "counts": trial.counts.values.tolist(),
+        },
         "chosen": {
             **_method(best),
             "metric": metric,
