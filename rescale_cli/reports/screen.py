@@ -127,8 +127,13 @@ def tell_announced(text: str) -> None:
     """Say at once, on stderr, what code is about to run; the JSON document repeats it."""
     if text not in announced.get():
         announced.set((*announced.get(), text))
-        if not quiet.get():
-            talk("note", text)
+        tell_note(text)
+
+
+def tell_note(text: str) -> None:
+    """Print a note on stderr at once, unless asked to be quiet."""
+    if not quiet.get():
+        talk("note", text)
 
 
 def talk(kind: str, text: str, style: str = "") -> None:
