@@ -11,6 +11,8 @@ from typing import Any
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.files.github_actions import append_outputs, append_summary
 from rescale_cli.files.text_file import (
+    NOWHERE,
+    STDOUT,
     refuse_one_name,
     refuse_output,
     refuse_outputs,
@@ -50,7 +52,11 @@ class Outputs:
         named = {"--output": self.output, "--csv": self.csv, **on.saved}
         refuse_outputs(named, force=self.force, inputs=read)
         if self.apply is not None and model is not None:
-            given = {option: path for option, path in named.items() if path is not None}
+            given = {
+                option: path
+                for option, path in named.items()
+                if path not in (None, STDOUT, NOWHERE)
+            }
             refuse_one_name({**given, "--apply": self.apply})
             refuse_source(model, (), self.apply)
             refuse_output(
