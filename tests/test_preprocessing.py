@@ -387,6 +387,7 @@ def test_the_preset_none_leaves_values_between_0_and_1() -> None:
     pixels = image(28, 28, 1)
     same(apply_preprocessing(pixels, override(base, "none")), tv.ToTensor()(pixels))
     assert override(None, "none", size=(28, 28)).channels == 3
+    assert override(None, "none", size=(28, 28), hints=Hints(channels=1)).channels == 1
     with pytest.raises(NeedsDecision, match="how images are prepared") as caught:
         override(None, "none")
     assert caught.value.fix == "--size 224"
@@ -409,6 +410,9 @@ def test_size_mean_and_std_are_enough_without_a_checkpoint() -> None:
         ({"size": (8, 8)}, Hints(), "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
         ({"size": (8, 8), "mean": (0.5,)}, Hints(), "--std 0.229,0.224,0.225"),
         ({"mean": (0.5,), "std": (0.5,)}, Hints(IMAGENET), "--preset imagenet"),
+        ({}, Hints(image=(28, 28), channels=1), "--size 28 --mean 0.5 --std 0.5"),
+        ({}, Hints(image=(500, 375), channels=1), "--size 224 --mean 0.5 --std 0.5"),
+        ({"size": (28, 28)}, Hints(channels=1), "--mean 0.5 --std 0.5"),
     ],
 )
 def test_what_nobody_says_is_asked_for_with_the_line_to_type(
