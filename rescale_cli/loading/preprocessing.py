@@ -186,7 +186,7 @@ def _lines(preset: str | None, size: tuple[int, int] | None, hints: Hints) -> st
     if small or gray:
         line = again("--size", small or "224", *(() if usual else values))
         of = "of the images" if small else "224"
-        kind = of if usual else f"{of} and {named}"
+        kind = of if usual else f"{of}{', with' if gray else ' and'} {named}"
         first = f"if it was trained at the size {kind}: {line}"
     else:
         same = usual is None or replace(usual, source="") == replace(_imagenet(), source="")
