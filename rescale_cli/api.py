@@ -139,7 +139,8 @@ def inspect(
         refuse_shared(checkpoint, weights + biases)
     except BadHead as error:
         notes.append(("shared-bytes", error.what))
-    warnings = (*notes, *warnings_of(head, matched))
+    named = aligned is not None and aligned.named
+    warnings = (*notes, *warnings_of(head, matched, named=named))
     return Inspected(checkpoint, found, head, own, matched, tuple(records), warnings, aligned)
 
 

@@ -25,6 +25,7 @@ from rescale_cli.errors import (
     RescaleError,
     UsageError,
 )
+from rescale_cli.files import leftovers
 from rescale_cli.json_text import clip
 from rescale_cli.loading.libraries import missing
 from rescale_cli.options.global_options import Quiet, Verbose, begin, everywhere, remember
@@ -120,6 +121,7 @@ def _run_words(words: Sequence[str]) -> int:
     before_names = words[: words.index("--")] if "--" in words else words
     speaker = Screen(_command_in(words), as_json="--json" in before_names)
     foreign_code.listener.set(screen.tell_announced)
+    leftovers.listener.set(screen.tell_note)
     screen.announced.set(())
     try:
         with interruptible():

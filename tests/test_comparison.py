@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +229,46 @@ def test_a_row_that_its_dtype_cannot_hold_is_an_obstacle(tmp_path: Path, capsys:
     assert entry["gamma"] > 0
     assert (entry["writable"], entry["apply"]) == (False, None)
     assert "does not fit into float16" in entry["obstacle"]
+
+
+def test_a_step_on_github_gets_the_ranking_and_the_method_to_write(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs, page, out = (tmp_path / name for name in ("outputs", "page.md", "out.safetensors"))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_OUTPUT", str(outputs))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    _, document = run(capsys, "compare", *BUNDLED, "--apply", out)
+    said = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
+    entry = next(m for m in document["result"]["methods"] if m["name"] == said["method"])
+    assert float(said["gamma"]) == entry["gamma"]
+    assert said["verdict"] == entry["verdict"] == "helps"
+    assert float(said["gain"]) == entry["gain"]["difference"]
+    assert [float(said["gain_low"]), float(said["gain_high"])] == entry["gain"]["interval"]
+    assert said["output"] == str(out)
+    assert said["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert f"helps, {said['method']}, strength {entry['gamma']:g}" in page.read_text()
+    assert all(m["name"].split()[0] in page.read_text() for m in document["result"]["methods"])
+    assert "is best" in page.read_text()
+    outputs.unlink()
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    _, document = run(capsys, "compare", *BUNDLED)
+    assert [w for w in document["warnings"] if w["code"] == "github"]
+
+
+@pytest.mark.parametrize("command", ["sweep-gamma", "compare"])
+def test_apply_lists_the_training_state_that_a_run_keeps(
+    command: str, capsys: Capture, tmp_path: Path
+) -> None:
+    source = tmp_path / "run"
+    source.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(EXAMPLE / name, source / name)
+    for name in ("metrics.jsonl", "norms.svg"):
+        (source / name).write_text(name)
+    words = [command, source, *BUNDLED[1:], "--apply", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 0
+    assert (
+        "left behind, as it belongs to the model before: metrics.jsonl" in capsys.readouterr().out
+    )
+    assert not (tmp_path / "out" / "norms.svg").exists()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 from torchvision import transforms as tv
 
+from rescale_cli.cli import main
 from rescale_cli.core.images import Image, Preprocessing
 from rescale_cli.errors import BadInput, NeedsDecision, OutputExists, UsageError
 from rescale_cli.loading.hugging_face import preprocessing as preprocessing_of
@@ -387,6 +391,7 @@ def test_the_preset_none_leaves_values_between_0_and_1() -> None:
     pixels = image(28, 28, 1)
     same(apply_preprocessing(pixels, override(base, "none")), tv.ToTensor()(pixels))
     assert override(None, "none", size=(28, 28)).channels == 3
+    assert override(None, "none", size=(28, 28), hints=Hints(channels=1)).channels == 1
     with pytest.raises(NeedsDecision, match="how images are prepared") as caught:
         override(None, "none")
     assert caught.value.fix == "--size 224"
@@ -409,6 +414,9 @@ def test_size_mean_and_std_are_enough_without_a_checkpoint() -> None:
         ({"size": (8, 8)}, Hints(), "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
         ({"size": (8, 8), "mean": (0.5,)}, Hints(), "--std 0.229,0.224,0.225"),
         ({"mean": (0.5,), "std": (0.5,)}, Hints(IMAGENET), "--preset imagenet"),
+        ({}, Hints(image=(28, 28), channels=1), "--size 28 --mean 0.5 --std 0.5"),
+        ({}, Hints(image=(500, 375), channels=1), "--size 224 --mean 0.5 --std 0.5"),
+        ({"size": (28, 28)}, Hints(channels=1), "--mean 0.5 --std 0.5"),
     ],
 )
 def test_what_nobody_says_is_asked_for_with_the_line_to_type(
@@ -533,3 +541,26 @@ def test_a_file_that_says_nothing_of_images_is_refused(text: str, tmp_path: Path
     path.write_text(text, encoding="utf-8")
     with pytest.raises(BadInput, match=r"said\.json"):
         read_preprocessing(path)
+
+
+def test_the_line_for_a_network_with_one_channel_runs_as_it_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gray_net.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes=3):\n"
+        "    layers = nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()\n"
+        "    return nn.Sequential(*layers, nn.Linear(4, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    state = importlib.import_module("gray_net").net().state_dict()
+    safetensors.torch.save_file(state, "m.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 28, 28), dtype=np.uint8)
+    np.savez("d.npz", images=pixels, labels=np.arange(60) % 3)
+    words = ["evaluate", "m.safetensors", "--data", "npz:d.npz", "--arch", "python:gray_net:net"]
+    assert main([*words, "--json"]) == 4
+    fix = json.loads(capsys.readouterr().out)["error"]["fix"]
+    line = shlex.split(fix.partition("rescale-cli ")[2].partition(";")[0])
+    assert line == [*words, "--json", "--size", "28", "--mean", "0.5", "--std", "0.5"]
+    assert main([*line, "--accept-poor-accuracy"]) == 0

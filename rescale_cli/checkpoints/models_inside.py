@@ -21,7 +21,7 @@ from rescale_cli.checkpoints.training_state import (
     refuse_distributed,
 )
 from rescale_cli.errors import BadCheckpoint, BadInput, NeedsDecision
-from rescale_cli.files.output_folder import MARK
+from rescale_cli.files.leftovers import MARK
 from rescale_cli.formats.sharded_folder import WEIGHTS, file_format
 
 _DEPTH = 4

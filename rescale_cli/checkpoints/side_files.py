@@ -16,7 +16,7 @@ from pathlib import Path
 from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.checkpoints.training_state import is_optimizer_entry
 from rescale_cli.errors import BadInput
-from rescale_cli.files.output_folder import MARK
+from rescale_cli.files.leftovers import MARK
 from rescale_cli.formats.sharded_folder import file_format
 
 #: Files and folders of a run of `train` that speak of the head as it was trained.

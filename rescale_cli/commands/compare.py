@@ -56,6 +56,7 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Rank the post-hoc methods on held-out data, and say which cannot be told apart."""
+    from rescale_cli.files.github_actions import unwritten
     from rescale_cli.reports.comparison_report import (
         comparison_csv,
         comparison_result,
@@ -63,7 +64,12 @@ def compare(
     )
     from rescale_cli.reports.comparison_text import nothing_to_write
     from rescale_cli.reports.progress import Notes, progress_bar
-    from rescale_cli.reports.sweep_outputs import Outputs, as_json, written_as
+    from rescale_cli.reports.sweep_outputs import (
+        Outputs,
+        as_json,
+        tell_github_compared,
+        written_as,
+    )
     from rescale_cli.reports.sweep_report import left_alone
     from rescale_cli.reports.verdict_text import gain_required
     from rescale_cli.sweeping.comparison import compare_methods
@@ -104,6 +110,7 @@ def compare(
             choice,
             of,
         )
+    tell_github_compared(found, obstacles, patched)
     failed = None
     if require_gain and best is None:
         failed = gain_required("a gain is required, and there is no method to write", why)
@@ -114,7 +121,7 @@ def compare(
     instead = "a method all the same, use `apply` with its number"
     Screen("compare", json).result(
         result,
-        [*notes.kept, *trial.warnings, *cannot, *left_alone(apply, why, instead)],
+        [*notes.kept, *trial.warnings, *cannot, *left_alone(apply, why, instead), *unwritten()],
         lambda: show_comparison(trial, found, lines, obstacles, patched),
         failed,
     )

@@ -24,7 +24,11 @@ def counts(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="Write counts.json here.", readable=False
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write counts.json here; - is stdout.",
+            readable=False,
         ),
     ] = None,
     order: options.Order = None,
@@ -33,13 +37,13 @@ def counts(
 ) -> None:
     """Count the samples of each class in a data set, without decoding an image."""
     from rescale_cli.core.counts import whole_numbers
-    from rescale_cli.files.text_file import refuse_output, write_text
+    from rescale_cli.files.text_file import STDOUT, refuse_outputs, write_text
     from rescale_cli.reports import report, tables
     from rescale_cli.sources.count_sources import count_data, write_counts
     from rescale_cli.sources.data_spec import parse_spec
 
     if output is not None:
-        refuse_output(output, "--output", force=force, inputs=[parse_spec(data).path])
+        refuse_outputs({"--output": output}, force=force, inputs=[parse_spec(data).path])
     raw = count_data(data, tally=True)
     if order is not None:
         raw = raw.sorted_by(order.value)
@@ -48,7 +52,7 @@ def counts(
     table = saved if isinstance(saved, dict) else {"counts": saved, "classes": None}
     if output is not None:
         write_text(output, json_module.dumps(saved, indent=1) + "\n", force=force)
-    result = report.counts_result(raw, table, output)
+    result = report.counts_result(raw, table, None if output == STDOUT else output)
     Screen("counts", json).result(result, _warnings(raw), lambda: tables.show_counts(raw, result))
 
 

@@ -57,6 +57,11 @@ class Alignment:
     notes: tuple[str, ...] = ()
     """What the user should know."""
 
+    @property
+    def named(self) -> bool:
+        """Whether names, or a file of names, show the row of each class."""
+        return self.by in ("name", "file")
+
     def as_json(self) -> dict[str, Any]:
         """`result.alignment` of every command that joins."""
         found = sorted(zip(self.rows, self.texts, self.proofs, strict=True))

@@ -49,8 +49,19 @@ def correlation(head: Head, counts: ClassCounts) -> float | None:
     return spearman(norms, counts.values[counts.kept])
 
 
-def warnings_of(head: Head, counts: ClassCounts | None) -> list[tuple[str, str]]:
-    """What a user should know before the rows of this head are scaled: (code, message) each."""
+def warnings_of(
+    head: Head, counts: ClassCounts | None, *, named: bool = False
+) -> list[tuple[str, str]]:
+    """What a user should know before the rows of this head are scaled: (code, message) each.
+
+    Norms alone do not show a wrong order of the counts: AdamW and other training may lengthen the
+    rows of rare classes.
+
+    Args:
+        head: as it is now.
+        counts: training samples of each row.
+        named: whether names show which count belongs to which row.
+    """
     found = []
     if head.gauge > 0.5 and not head.binary and head.num_classes > 1:
         found.append((
@@ -63,9 +74,9 @@ def warnings_of(head: Head, counts: ClassCounts | None) -> list[tuple[str, str]]
     clear = CLEAR / math.sqrt(max(counts.num_classes - len(counts.skipped) - 1, 1))
     if rho < -max(clear, 0.2):
         found.append((
-            "class-order",
-            f"rare classes have the longer rows (rank correlation {rho:+.2f}): the counts look out "
-            "of order; give names with the counts, or --classes FILE",
+            "norms-run-against-counts",
+            f"rare classes have the longer rows (rank correlation {rho:+.2f}): "
+            f"{_why_against(named)}",
         ))  # fmt: skip
     elif rho < clear:
         found.append((
@@ -74,3 +85,17 @@ def warnings_of(head: Head, counts: ClassCounts | None) -> list[tuple[str, str]]
             "be corrected already, or trained with Adam; evaluate before you trust the result",
         ))  # fmt: skip
     return found
+
+
+def _why_against(named: bool) -> str:
+    training = "training may have done that (AdamW, or a loss that corrects for the counts)"
+    if named:
+        return (
+            f"{training}, as the names show that the counts belong to these rows; evaluate before "
+            "you trust the result"
+        )
+    return (
+        f"either {training}, or the counts are in another order than the rows. Check which count "
+        "each class gets (`apply --dry-run`), give names with the counts or --classes FILE, and "
+        "evaluate before you trust the result"
+    )

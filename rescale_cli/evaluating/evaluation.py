@@ -206,8 +206,8 @@ def _run(
     if ranks.is_main() and any(word in classifier.why for word in ("weights from", "named by")):
         notes(f"{model.name}: {classifier.why}")
     _check(model, known.num_classes, classifier.num_classes, classifier.arch)
-    size = _first_size(images)
-    prepared = _prepared(classifier, choice, size)
+    shape = _first_shape(images)
+    prepared = _prepared(classifier, choice, shape)
     if prepared.source.startswith("mean and std of") and ranks.is_main():
         notes(f"images are {prepared}; --mean and --std replace the values of the library")
     images, aligned = _aligned(images, classifier, model, said, notes)
@@ -227,29 +227,39 @@ def _run(
     names = said.names or classifier.classes
     check_order(found, notes, head_names=names, accept=choice.accept_order)
     check_accuracy(
-        found, notes, counts=known.counts, rescaled=known.rescaled, image=size,
-        accept=choice.accept_poor,
+        found, notes, counts=known.counts, rescaled=known.rescaled,
+        image=None if shape is None else (shape[0], shape[1]), accept=choice.accept_poor,
     )  # fmt: skip
     return found
 
 
-def _first_size(images: Images) -> tuple[int, int] | None:
-    """Height and width of the first image, for messages."""
+def _first_shape(images: Images) -> tuple[int, ...] | None:
+    """Height, width and perhaps channels of the first image, for messages."""
     with suppress(RescaleError):  # an image that cannot be read is for the reading of all of them
         if len(images):
             shape = images.read(0).shape if images.array is None else images.array.shape[1:]
-            return shape[0], shape[1]
+            return tuple(shape)
     return None
 
 
 def _prepared(
-    classifier: Classifier, choice: DataChoice, image: tuple[int, int] | None
+    classifier: Classifier, choice: DataChoice, shape: tuple[int, ...] | None
 ) -> Preprocessing:
     """How images become the network's input: as options, a file or the checkpoint say."""
+    image = None if shape is None else (shape[0], shape[1])
+    hints = Hints(classifier.usual, classifier.input_size, image, _channels(classifier, shape))
     return override(
         choice.prepared or classifier.preprocessing, choice.preset, choice.size, choice.mean,
-        choice.std, Hints(classifier.usual, classifier.input_size, image),
+        choice.std, hints,
     )  # fmt: skip
+
+
+def _channels(classifier: Classifier, shape: tuple[int, ...] | None) -> int | None:
+    """The channels of the network's first convolution; of the images if it has none."""
+    first = next((p.shape[1] for p in classifier.module.parameters() if p.ndim == 4), None)
+    if first is None and shape is not None:
+        first = shape[2] if len(shape) > 2 else 1
+    return first if first in (1, 3) else None
 
 
 def _of_logits(predictions: Predictions) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def locked(folder: Path) -> Iterator[int]:
     """The folder's descriptor, locked against other runs of this tool where the system can."""
     fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(ImportError), _where_able():
+        with contextlib.suppress(ImportError), where_able():
             import fcntl
 
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -29,12 +29,12 @@ def locked(folder: Path) -> Iterator[int]:
 
 def sync_names(folder_fd: int) -> None:
     """Make the names in an open folder last, where the file system can."""
-    with _where_able():
+    with where_able():
         os.fsync(folder_fd)
 
 
 @contextlib.contextmanager
-def _where_able() -> Iterator[None]:
+def where_able() -> Iterator[None]:
     """Go on where a file system lacks the very thing; any other error counts."""
     try:
         yield

@@ -11,10 +11,8 @@ from pathlib import Path
 from rescale_cli.errors import OutputExists
 from rescale_cli.files.folder_lock import sync_names
 from rescale_cli.files.kernel_copy import copy_bytes
+from rescale_cli.files.leftovers import MARK
 from rescale_cli.files.regular_file import opened
-
-#: Leftovers of a killed run carry this in their name; they never block the next run.
-MARK = ".rescale-cli-"
 
 
 def copy_folder(

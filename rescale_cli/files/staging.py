@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +14,8 @@ from types import TracebackType
 from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists, RescaleError, UsageError
 from rescale_cli.files.exchange import exchange
 from rescale_cli.files.folder_lock import locked, sync_names
-from rescale_cli.files.output_folder import MARK, sync_folder
+from rescale_cli.files.leftovers import Claim, remove
+from rescale_cli.files.output_folder import sync_folder
 from rescale_cli.files.regular_file import kind_of
 from rescale_cli.signals import committed, undisturbed
 
@@ -25,6 +24,7 @@ class Staging:
     """New files beside their targets under unique names; `commit` gives them their own.
 
     Used in a with statement: whatever was not committed is removed, however the block is left.
+    What a killed process left in the folder is removed by the next one, see `leftovers`.
 
     Args:
         folder: where the targets will be; it must exist.
@@ -36,6 +36,7 @@ class Staging:
         self._moves: list[tuple[Path, Path]] = []
         self._then: list[tuple[Path, Path]] = []
         self._outdated: list[Path] = []
+        self._claim = Claim(folder)
 
     def __enter__(self) -> Staging:
         if not self.folder.is_dir():
@@ -52,14 +53,14 @@ class Staging:
         The others are files that belong to it: they replace what a killed run, or an output that
         is no more, has left.
         """
-        temporary = self._unique("tmp")
+        temporary = self._claim.name("tmp")
         # Listed before it is made: there is no moment in which an interrupt could lose it.
         self._moves.append((temporary, target))
         return temporary
 
     def then(self, target: Path) -> Path:
         """A name for what replaces `target`, a file beside, once the main target has its name."""
-        temporary = self._unique("tmp")
+        temporary = self._claim.name("tmp")
         self._then.append((temporary, target))
         return temporary
 
@@ -98,21 +99,21 @@ class Staging:
                 way_back.pop_all()
                 committed()
             for old in filter(None, replaced):
-                _remove(old)
+                remove(old)
             for file in set(self._outdated) - {target for _, target in self._moves}:
-                _remove(file)
+                remove(file)
 
     def _place(self, temporary: Path, target: Path, way_back: ExitStack) -> Path | None:
         """Give one file or folder its name; where the one that had it before is kept, if any."""
         found = status(target)
         if found is None:
             temporary.rename(target)
-            way_back.callback(_remove, target)
+            way_back.callback(remove, target)
             return None
         if stat.S_ISDIR(found.st_mode) and exchange(temporary, target):
             way_back.callback(_put_back, temporary, target)
             return temporary
-        old = self._unique("old")
+        old = self._claim.name("old")
         way_back.callback(_put_back, old, target)
         try:
             os.link(target, old, follow_symlinks=False)
@@ -120,9 +121,6 @@ class Staging:
             target.rename(old)
         temporary.rename(target)
         return old
-
-    def _unique(self, suffix: str) -> Path:
-        return self.folder / f"{MARK}{os.getpid()}-{secrets.token_hex(6)}.{suffix}"
 
     def __exit__(
         self,
@@ -132,7 +130,8 @@ class Staging:
     ) -> None:
         with undisturbed():
             for temporary, _ in [*self._moves, *self._then]:
-                _remove(temporary)
+                remove(temporary)
+            self._claim.release()
 
 
 def _put_back(old: Path, target: Path) -> None:
@@ -143,9 +142,9 @@ def _put_back(old: Path, target: Path) -> None:
         if not target.is_dir():
             old.replace(target)
         elif not exchange(old, target):
-            _remove(target)
+            remove(target)
             old.rename(target)
-        _remove(old)  # a second name of the file, or the new folder
+        remove(old)  # a second name of the file, or the new folder
 
 
 def write_new(path: Path, data: bytes, like: Path | None = None) -> None:
@@ -214,19 +213,6 @@ def refuse_existing(target: Path, *, replace: bool, folder: bool = False) -> Non
             saw=kind_of(found.st_mode),
             fix="--force to replace it, or another --output",
         )
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or folder of ours, trying again where the system failed once."""
-    for _ in range(3):
-        try:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        except OSError:
-            continue
-        return
 
 
 @contextlib.contextmanager

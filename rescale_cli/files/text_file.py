@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
@@ -11,6 +12,9 @@ from pathlib import Path
 from rescale_cli.errors import OutputExists, RescaleError, UsageError
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors, write_new
 
+#: Where a text may go that is not a file: what users call stdout, and what keeps nothing.
+STDOUT, NOWHERE = Path("-"), Path(os.devnull)
+
 
 def refuse_outputs(
     named: Mapping[str, Path | None], *, force: bool, inputs: Iterable[Path] = ()
@@ -18,7 +22,8 @@ def refuse_outputs(
     """Stop before the work if two outputs have one name, or one could not be written.
 
     Args:
-        named: option -> where it will go; None where it was not given.
+        named: option -> where it will go; None where it was not given. `STDOUT` and `NOWHERE`
+            are always free.
         force: whether files that are there may be replaced.
         inputs: what the command reads, which none of them may be.
 
@@ -26,7 +31,7 @@ def refuse_outputs(
         UsageError: two have one name.
         BadInput, OutputExists: see `refuse_output`.
     """
-    given = {option: path for option, path in named.items() if path is not None}
+    given = {option: path for option, path in named.items() if path not in (None, STDOUT, NOWHERE)}
     refuse_one_name(given)
     for option, path in given.items():
         refuse_output(path, option, force=force, inputs=inputs)
@@ -116,22 +121,32 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
 def write_texts(texts: Mapping[Path, str], *, force: bool) -> None:
     """Write texts as UTF-8, with the permissions that the umask leaves.
 
-    All of them are on the disk before the first one has its name. A character that UTF-8 does not
+    All of them are on the disk before the first one has its name, and that for `STDOUT` is written
+    last. A character that UTF-8 does not
     have (half of one, in a file's name) is written as its escape.
 
     Raises:
         OutputExists: one is there, and may not be replaced.
         EnvironmentProblem: the system refused something.
     """
+    encoded = {path: text.encode("utf-8", "backslashreplace") for path, text in texts.items()}
     with ExitStack() as held:
         made = []
-        for path, text in texts.items():
+        for path, data in encoded.items():
+            if path in (STDOUT, NOWHERE):
+                continue
             with system_errors(f"writing {path}"):
                 refuse_existing(path, replace=force)
                 staging = held.enter_context(Staging(path.parent, replace=force))
-                data = text.encode("utf-8", "backslashreplace")
                 write_new(staging.aside(path), data)
             made.append((path, staging))
         for path, staging in made:
             with system_errors(f"writing {path}"):
                 staging.commit()
+    if STDOUT in encoded:
+        sys.stdout.flush()
+        if hasattr(sys.stdout, "buffer"):
+            sys.stdout.buffer.write(encoded[STDOUT])
+        else:  # a notebook
+            sys.stdout.write(texts[STDOUT])
+        sys.stdout.flush()

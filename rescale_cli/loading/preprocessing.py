@@ -62,6 +62,8 @@ class Hints:
     """Height and width that the program of the network takes, where it takes no other."""
     image: tuple[int, int] | None = None
     """Height and width of the first image of the data."""
+    channels: int | None = None
+    """Channels that the network takes, 1 or 3, where they are known."""
 
 
 def override(
@@ -145,7 +147,8 @@ def _from_nothing(
 ) -> Preprocessing:
     size = size or hints.fixed
     if preset == "none":
-        mean, std = mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0)
+        channels = hints.channels or 3
+        mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
     given = {"--size": size, "--mean": mean, "--std": std}
     if size is None or mean is None or std is None:
         lacking = ", ".join(option for option, value in given.items() if value is None)
@@ -171,15 +174,19 @@ def _seen(lacking: str, hints: Hints) -> str:
 def _lines(preset: str | None, size: tuple[int, int] | None, hints: Hints) -> str:
     """What to type, the likeliest first."""
     values = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+    gray, named = hints.channels == 1, "the usual mean and std"
+    if gray:
+        values, named = ["--mean", "0.5", "--std", "0.5"], "one channel between -1 and 1"
     usual, square = hints.usual, hints.image is not None and hints.image[0] == hints.image[1]
     small = str(hints.image[0]) if hints.image and square and hints.image[0] <= SMALL else ""
     if preset == "none":
         return again("--size", small or "224")
     if size is not None:
-        return f"for the usual mean and std: {again(*values)}"
-    if small:
-        line = again("--size", small, *(() if usual else values))
-        kind = "of the images and the usual mean and std" if not usual else "of the images"
+        return f"for {named}: {again(*values)}"
+    if small or gray:
+        line = again("--size", small or "224", *(() if usual else values))
+        of = "of the images" if small else "224"
+        kind = of if usual else f"{of}{', with' if gray else ' and'} {named}"
         first = f"if it was trained at the size {kind}: {line}"
     else:
         same = usual is None or replace(usual, source="") == replace(_imagenet(), source="")

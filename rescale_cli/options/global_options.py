@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from rescale_cli.options.stdout_option import stdout_options
 from rescale_cli.reports import screen
 from rescale_cli.reports.progress import heartbeat
 
@@ -33,6 +34,7 @@ def begin() -> None:
     screen.verbosity.set(0)
     screen.quiet.set(False)
     screen.as_json.set(False)
+    screen.stdout_taken.set(False)
 
 
 def remember(verbose: int, *, quiet: bool, as_json: bool) -> None:
@@ -46,7 +48,7 @@ def everywhere(name: str, command: Callable[..., None]) -> Callable[..., None]:
     """Let a command that takes `json` also take `-v` and `-q` after its name.
 
     The command runs with `json` true if `--json` stands before or after its name. Progress is
-    printed while it runs.
+    printed while it runs. An output `-` is stdout, see `stdout_option`.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters = [
@@ -59,8 +61,10 @@ def everywhere(name: str, command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*, json: bool, verbose: int, quiet: bool, **words: Any) -> None:
         remember(verbose, quiet=quiet, as_json=json)
+        taken = stdout_options(name, words, as_json=screen.as_json.get())
+        screen.stdout_taken.set(bool(taken))
         with heartbeat(name):
-            command(**words, json=screen.as_json.get())
+            command(**{**words, **taken}, json=screen.as_json.get())
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ class Patched:
     """Of the first patched file."""
     others: Mapping[Path, str | None] = field(default_factory=dict)
     """Every other file that was written -> its SHA-256, or None if it is a copy of a side file."""
+    left_behind: tuple[Path, ...] = ()
+    """Training state of the source that a patched folder does not get, as paths below the source;
+    none in place, where all of it stays."""
 
 
 def default_output(path: Path) -> Path:
@@ -92,7 +95,8 @@ def apply_plan(plan: Plan, target: Target) -> Patched:
             else:
                 parts = [_stage(plan, plan.files[0], output, staging, target)]
             staging.commit(plan.checkpoint.refuse_changed)
-    return _patched(output, parts, {output / name: None for name in copied})
+    made = _patched(output, parts, {output / name: None for name in copied})
+    return replace(made, left_behind=tuple(entry.relative_to(path) for entry in plan.left_behind))
 
 
 @dataclass(frozen=True, slots=True)

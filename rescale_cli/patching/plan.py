@@ -198,13 +198,14 @@ def make_plan(
         for name in checkpoint.other_models
         if not any((checkpoint.path / name).is_relative_to(entry) for entry in left)
     ]
+    # The rows of a head that was re-scaled before are as long as that made them.
+    norms = [] if records else warnings_of(planned[0].before, counts, named=aligned.named)
     plan = Plan(
         checkpoint,
         tuple(planned),
         counts,
         adjustment,
-        # The rows of a head that was re-scaled before are as long as that made them.
-        (*notes, *(() if records else warnings_of(planned[0].before, counts))),
+        (*notes, *norms),
         tuple(records),
         aligned,
         left,

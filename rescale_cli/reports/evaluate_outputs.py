@@ -31,7 +31,7 @@ class OutputOptions:
         typer.Option(
             "--metrics-out",
             metavar="FILE",
-            help="Metrics as .json, or as .prom (OpenMetrics).",
+            help="Metrics as .json, or as .prom (OpenMetrics); - is stdout, as JSON.",
             readable=False,
         ),
     ] = None
@@ -41,7 +41,8 @@ class OutputOptions:
             "--predictions-out",
             metavar="FILE",
             help="Each sample's true and predicted class, as rows of the head and as names, the "
-            "probability of the predicted class, and the sample's name: .csv, .json or .jsonl.",
+            "probability of the predicted class, and the sample's name: .csv, .json or .jsonl; - "
+            "is stdout, as CSV.",
             readable=False,
         ),
     ] = None
@@ -79,17 +80,18 @@ class OutputOptions:
             other: what else will be written, by option.
         """
         from rescale_cli.files.predictions_file import FORMATS
-        from rescale_cli.files.text_file import refuse_outputs
+        from rescale_cli.files.text_file import NOWHERE, STDOUT, refuse_outputs
 
         named = {f"--{f.name.replace('_', '-')}": getattr(self, f.name) for f in fields(self)}
         refuse_outputs({**named, **(other or {})}, force=force, inputs=inputs)
-        if self.metrics_out is not None and self.metrics_out.suffix not in (".json", ".prom"):
+        streams = (None, STDOUT, NOWHERE)  # without a suffix: JSON, or CSV for the predictions
+        if self.metrics_out not in streams and self.metrics_out.suffix not in (".json", ".prom"):
             raise UsageError(
                 "--metrics-out tells the format by its suffix, .json or .prom",
                 saw=str(self.metrics_out),
                 fix=f"--metrics-out {self.metrics_out.with_suffix('.json')}",
             )
-        if self.predictions_out is not None and self.predictions_out.suffix not in FORMATS:
+        if self.predictions_out not in streams and self.predictions_out.suffix not in FORMATS:
             raise UsageError(
                 f"the suffix of --predictions-out is one of {', '.join(FORMATS)}",
                 saw=str(self.predictions_out),
@@ -125,7 +127,7 @@ class OutputOptions:
             rows = prediction_rows(
                 one.labels, one.predicted, one.confidence, one.classes, one.names
             )
-            yield self.predictions_out, FORMATS[self.predictions_out.suffix](rows)
+            yield self.predictions_out, FORMATS[self.predictions_out.suffix or ".csv"](rows)
         if self.csv is not None:
             yield self.csv, evaluate_csv(found)
         if self.junit is not None:

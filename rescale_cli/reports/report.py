@@ -102,11 +102,11 @@ def files_written(patched: Patched) -> dict[str, str | None]:
     return main | {str(file): sha256 for file, sha256 in patched.others.items()}
 
 
-def left_behind_by(applied: Applied) -> list[Path]:
+def left_behind_by(applied: Applied) -> Sequence[Path]:
     """The training state that the patched folder does not get, as paths below the source."""
     plan, patched = applied.plan, applied.patched
-    if patched is not None and patched.output == plan.checkpoint.path:
-        return []  # in place: all of it stays where it is
+    if patched is not None:
+        return patched.left_behind
     return [entry.relative_to(plan.checkpoint.path) for entry in plan.left_behind]
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -50,6 +50,8 @@ _PLAINER = str.maketrans({
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 verbosity: ContextVar[int] = ContextVar("verbosity", default=0)
 as_json: ContextVar[bool] = ContextVar("as_json", default=False)
+#: Whether an output of the command has gone to stdout, where nothing else may go then.
+stdout_taken: ContextVar[bool] = ContextVar("stdout_taken", default=False)
 #: How to hide the bar that is shown on stderr, and how to show it again; empty if there is none.
 live: list[tuple[Callable[[], None], Callable[[], None]]] = []
 #: What code the command that is running has announced.
@@ -78,7 +80,11 @@ class Screen:
         finish()
         if not self.as_json:
             self.warn(warnings)
-            show()
+            if not stdout_taken.get():
+                show()
+            elif not quiet.get():
+                with redirect_stdout(sys.stderr):
+                    show()
             if failed is not None:
                 self.error(failed)
             return
@@ -127,8 +133,13 @@ def tell_announced(text: str) -> None:
     """Say at once, on stderr, what code is about to run; the JSON document repeats it."""
     if text not in announced.get():
         announced.set((*announced.get(), text))
-        if not quiet.get():
-            talk("note", text)
+        tell_note(text)
+
+
+def tell_note(text: str) -> None:
+    """Print a note on stderr at once, unless asked to be quiet."""
+    if not quiet.get():
+        talk("note", text)
 
 
 def talk(kind: str, text: str, style: str = "") -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.files.github_actions import append_outputs, append_summary
 from rescale_cli.files.text_file import (
+    NOWHERE,
+    STDOUT,
     refuse_one_name,
     refuse_output,
     refuse_outputs,
@@ -23,6 +25,7 @@ from rescale_cli.options.sweep_options import HeadOptions
 from rescale_cli.patching.obstacle import obstacle
 from rescale_cli.patching.patch import Patched, Target, apply_plan, refuse_source
 from rescale_cli.patching.plan import CountsChoice, make_plan
+from rescale_cli.reports.comparison_text import ranking_text, writing_text
 from rescale_cli.reports.screen import finite
 from rescale_cli.reports.sweep_report import apply_line
 from rescale_cli.reports.verdict_text import sweep_text
@@ -30,6 +33,7 @@ from rescale_cli.sources.data_spec import paths_of
 from rescale_cli.sweeping.comparison import Comparison
 from rescale_cli.sweeping.sweep_result import Sweep
 from rescale_cli.sweeping.trial import Trial
+from rescale_cli.sweeping.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,11 @@ class Outputs:
         named = {"--output": self.output, "--csv": self.csv, **on.saved}
         refuse_outputs(named, force=self.force, inputs=read)
         if self.apply is not None and model is not None:
-            given = {option: path for option, path in named.items() if path is not None}
+            given = {
+                option: path
+                for option, path in named.items()
+                if path not in (None, STDOUT, NOWHERE)
+            }
             refuse_one_name({**given, "--apply": self.apply})
             refuse_source(model, (), self.apply)
             refuse_output(
@@ -91,9 +99,34 @@ class Outputs:
 
 
 def tell_github(trial: Trial, found: Sweep, patched: Patched | None) -> None:
-    """The outputs and the summary page of a step, where one runs."""
-    gamma, verdict = found.best.choice.gamma, found.verdict
-    values: dict[str, object] = {"gamma": gamma, "verdict": verdict.kind}
+    """The outputs and the summary page of a step in which `sweep-gamma` runs."""
+    gamma = found.best.choice.gamma
+    names = {"0": "as it is", "chosen": f"strength {gamma:g}"}
+    models = {names[key]: at.metrics for key, at in found.at.items()}
+    said = {"gamma": gamma}
+    _append("sweep-gamma", said, found.verdict, models, sweep_text(trial, found), patched)
+
+
+def tell_github_compared(
+    found: Comparison, obstacles: Mapping[str, str], patched: Patched | None
+) -> None:
+    """The outputs and the summary page of a step in which `compare` runs.
+
+    The outputs are of the method to write; of the head as it is where there is none.
+    """
+    unchanged = next(entry for entry in found.entries if entry.outcome is None)
+    entry = found.to_write(obstacles) or unchanged
+    models = {one.name: one.at.metrics for one in found.entries}
+    text = f"{ranking_text(found)} {writing_text(found, obstacles).rstrip(':.')}."
+    said = {"method": entry.name, "gamma": entry.decided.strength}
+    _append("compare", said, entry.verdict, models, text, patched)
+
+
+def _append(
+    command: str, said: Mapping[str, object], verdict: Verdict,
+    models: Mapping[str, Mapping[str, float | None]], text: str, patched: Patched | None,
+) -> None:  # fmt: skip
+    values: dict[str, object] = {**said, "verdict": verdict.kind}
     if verdict.gain is not None and verdict.gain.difference is not None:
         values["gain"] = verdict.gain.difference
         for end, value in zip(("low", "high"), verdict.gain.interval or (), strict=False):
@@ -102,11 +135,9 @@ def tell_github(trial: Trial, found: Sweep, patched: Patched | None) -> None:
         written = next(iter(patched.files.values()))
         values |= {"output": patched.output, "sha256": written.sha256}
     append_outputs(values)
-    names = {"0": "as it is", "chosen": f"strength {gamma:g}"}
-    models = {names[key]: at.metrics for key, at in found.at.items()}
-    title = f"rescale-cli sweep-gamma: {verdict.kind}, strength {gamma:g}"
-    page = markdown(title, models, (), escaped(sweep_text(trial, found), 2000))
-    append_summary(page)
+    method = f"{said['method']}, " if "method" in said else ""
+    title = f"rescale-cli {command}: {verdict.kind}, {method}strength {said['gamma']:g}"
+    append_summary(markdown(title, models, (), escaped(text, 2000)))
 
 
 def written_as(

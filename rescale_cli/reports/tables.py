@@ -99,10 +99,9 @@ def show_apply(applied: Applied) -> None:
         say(_factor_table(applied, plan.heads[0]))
     if patched is None:
         say("dry run: nothing was written")
+        _show_left_behind(left_behind_by(applied))
     else:
         show_written(patched)
-    if left := left_behind_by(applied):
-        say(f"left behind, as it belongs to the model before: {_listed(left)}")
 
 
 def show_written(patched: Patched) -> None:
@@ -118,6 +117,12 @@ def show_written(patched: Patched) -> None:
     if copied:
         names = [file.relative_to(patched.output) for file in copied]
         say(f"copied to {patched.output}: {_listed(names)}")
+    _show_left_behind(patched.left_behind)
+
+
+def _show_left_behind(left: Sequence[Path]) -> None:
+    if left:
+        say(f"left behind, as it belongs to the model before: {_listed(left)}")
 
 
 def _listed(paths: Sequence[Path]) -> str:

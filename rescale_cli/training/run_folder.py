@@ -13,7 +13,7 @@ from rescale_cli import api
 from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.counts import ZeroPolicy
 from rescale_cli.errors import BadInput, OutputExists
-from rescale_cli.files.output_folder import MARK
+from rescale_cli.files.leftovers import MARK
 from rescale_cli.files.staging import Staging, system_errors, write_new
 from rescale_cli.files.text_file import write_text
 from rescale_cli.loading.preprocessing_config import to_run

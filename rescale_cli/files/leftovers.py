@@ -1,0 +1,216 @@
+"""Temporary files: their names, the lock that marks them as in use, and what killed processes left.
+
+A writer holds a lock (flock) on a file `.lock` while its temporary files exist, and the system
+frees the lock when the process ends in whatever way. So a lock that can be taken means that the
+writer is gone, whatever its number is now and in whatever container it ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+
+from rescale_cli.files.folder_lock import where_able
+from rescale_cli.signals import undisturbed
+
+#: The names of all temporary files start with this.
+MARK = ".rescale-cli-"
+_NAME = re.compile(re.escape(MARK) + r"((\d+)-([0-9a-f]+))(?:-\d+)?\.(tmp|old|lock)")
+#: Seconds after which a file of another machine, whose locks may be invisible here, is abandoned.
+_DAY = 86_400
+
+#: Who is told what was removed. Without a command line, the log of the package.
+listener: ContextVar[Callable[[str], None]] = ContextVar(
+    "listener", default=logging.getLogger("rescale_cli").info
+)
+
+
+class Claim:
+    """The temporary names of one writer in a folder, marked as in use until `release`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._names = folder, 0
+        self._owner = f"{os.getpid()}-{_machine()}{secrets.token_hex(6)}"
+        self._lock: int | None = None
+
+    def name(self, suffix: str) -> Path:
+        """A new name. Before the first one, what killed processes left in the folder is removed.
+
+        Args:
+            suffix: "tmp" for what may always be removed; "old" for what may be the only copy.
+
+        Raises:
+            OSError: the lock file cannot be made.
+        """
+        if self._lock is None:
+            remove_leftovers(self._folder)
+            with undisturbed():
+                self._lock = _lock_new(self._lock_file())
+        self._names += 1
+        return self._folder / f"{MARK}{self._owner}-{self._names}.{suffix}"
+
+    def release(self) -> None:
+        """Remove the lock file. The temporary files must be gone."""
+        if self._lock is not None:
+            remove(self._lock_file())
+            with contextlib.suppress(OSError):
+                os.close(self._lock)
+
+    def _lock_file(self) -> Path:
+        return self._folder / f"{MARK}{self._owner}.lock"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed processes in a folder, and tell `listener`.
+
+    A file stays if its process lives, if the file system has no locks, if this user may not remove
+    it, or if another machine (or this one before it was restarted) wrote it within a day. A
+    replaced file (`.old`) is removed only if the file has another name, too: it may be the
+    original of an output that was about to be replaced.
+    """
+    owners: dict[tuple[str, str, str], list[Path]] = defaultdict(list)
+    with contextlib.suppress(OSError):
+        for file in sorted(folder.iterdir()):
+            if found := _NAME.fullmatch(file.name):
+                owners[found[1], found[2], found[3]].append(file)
+    removed, kept = list[str](), list[str]()
+    for (owner, pid, token), files in owners.items():
+        lock = folder / f"{MARK}{owner}.lock"
+        with _abandoned(lock, int(pid), token.startswith(_machine()), files) as abandoned:
+            for file in files if abandoned else []:
+                if file.suffix == ".old" and not _has_another_name(file):
+                    kept.append(str(file))
+                elif file != lock and (size := _remove_measured(file)) is not None:
+                    removed.append(f"{file} ({size:,} bytes)")
+            if abandoned:
+                remove(lock)
+    if removed:
+        listener.get()(f"removed what a killed process left: {', '.join(removed)}")
+    if kept:
+        what = "a killed process left what it was replacing; rename or remove it yourself"
+        listener.get()(f"{what}: {', '.join(kept)}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder of ours, trying again where the system failed once."""
+    for _ in range(3):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError:
+            continue
+        return
+
+
+def _lock_new(path: Path) -> int:
+    """The descriptor of a new lock file, locked where the file system can."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with contextlib.suppress(ImportError), where_able():
+                import fcntl
+
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            # Between the two calls another run may have taken the file for abandoned.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            remove(path)
+            raise
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _abandoned(lock: Path, pid: int, here: bool, files: list[Path]) -> Iterator[bool]:
+    """Whether the process that made `files` is gone; inside, its lock is held.
+
+    Args:
+        lock: its lock file.
+        pid: its number, for files without a lock file.
+        here: whether it ran on this machine since the machine was started.
+        files: its files, for their age.
+    """
+    try:
+        import fcntl
+
+        fd = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:  # a writer makes the lock first and removes it last
+        yield not _is_process(pid)
+        return
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        free = True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            free = False
+        yield free and (here or _are_old(files))
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight digits for this machine since its start; containers on it have the same."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+    except OSError:
+        import hashlib
+
+        return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _is_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+def _are_old(files: list[Path]) -> bool:
+    try:
+        return all(time.time() - file.lstat().st_mtime > _DAY for file in files)
+    except OSError:
+        return False
+
+
+def _has_another_name(file: Path) -> bool:
+    try:
+        found = file.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_nlink > 1
+
+
+def _remove_measured(path: Path) -> int | None:
+    """Remove a file or folder; how many bytes it held, or None if it is still there or was gone."""
+    try:
+        folder = path.is_dir() and not path.is_symlink()
+        parts = [path, *path.rglob("*")] if folder else [path]
+        size = sum(at.st_size for part in parts if not stat.S_ISDIR((at := part.lstat()).st_mode))
+    except OSError:
+        size = 0
+    remove(path)
+    return None if os.path.lexists(path) else size
