@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rescale_cli.errors import OutputExists
@@ -15,6 +16,19 @@ from rescale_cli.files.regular_file import opened
 
 #: Leftovers of a killed run carry this in their name; they never block the next run.
 MARK = ".rescale-cli-"
+
+
+@contextlib.contextmanager
+def removed_if_empty(path: Path) -> Iterator[None]:
+    """If the block fails, remove a folder that it made and left empty."""
+    fresh = not os.path.lexists(path)
+    try:
+        yield
+    except BaseException:
+        if fresh:
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                path.rmdir()
+        raise
 
 
 def copy_folder(

@@ -10,6 +10,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +20,9 @@ from rescale_cli.files.folder_lock import locked, sync_names
 from rescale_cli.files.output_folder import MARK, sync_folder
 from rescale_cli.files.regular_file import kind_of
 from rescale_cli.signals import committed, undisturbed
+
+#: The main targets that the command line that is running has written, in order.
+written: ContextVar[tuple[Path, ...]] = ContextVar("written", default=())
 
 
 class Staging:
@@ -96,6 +100,7 @@ class Staging:
                 replaced = [self._place(*move, way_back) for move in moves]
                 sync_names(folder_fd)
                 way_back.pop_all()
+                written.set((*written.get(), self._moves[-1][1]))
                 committed()
             for old in filter(None, replaced):
                 _remove(old)
