@@ -288,8 +288,7 @@ def test_a_failed_gate_is_not_hidden_by_a_lost_stdout(
     assert call(*gate, around=around).code == 6
 
 
-def test_a_note_that_nobody_reads_does_not_stop_the_work(call: Caller) -> None:
-    """The dry run has a warning; a pipe that is gone must not end the command with exit 0."""
+def test_an_error_that_nobody_reads_keeps_its_exit_code(call: Caller) -> None:
     words = ("evaluate", "model.safetensors", "--counts", "counts.json", "--logits", "x.npz")
     for stderr in ("gone", "/dev/full", None):
         assert call(*words, around=Around(streams=(None, "out", stderr))).code == 3
