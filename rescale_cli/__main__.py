@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 
 from rescale_cli.signals import hold_back
+from rescale_cli.streams import open_missing
 
 
 def run() -> None:
     """Run the command line of this process."""
     hold_back()
+    open_missing()
     from rescale_cli.files.hashing import begin
 
     begin(sys.argv[1:])

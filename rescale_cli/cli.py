@@ -22,10 +22,12 @@ from rescale_cli import command_line, foreign_code, options
 from rescale_cli.errors import (
     EnvironmentProblem,
     Interrupted,
+    NotPrinted,
     RescaleError,
     UsageError,
 )
 from rescale_cli.files import leftovers
+from rescale_cli.files.staging import written
 from rescale_cli.json_text import clip
 from rescale_cli.loading.libraries import missing
 from rescale_cli.options.global_options import Quiet, Verbose, begin, everywhere, remember
@@ -33,6 +35,7 @@ from rescale_cli.options.help_text import Command, Group
 from rescale_cli.reports import screen
 from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import interruptible
+from rescale_cli.streams import open_missing
 
 COMMANDS = (
     "demo",
@@ -123,12 +126,14 @@ def _run_words(words: Sequence[str]) -> int:
     foreign_code.listener.set(screen.tell_announced)
     leftovers.listener.set(screen.tell_note)
     screen.announced.set(())
+    written.set(())
     try:
         with interruptible():
             code = app(words, standalone_mode=False, prog_name="rescale-cli")
-            sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # Typer makes the first the second
-        _leave_quietly()
+            with screen.printing():
+                pass
+    except (BrokenPipeError, SystemExit):  # Typer and rich make the first the second
+        screen.discard(sys.stdout)
         return 0
     except BaseException as error:
         problem = _as_problem(error, words)
@@ -183,12 +188,14 @@ def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
 
 def _speak(speaker: Screen, problem: RescaleError) -> None:
     """Tell an error: on stderr if stdout, where its document belongs, takes nothing."""
+    if isinstance(problem, NotPrinted):
+        speaker = replace(speaker, as_json=False)
     try:
         speaker.error(problem)
     except OSError:
         with contextlib.suppress(OSError):
             replace(speaker, as_json=False).error(problem)
-        _leave_quietly()
+        screen.discard(sys.stdout)
 
 
 def _end_together(problem: RescaleError | None, speak: Callable[[], None]) -> None:
@@ -209,6 +216,7 @@ def _command_in(words: Sequence[str]) -> str:
 
 def _prepare_streams() -> None:
     """Names with bytes that the terminal cannot show must not stop a command."""
+    open_missing()
     # Python has no stream where the system has none, and print would then fail.
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (until the end)
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
@@ -216,8 +224,3 @@ def _prepare_streams() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
-
-
-def _leave_quietly() -> None:
-    """The reader of our output has gone: let Python's own last flush go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -173,6 +173,10 @@ class EnvironmentProblem(RescaleError):
     code = "environment"
 
 
+class NotPrinted(EnvironmentProblem):
+    """The result could not be written to stdout; all other work of the command is done."""
+
+
 class GateFailed(RescaleError):
     """A quality gate of the user's was not met."""
 

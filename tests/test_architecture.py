@@ -14,7 +14,7 @@ ROOT = Path(rescale_cli.__file__).parent
 #: From the lowest to the highest: a folder each, or a module that stands alone. Every module is in
 #: exactly one layer: its own, or that of its folder.
 LAYERS = {
-    "ground": "errors registry json_text signals foreign_code command_line long_work",
+    "ground": "errors registry json_text signals streams foreign_code command_line long_work",
     "core": "core finding measures strength_path curved_path",
     "io": """
         files pickles formats checkpoints sources loading loading.logits_only

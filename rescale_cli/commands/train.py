@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rescale_cli import options
-from rescale_cli.errors import BadInput, UsageError
+from rescale_cli.errors import BadInput, EnvironmentProblem, UsageError
 from rescale_cli.options.optimizer_options import HowOptions
 from rescale_cli.options.option_groups import spread
 from rescale_cli.options.train_options import WhatOptions, recipe_of, show_config
@@ -81,6 +81,7 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train a classifier on long-tailed data; the other commands take the folder it leaves."""
+    from rescale_cli.files.output_folder import removed_if_empty
     from rescale_cli.loading.libraries import need_torch
     from rescale_cli.reports.progress import Notes
     from rescale_cli.training.run_folder import SEEDS
@@ -102,10 +103,11 @@ def train(
         )
     recipe = None if resume else _new_recipe(preset, config, given)
     start = _Start(place, recipe, given, several, force, download)
-    if several is not None or (resume and (place / SEEDS).is_file()):
-        _train_several(start, json, Notes(json))
-    else:
-        _train_one(start, json, Notes(json))
+    with removed_if_empty(place):
+        if several is not None or (resume and (place / SEEDS).is_file()):
+            _train_several(start, json, Notes(json))
+        else:
+            _train_one(start, json, Notes(json))
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _train_one(start: _Start, json: bool, notes: Notes) -> None:
     with watching(recipe, notes) as watch:
         trained = train_(recipe, folder, state, download=start.download, watch=watch)
     if trained is not None:
-        _draw(trained)
+        _draw(trained, notes)
         Screen("train", json).result(
             train_result(trained), notes.kept, lambda: show_trained(trained)
         )
@@ -167,18 +169,21 @@ def _train_several(start: _Start, json: bool, notes: Notes) -> None:
             RunFolder(start.place).prepare(force=start.force)
     ended = train_seeds(
         series, fresh=start.recipe is not None, force=start.force, download=start.download,
-        watching=watching_seeds(series, notes), done=_draw,
+        watching=watching_seeds(series, notes), done=lambda trained: _draw(trained, notes),
     )  # fmt: skip
     if ended is not None:
         Screen("train", json).result(seeds_result(ended), notes.kept, lambda: show_seeds(ended))
 
 
-def _draw(trained: Trained) -> None:
-    """Write norms.svg, where the extra `plot` is installed."""
+def _draw(trained: Trained, notes: Notes) -> None:
+    """Write norms.svg, where the extra `plot` is installed; a failure does not hide the run."""
     from rescale_cli.reports import figures
 
     if figures.can_draw() and trained.lines:
-        figures.write_norms(trained)
+        try:
+            figures.write_norms(trained)
+        except (OSError, ValueError, EnvironmentProblem) as error:
+            notes(f"the run is complete, but norms.svg could not be drawn: {error}")
 
 
 def _place(run: Path | None, output: Path | None, *, resume: bool) -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rescale_cli.errors import OutputExists
@@ -13,6 +14,19 @@ from rescale_cli.files.folder_lock import sync_names
 from rescale_cli.files.kernel_copy import copy_bytes
 from rescale_cli.files.leftovers import MARK
 from rescale_cli.files.regular_file import opened
+
+
+@contextlib.contextmanager
+def removed_if_empty(path: Path) -> Iterator[None]:
+    """If the block fails, remove a folder that it made and left empty."""
+    fresh = not os.path.lexists(path)
+    try:
+        yield
+    except BaseException:
+        if fresh:
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                path.rmdir()
+        raise
 
 
 def copy_folder(

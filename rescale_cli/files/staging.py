@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +19,9 @@ from rescale_cli.files.leftovers import Claim, remove
 from rescale_cli.files.output_folder import sync_folder
 from rescale_cli.files.regular_file import kind_of
 from rescale_cli.signals import committed, undisturbed
+
+#: The main targets that the command line that is running has written, in order.
+written: ContextVar[tuple[Path, ...]] = ContextVar("written", default=())
 
 
 class Staging:
@@ -97,6 +101,7 @@ class Staging:
                 replaced = [self._place(*move, way_back) for move in moves]
                 sync_names(folder_fd)
                 way_back.pop_all()
+                written.set((*written.get(), self._moves[-1][1]))
                 committed()
             for old in filter(None, replaced):
                 remove(old)

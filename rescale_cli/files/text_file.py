@@ -70,8 +70,8 @@ def refuse_output(
         with system_errors(f"writing {path} ({option})"):
             refuse_input(path, inputs)
             refuse_existing(path, replace=force, folder=folder)
-            with Staging(path.parent, replace=force):
-                pass
+            with Staging(path.parent, replace=force) as staging:
+                write_new(staging.aside(path), b"")  # permissions tell less than a try
     except RescaleError as error:
         error.fix = error.fix.replace("--output", option)
         raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from rescale_cli.errors import UsageError
 from rescale_cli.measures.metric_names import ABOUT
-from rescale_cli.reports.screen import finite
+from rescale_cli.reports.screen import finite, to_stderr
 
 if TYPE_CHECKING:
     from rescale_cli.evaluating.side_by_side import Evaluation
@@ -173,4 +172,4 @@ def tell_github(found: Evaluation, verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
         line = annotation(f"gate {verdict.gate}", f"{verdict.model}: {verdict.message}")
         if line is not None and not verdict.passed:
-            sys.stderr.write(line + "\n")
+            to_stderr(line + "\n")

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from rescale_cli.errors import AmbiguousHead, NotImages, RescaleError
+from rescale_cli.errors import AmbiguousHead, NotImages, NotPrinted, RescaleError
+from rescale_cli.files.staging import written
 from rescale_cli.json_text import clip, printable
 from rescale_cli.signals import finish
 
@@ -75,9 +76,32 @@ class Screen:
         """Print what came out: as JSON, or by `show`, with the warnings on stderr.
 
         With `failed`, all was done and what came out is not good enough: both are told. A signal
-        comes too late now: there is one document, never two.
+        comes too late now: there is one document, never two. A reader of stdout that has gone
+        changes nothing: the exit code is still that of the result.
+
+        Raises:
+            NotPrinted: stdout could not be written; if `failed`, that is only printed.
         """
         finish()
+        try:
+            with printing():
+                self._show(result, warnings, show, failed)
+        except NotPrinted as lost:
+            if failed is None:
+                raise
+            replace(self, as_json=False).error(lost)
+            if self.as_json:
+                replace(self, as_json=False).error(failed)
+        if failed is not None and not self.as_json:
+            self.error(failed)
+
+    def _show(
+        self,
+        result: dict[str, Any],
+        warnings: Sequence[Warning_],
+        show: Callable[[], object],
+        failed: RescaleError | None,
+    ) -> None:
         if not self.as_json:
             self.warn(warnings)
             if not stdout_taken.get():
@@ -85,8 +109,6 @@ class Screen:
             elif not quiet.get():
                 with redirect_stdout(sys.stderr):
                     show()
-            if failed is not None:
-                self.error(failed)
             return
         every = [*(("runs-code", text) for text in announced.get()), *warnings]
         listed = [{"code": code, "message": message} for code, message in every]
@@ -115,6 +137,39 @@ class Screen:
         document = {"schema": f"rescale-cli/{self.command}@1", **content}
         sys.stdout.write(json.dumps(finite(document), indent=2) + "\n")
         sys.stdout.flush()
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Inside, stdout is written; it is flushed at the end.
+
+    If its reader has gone, as with `| head -1`, the block ends early and nothing else happens.
+
+    Raises:
+        NotPrinted: stdout could not be written. The files that the command wrote are named.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich makes the first the second
+        discard(sys.stdout)
+    except OSError as error:
+        discard(sys.stdout)
+        files = ", ".join(map(str, written.get()))
+        done = f"; these files are complete: {files}" if files else ""
+        raise NotPrinted(
+            "the command did its work, but its result could not be printed",
+            saw=f"writing stdout failed: {(error.strerror or str(error)).lower()}{done}",
+            fix="send stdout somewhere that can be written, such as a disk with free space",
+        ) from error
+
+
+def discard(stream: TextIO) -> None:
+    """Let everything that is still to be written to a stream, by us or by Python, go nowhere."""
+    with suppress(OSError, ValueError):  # a stream without a descriptor has nothing to replace
+        number, null = stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)
 
 
 def _fields(error: RescaleError) -> dict[str, Any]:
@@ -147,10 +202,21 @@ def talk(kind: str, text: str, style: str = "") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    with _no_bar():
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        start = Text.assemble((f"{kind}:", style), " ") if kind else Text()
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    start = Text.assemble((f"{kind}:", style), " ") if kind else Text()
+    with console.capture() as line:
         console.print(start.append(drawable(plain(text), sys.stderr)))
+    to_stderr(line.get())
+
+
+def to_stderr(text: str) -> None:
+    """Write to stderr. If that is impossible, the work goes on, as nobody reads stderr."""
+    try:
+        with _no_bar():
+            sys.stderr.write(text)
+            sys.stderr.flush()
+    except OSError:
+        discard(sys.stderr)
 
 
 def animates() -> bool:
