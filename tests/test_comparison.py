@@ -189,6 +189,8 @@ def test_where_nothing_helps_the_checkpoint_is_written_unchanged_and_a_gain_can_
     before, after = load_file(str(hopeless[0])), load_file(out)
     assert {n: t.tobytes() for n, t in before.items()} == {n: t.tobytes() for n, t in after.items()}
     assert run(capsys, "verify", out, "--against", hopeless[0])[1]["result"]["gamma"] == 0
+    assert (written := result.pop("written"))["gamma"] == 0
+    assert written["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert json.loads(kept.read_text())["result"] == result
     assert len(pd.read_csv(table)) == len(result["methods"])
     assert main([str(word) for word in ("compare", *hopeless)]) == 0

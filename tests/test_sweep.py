@@ -450,7 +450,11 @@ def test_a_step_on_github_gets_the_choice_and_what_was_written(
     assert outputs.read_text() == (
         f"gamma={gamma}\nverdict=helps\ngain={result['gain']['difference']}\n"
         f"gain_low={low}\ngain_high={high}\noutput={out}\nsha256={sha256}\n"
+        f"applied_gamma={gamma}\n"
     )
+    assert result["written"] == {
+        "output": str(out), "sha256": sha256, "gamma": gamma, "left_behind": [],
+    }  # fmt: skip
     assert f"helps, strength {gamma:g}" in page.read_text()
     assert "re-scaling helps" in page.read_text()
     assert "| balanced_accuracy |" in page.read_text()

@@ -69,6 +69,7 @@ def compare(
         as_json,
         tell_github_compared,
         written_as,
+        written_result,
     )
     from rescale_cli.reports.sweep_report import left_alone
     from rescale_cli.reports.verdict_text import gain_required
@@ -110,6 +111,8 @@ def compare(
             choice,
             of,
         )
+    if patched is not None:
+        result["written"] = written_result(patched)
     tell_github_compared(found, obstacles, patched)
     failed = None
     if require_gain and best is None:

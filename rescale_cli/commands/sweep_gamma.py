@@ -77,7 +77,7 @@ def sweep_gamma(
     from rescale_cli.files.github_actions import unwritten
     from rescale_cli.reports import sweep_report
     from rescale_cli.reports.progress import Notes, progress_bar
-    from rescale_cli.reports.sweep_outputs import Outputs, as_json, tell_github
+    from rescale_cli.reports.sweep_outputs import Outputs, as_json, tell_github, written_result
     from rescale_cli.reports.sweep_tables import show_sweep
     from rescale_cli.reports.verdict_text import no_gain
     from rescale_cli.sweeping.sweep_result import sweep
@@ -121,6 +121,8 @@ def sweep_gamma(
     texts = {output: as_json("sweep-gamma", result), csv: sweep_report.curve_csv(found)}
     with last_step():
         patched = outputs.write(model, texts, to_write, choice, of)
+    if patched is not None:
+        result["written"] = written_result(patched)
     tell_github(trial, found, patched)
     failed = no_gain(result) if require_gain else None
     why = "" if helps else f"the verdict is {found.verdict.kind}"

@@ -132,12 +132,24 @@ def _append(
         for end, value in zip(("low", "high"), verdict.gain.interval or (), strict=False):
             values[f"gain_{end}"] = value
     if patched is not None:
-        written = next(iter(patched.files.values()))
-        values |= {"output": patched.output, "sha256": written.sha256}
+        done = written_result(patched)
+        values |= {name: done[name] for name in ("output", "sha256")}
+        values["applied_gamma"] = done["gamma"]
+        text += f" {patched.output.name} was written with strength {done['gamma']:g}."
     append_outputs(values)
     method = f"{said['method']}, " if "method" in said else ""
     title = f"rescale-cli {command}: {verdict.kind}, {method}strength {said['gamma']:g}"
     append_summary(markdown(title, models, (), escaped(text, 2000)))
+
+
+def written_result(patched: Patched) -> dict[str, Any]:
+    """What `--apply` wrote, for the JSON: with strength 0 where the head was left as it is."""
+    return {
+        "output": str(patched.output),
+        "sha256": next(iter(patched.files.values())).sha256,
+        "gamma": patched.record["gamma"],
+        "left_behind": [str(path) for path in patched.left_behind],
+    }
 
 
 def written_as(
