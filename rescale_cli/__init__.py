@@ -14,8 +14,8 @@ _HOMES = {
     "apply": "api",
     "inspect": "api",
     "verify": "patching.proof",
-    "revert": "patching.restore",
-    "rescale_": "patching.live_module",
+    "revert": "patching.revert",
+    "rescale_": "patching.module",
     "RescaleError": "errors",
 }
 
@@ -24,9 +24,9 @@ __all__ = ["RescaleError", "__version__", "apply", "inspect", "rescale_", "rever
 if TYPE_CHECKING:
     from rescale_cli.api import apply, inspect
     from rescale_cli.errors import RescaleError
-    from rescale_cli.patching.live_module import rescale_
+    from rescale_cli.patching.module import rescale_
     from rescale_cli.patching.proof import verify
-    from rescale_cli.patching.restore import revert
+    from rescale_cli.patching.revert import revert
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ def run() -> None:
     """Run the command line of this process."""
     hold_back()
     open_missing()
-    from rescale_cli.files.hashing import begin
+    from rescale_cli.files.reading import begin
 
     begin(sys.argv[1:])
     from rescale_cli.cli import main

@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from rescale_cli.checkpoints.read_head import read_head, refuse_shared
+from rescale_cli.checkpoints.read_tensors import (
+    HeadChoice,
+    locate,
+    one_size,
+    read_head,
+    refuse_shared,
+)
 from rescale_cli.core.alignment import Alignment
-from rescale_cli.core.binary import ASSUMED
-from rescale_cli.core.classes import RawCounts
-from rescale_cli.core.counts import ClassCounts
-from rescale_cli.core.head import Head
+from rescale_cli.core.classes import row_names
+from rescale_cli.core.counts import ClassCounts, warnings_of
+from rescale_cli.core.head import ASSUMED, Head
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.core.row_names import row_names
-from rescale_cli.core.summary import warnings_of
+from rescale_cli.data.counts import CountsLike, as_raw_counts
+from rescale_cli.data.labels import said_about_rows
+from rescale_cli.data.spec import paths_of
 from rescale_cli.errors import BadHead, RescaleError
-from rescale_cli.files.text_file import refuse_input
+from rescale_cli.files.staging import refuse_input
 from rescale_cli.finding.find_head import FoundHeads
-from rescale_cli.patching.find_records import find_records
-from rescale_cli.patching.head_identity import ChosenFor
-from rescale_cli.patching.locate_head import HeadChoice, locate, one_size
+from rescale_cli.patching.find_records import ChosenFor, find_records
 from rescale_cli.patching.patch import Patched, Target, apply_plan, default_output, files_beside
 from rescale_cli.patching.plan import CountsChoice, Plan, make_plan
 from rescale_cli.patching.record import Record
-from rescale_cli.sources.class_names import said_about_rows
-from rescale_cli.sources.count_sources import json_counts, read_counts
-from rescale_cli.sources.data_spec import paths_of
-
-#: A file or source of `--counts`, a list in head order, or name -> count.
-CountsLike = str | PathLike[str] | Sequence[float] | NDArray[Any] | Mapping[str, float] | RawCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +55,6 @@ class Applied:
 
     plan: Plan
     patched: Patched | None
-
-
-def as_raw_counts(counts: CountsLike) -> RawCounts:
-    """The counts as they were given, not yet in the order of a head."""
-    if isinstance(counts, RawCounts):
-        return counts
-    if isinstance(counts, str | PathLike):
-        return read_counts(str(counts))
-    if isinstance(counts, Mapping):
-        return json_counts({str(name): n for name, n in counts.items()}, "the counts given")
-    values = counts.tolist() if isinstance(counts, np.ndarray) else list(counts)
-    return RawCounts(tuple(values), None, "the counts given")
 
 
 def inspect(

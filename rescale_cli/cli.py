@@ -1,8 +1,10 @@
-"""The command line: the app, signals, and the one place where errors end."""
+"""The command line: the app, its global options, signals, and the one place where errors end."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import os
 import shlex
 import sys
@@ -12,30 +14,123 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 import rescale_cli
-from rescale_cli import command_line, foreign_code, options
-from rescale_cli.errors import (
-    EnvironmentProblem,
-    Interrupted,
-    NotPrinted,
-    RescaleError,
-    UsageError,
-)
+from rescale_cli import errors, foreign_code
+from rescale_cli.commands import console, options
+from rescale_cli.commands.console import Screen
+from rescale_cli.commands.options import stdout_options
+from rescale_cli.commands.progress import heartbeat
+from rescale_cli.errors import EnvironmentProblem, Interrupted, NotPrinted, RescaleError, UsageError
 from rescale_cli.files import leftovers
 from rescale_cli.files.staging import written
+from rescale_cli.foreign_code import missing
 from rescale_cli.json_text import clip
-from rescale_cli.loading.libraries import missing
-from rescale_cli.options.global_options import Quiet, Verbose, begin, everywhere, remember
-from rescale_cli.options.help_text import Command, Group
-from rescale_cli.reports import screen
-from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import interruptible
 from rescale_cli.streams import open_missing
+
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "-v",
+        "--verbose",
+        count=True,
+        show_default=False,
+        help="Print more details; -vv also prints the traceback of an error.",
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Print no notes and no progress on stderr.")
+]
+
+
+def begin() -> None:
+    """Forget what an earlier command line of this process said."""
+    console.verbosity.set(0)
+    console.quiet.set(False)
+    console.as_json.set(False)
+    console.stdout_taken.set(False)
+
+
+def remember(verbose: int, *, quiet: bool, as_json: bool) -> None:
+    """Add these words of the command line to those before: `-v` counts wherever it stands."""
+    console.verbosity.set(console.verbosity.get() + verbose)
+    console.quiet.set(console.quiet.get() or quiet)
+    console.as_json.set(console.as_json.get() or as_json)
+
+
+def everywhere(name: str, command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command that takes `json` also take `-v` and `-q` after its name.
+
+    The command runs with `json` true if `--json` stands before or after its name. Progress is
+    printed while it runs. An output `-` is stdout, see `stdout_option`.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    parameters = [
+        p.replace(annotation=hints[p.name], kind=Parameter.KEYWORD_ONLY)
+        for p in inspect.signature(command).parameters.values()
+    ]
+    for word, default, kind in (("verbose", 0, Verbose), ("quiet", False, Quiet)):
+        parameters.append(Parameter(word, Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+
+    @functools.wraps(command)
+    def run(*, json: bool, verbose: int, quiet: bool, **words: Any) -> None:
+        remember(verbose, quiet=quiet, as_json=json)
+        taken = stdout_options(name, words, as_json=console.as_json.get())
+        console.stdout_taken.set(bool(taken))
+        with heartbeat(name):
+            command(**{**words, **taken}, json=console.as_json.get())
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+#: Looks like a hyphen, and no line is broken at it.
+_HYPHEN = "\u2011"
+
+
+#: The class of Typer's formatter, which has no public name of its own.
+_Formatter: Any = typer.Context.formatter_class
+
+
+class _Whole(_Formatter):  # type: ignore[misc]  # its type is only known to Typer
+    """Typer's formatter, with hyphens that hold together until the text is finished."""
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", _HYPHEN))
+
+    def write_dl(self, rows: Sequence[tuple[str, str]], *more: Any, **words: Any) -> None:
+        rows = [(first, second.replace("-", _HYPHEN)) for first, second in rows]
+        super().write_dl(rows, *more, **words)
+
+    def getvalue(self) -> str:
+        return str(super().getvalue()).replace(_HYPHEN, "-")
+
+
+class Command(TyperCommand):
+    """A command whose help breaks no word."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The text of --help."""
+        ctx.formatter_class = _Whole
+        return super().get_help(ctx)
+
+
+class Group(TyperGroup):
+    """The same for the list of commands."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The text of --help."""
+        ctx.formatter_class = _Whole
+        return super().get_help(ctx)
+
 
 COMMANDS = (
     "demo",
@@ -111,11 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _prepare_streams()
-    known = command_line.typed.set(tuple(words))
+    known = errors.typed.set(tuple(words))
     try:
         return _run_words(words)
     finally:
-        command_line.typed.reset(known)
+        errors.typed.reset(known)
 
 
 def _run_words(words: Sequence[str]) -> int:
@@ -123,21 +218,21 @@ def _run_words(words: Sequence[str]) -> int:
     begin()
     before_names = words[: words.index("--")] if "--" in words else words
     speaker = Screen(_command_in(words), as_json="--json" in before_names)
-    foreign_code.listener.set(screen.tell_announced)
-    leftovers.listener.set(screen.tell_note)
-    screen.announced.set(())
+    foreign_code.listener.set(console.tell_announced)
+    leftovers.listener.set(console.tell_note)
+    console.announced.set(())
     written.set(())
     try:
         with interruptible():
             code = app(words, standalone_mode=False, prog_name="rescale-cli")
-            with screen.printing():
+            with console.printing():
                 pass
     except (BrokenPipeError, SystemExit):  # Typer and rich make the first the second
-        screen.discard(sys.stdout)
+        console.discard(sys.stdout)
         return 0
     except BaseException as error:
         problem = _as_problem(error, words)
-        if screen.verbosity.get() > 1:
+        if console.verbosity.get() > 1:
             traceback.print_exception(error)
         _end_together(problem, lambda: _speak(speaker, problem))
         return problem.exit_code
@@ -195,7 +290,7 @@ def _speak(speaker: Screen, problem: RescaleError) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             replace(speaker, as_json=False).error(problem)
-        screen.discard(sys.stdout)
+        console.discard(sys.stdout)
 
 
 def _end_together(problem: RescaleError | None, speak: Callable[[], None]) -> None:
@@ -203,7 +298,7 @@ def _end_together(problem: RescaleError | None, speak: Callable[[], None]) -> No
     if "RANK" not in os.environ:
         speak()
         return
-    from rescale_cli.predicting import ranks
+    from rescale_cli.evaluating import ranks
 
     if ranks.is_main():
         speak()

@@ -6,6 +6,9 @@ kind decides the exit code; `code` is the stable name that `--json` prints.
 
 from __future__ import annotations
 
+import shlex
+from contextvars import ContextVar
+
 
 class RescaleError(Exception):
     """A deed that cannot be done, in words for the person who asked for it.
@@ -189,3 +192,18 @@ class Interrupted(RescaleError):
 
     exit_code = 130
     code = "interrupted"
+
+
+#: What was typed behind the program's name; empty where a program calls this package.
+typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
+
+
+def again(*more: str) -> str:
+    """The same command with more options, ready to paste; the options alone if there is none.
+
+    Example:
+        >>> again("--size", "32")
+        '--size 32'
+    """
+    words = typed.get()
+    return shlex.join(["rescale-cli", *words, *more] if words else more)

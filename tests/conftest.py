@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
 
-from rescale_cli.reports import progress
+from rescale_cli.commands import progress
 
 # Two shared cores: a slow moment of the machine is no failure.
 settings.register_profile("house", deadline=None, suppress_health_check=list(HealthCheck))
@@ -502,3 +503,9 @@ def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def child_environment(**more: str) -> dict[str, str]:
     """For subprocesses: this one's, and what a test sets."""
     return {**os.environ, "PYTHONWARNINGS": "error", **more}
+
+
+def schema_of(command: str) -> dict[str, Any]:
+    """The JSON Schema of a command's document."""
+    text = (resources.files("rescale_cli") / "schemas" / f"{command}.json").read_text("utf-8")
+    return json.loads(text)

@@ -11,47 +11,45 @@ import rescale_cli
 
 ROOT = Path(rescale_cli.__file__).parent
 
-#: From the lowest to the highest: a folder each, or a module that stands alone. Every module is in
-#: exactly one layer: its own, or that of its folder.
-LAYERS = {
-    "ground": "errors registry json_text signals streams foreign_code command_line long_work",
-    "core": "core finding measures strength_path curved_path",
-    "io": """
-        files pickles formats checkpoints sources loading loading.logits_only
-        loading.exported_network
-        training.networks training.layers training.cosine_head training.heads
-    """,
-    "work": "patching predicting evaluating sweeping training training.ranked_norm api demo",
-    "face": "commands options reports cli __main__",
-}
+#: From the lowest to the highest: a folder each, or a module that stands alone. A module imports
+#: from its own folder and from those before it.
+ORDER = (
+    *("errors", "json_text", "registry", "signals", "foreign_code", "long_work"),
+    *("core", "measures", "files", "strength_path", "finding", "checkpoints", "data", "models"),
+    *("patching", "api", "evaluating", "sweeping", "training"),
+    *("commands", "streams", "cli", "__main__"),
+)
+
+#: Arithmetic on what is in memory: no files.
+PURE = {"core", "measures", "strength_path", "finding"}
+#: These alone speak to a person.
+FACE = {"commands", "streams", "cli", "__main__"}
 
 #: The package itself: its version and its lazy API, of which anyone may read the version.
 TOP = "__init__"
 
 #: Files of torch.nn.Module classes, whose base class torch must define: only functions import them.
-TORCH = {
-    "loading.logits_only", "loading.exported_network", "training.layers", "training.cosine_head",
-    "training.ranked_norm",
-}  # fmt: skip
+TORCH = {"models.torch_modules"}
 
 #: Longer files, each with its reason.
 LONG: dict[str, str] = {}
 MOST_LINES = 400
 
-LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-ORDER = list(LAYERS)
 FILES = sorted(ROOT.rglob("*.py"))
 
 
 def part_of(file: Path) -> str:
-    """The module, where it has a layer of its own; else its folder."""
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    whole = ".".join(parts)
-    return whole if whole in LAYER_OF else parts[0]
+    """The folder of a module, or the module where it stands alone."""
+    return file.relative_to(ROOT).with_suffix("").parts[0]
 
 
-def imports_of(file: Path, *, lazy: bool = True) -> set[str]:
-    """The parts of rescale_cli that a file imports; those inside functions, too, if `lazy`."""
+def module_of(file: Path) -> str:
+    """The dotted name below the package."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules_of(file: Path, *, lazy: bool = True) -> set[str]:
+    """The modules of rescale_cli that a file imports; those inside functions, too, if `lazy`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     nodes = ast.walk(tree) if lazy else _at_the_top(tree)
     found: set[str] = set()
@@ -61,14 +59,16 @@ def imports_of(file: Path, *, lazy: bool = True) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [node.module or ""]
         else:
             continue
-        parts = [name.split(".") for name in names]
-        for p in parts:
-            if p[0] == "rescale_cli" and len(p) > 1:
-                whole = ".".join(p[1:3])
-                found.add(whole if whole in LAYER_OF else p[1])
-    return {name for name in found if name in LAYER_OF or (ROOT / f"{name}.py").exists()}
+        found |= {n.removeprefix("rescale_cli.") for n in names if n.startswith("rescale_cli.")}
+    return found & {module_of(one) for one in FILES}
+
+
+def imports_of(file: Path) -> set[str]:
+    """The parts of rescale_cli that a file imports, wherever in it."""
+    return {name.split(".")[0] for name in modules_of(file)}
 
 
 def outside_of(file: Path) -> set[str]:
@@ -98,29 +98,32 @@ def _at_the_top(tree: ast.Module) -> list[ast.AST]:
     return found
 
 
-def test_every_module_has_a_layer_and_every_name_a_module() -> None:
-    parts = {part_of(file) for file in FILES} - {TOP}
-    assert parts - LAYER_OF.keys() == set(), "give each new module its layer here"
-    assert LAYER_OF.keys() - parts == set(), "these are gone"
-    assert len(LAYER_OF) == sum(len(names.split()) for names in LAYERS.values())
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert {part_of(file) for file in FILES} - {TOP} == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_point_down(file: Path) -> None:
     part = part_of(file)
     if part == TOP:
-        pytest.skip("the lazy API leads into every layer")
-    mine = ORDER.index(LAYER_OF[part])
-    above = {
-        name for name in imports_of(file) if name != TOP and ORDER.index(LAYER_OF[name]) > mine
-    }
-    assert above == set(), f"{LAYER_OF[part]} must not import what lies above it"
+        pytest.skip("the lazy API leads everywhere")
+    mine = ORDER.index(part)
+    above = {name for name in imports_of(file) if ORDER.index(name) > mine}
+    assert above == set(), f"{part} must not import what comes after it in ORDER"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    todo = {module_of(file): modules_of(file, lazy=False) for file in FILES}
+    while done := {name for name, needs in todo.items() if not needs & todo.keys()}:
+        todo = {name: needs for name, needs in todo.items() if name not in done}
+    assert todo == {}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_torch_is_imported_by_nothing_on_import(file: Path) -> None:
-    assert imports_of(file, lazy=False) & TORCH == set(), "import it inside a function"
-    if part_of(file) in TORCH:
+    assert modules_of(file, lazy=False) & TORCH == set(), "import it inside a function"
+    if module_of(file) in TORCH:
         pytest.skip("it defines modules of torch, and is itself imported late")
     heavy = {"torch", "torchvision", "timm", "transformers", "PIL", "pandas", "scipy", "sklearn"}
     assert outside_of(file) & heavy == set()
@@ -128,13 +131,13 @@ def test_torch_is_imported_by_nothing_on_import(file: Path) -> None:
 
 def test_core_prints_nothing_and_knows_no_console() -> None:
     for file in FILES:
-        if part_of(file) != TOP and LAYER_OF[part_of(file)] != "face":
+        if part_of(file) not in FACE:
             assert outside_of(file) & {"typer", "rich", "click"} == set(), file
 
 
 def test_core_knows_no_file_system() -> None:
     for file in FILES:
-        if part_of(file) != TOP and LAYER_OF[part_of(file)] == "core":
+        if part_of(file) in PURE:
             assert outside_of(file) & {"os", "io", "shutil", "tempfile", "mmap"} == set(), file
 
 

@@ -21,8 +21,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from rescale_cli import demo
 from rescale_cli.cli import COMMANDS
+from rescale_cli.commands import demo_report
 
 HERE = Path(__file__).parent
 NEW = "new.safetensors"
@@ -85,7 +85,7 @@ class Ended:
         """The one JSON document on stdout, which must fit its schema."""
         found: dict[str, Any] = json.loads(self.out)
         command = found["schema"].removeprefix("rescale-cli/").removesuffix("@1")
-        path = Path(demo.__file__).parent / "schemas" / f"{command}.json"
+        path = Path(demo_report.__file__).parent / "schemas" / f"{command}.json"
         jsonschema.validate(found, json.loads(path.read_text("utf-8")))
         return found
 
@@ -96,8 +96,8 @@ class Caller:
     def __init__(self, folder: Path) -> None:
         self.folder, self.source, self.number = folder, folder / "source", 0
         self.source.mkdir()
-        for name in demo.EXAMPLE:
-            shutil.copy(demo.bundled() / name, self.source)
+        for name in demo_report.EXAMPLE:
+            shutil.copy(demo_report.bundled() / name, self.source)
         self.process = subprocess.Popen(
             [sys.executable, HERE / "forked_calls.py"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
@@ -132,7 +132,7 @@ class Caller:
 def environment(**more: str) -> dict[str, str]:
     """What a bare CI job has."""
     bare = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"}
-    root = str(Path(demo.__file__).parents[1])
+    root = str(Path(demo_report.__file__).parents[1])
     return {**bare, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **more}
 
 

@@ -18,8 +18,8 @@ from typing import Any, get_type_hints
 import pytest
 
 from rescale_cli.cli import app, main
-from rescale_cli.demo import bundled
-from rescale_cli.options.stdout_option import TEXTS, WHOLE
+from rescale_cli.commands.demo_report import bundled
+from rescale_cli.commands.options import TEXTS, WHOLE
 
 Capture = pytest.CaptureFixture[str]
 

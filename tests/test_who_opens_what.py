@@ -17,10 +17,10 @@ from torch import nn
 
 import rescale_cli
 from rescale_cli import cli, foreign_code
+from rescale_cli.data.counts import count_data
+from rescale_cli.data.images import read_image
 from rescale_cli.errors import BadImage, BadInput
-from rescale_cli.loading.models import load_classifier
-from rescale_cli.sources.count_sources import count_data
-from rescale_cli.sources.image_files import read_image
+from rescale_cli.models.classifiers import load_classifier
 
 ROOT = Path(rescale_cli.__file__).parent
 CONTRIBUTING = ROOT.parent / "CONTRIBUTING.md"

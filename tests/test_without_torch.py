@@ -14,7 +14,7 @@ import pytest
 from conftest import child_environment
 
 import rescale_cli
-from rescale_cli import demo
+from rescale_cli.commands import demo_report
 
 PACKAGE = Path(rescale_cli.__file__).parent
 
@@ -63,8 +63,8 @@ WORKING = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in demo.EXAMPLE:
-        shutil.copy(demo.bundled() / name, tmp_path)
+    for name in demo_report.EXAMPLE:
+        shutil.copy(demo_report.bundled() / name, tmp_path)
     return tmp_path
 
 
@@ -112,7 +112,7 @@ def test_the_wheel_holds_the_package_its_types_and_the_files_of_the_example(tmp_
     [built] = wheel.WheelBuilder(str(root)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(built) as archive:
         names = set(archive.namelist())
-    example = {f"rescale_cli/_examples/fashion_lt/{name}" for name in demo.EXAMPLE}
+    example = {f"rescale_cli/_examples/fashion_lt/{name}" for name in demo_report.EXAMPLE}
     sources = {
         str(path.relative_to(root))
         for path in PACKAGE.rglob("*")

@@ -26,10 +26,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from rescale_cli.core.images import Classifier
-from rescale_cli.loading.preprocessing import override
-from rescale_cli.predicting.predict import RunOptions, predict
-from rescale_cli.sources.datasets import open_images
+from rescale_cli.core.predictions import Classifier
+from rescale_cli.data.datasets import open_images
+from rescale_cli.evaluating.predict import RunOptions, predict
+from rescale_cli.models.preprocessing import override
 
 CLASSES = 8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -19,13 +19,12 @@ import torch
 import torchvision
 
 import rescale_cli
-from rescale_cli.core.images import Classifier, Images, Preprocessing
-from rescale_cli.core.predictions import Predictions
-from rescale_cli.predicting.predict import RunOptions, predict
+from rescale_cli.core.predictions import Classifier, Images, Predictions, Preprocessing
+from rescale_cli.evaluating.predict import RunOptions, predict
+from rescale_cli.evaluating.ranks import Ranks
 from rescale_cli.strength_path import correct_intervals, predicted_path
-from rescale_cli.training.network import build_network
-from rescale_cli.training.parallel import Ranks
 from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.run import build_network
 from rescale_cli.training.step import Stepper
 
 CLASSES, WIDTH, IMAGES = 1000, 2048, 512

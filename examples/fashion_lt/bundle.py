@@ -18,16 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
-from rescale_cli.checkpoints.read_head import read_head
-from rescale_cli.core.images import Images
-from rescale_cli.core.provenance import Provenance
-from rescale_cli.core.summary import spearman
-from rescale_cli.loading.models import load_classifier
+from rescale_cli.checkpoints.read_tensors import locate, one_size, read_head
+from rescale_cli.core.counts import spearman
+from rescale_cli.core.predictions import Images, Provenance
+from rescale_cli.data.datasets import open_images
+from rescale_cli.evaluating.predict import RunOptions, predict
 from rescale_cli.measures.metrics import balanced_accuracy
-from rescale_cli.patching.head_identity import identity_of
-from rescale_cli.patching.locate_head import locate, one_size
-from rescale_cli.predicting.predict import RunOptions, predict
-from rescale_cli.sources.datasets import open_images
+from rescale_cli.models.classifiers import load_classifier
+from rescale_cli.patching.find_records import identity_of
 
 VALIDATION_PER_CLASS = 200
 GAMMAS = (0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 1.0)

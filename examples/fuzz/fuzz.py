@@ -40,14 +40,14 @@ import numpy as np
 import seeds
 
 from rescale_cli import api
+from rescale_cli.checkpoints.formats import safetensors_file, torch_legacy, torch_zip
+from rescale_cli.checkpoints.pickle_machine import load_pickle
 from rescale_cli.core.counts import whole_numbers
+from rescale_cli.data.counts import count_data
+from rescale_cli.data.logits_file import read_logits
 from rescale_cli.errors import RescaleError
-from rescale_cli.files.logits_file import read_logits
-from rescale_cli.formats import safetensors_file, torch_legacy, torch_zip
-from rescale_cli.loading.export_archive import read_export_archive
+from rescale_cli.models.export_archive import read_export_archive
 from rescale_cli.patching.proof import verify
-from rescale_cli.pickles.inert_pickle import load_pickle
-from rescale_cli.sources.count_sources import count_data
 
 COUNTS, GAMMA, C = [100, 50, 20, 5], 0.3, seeds.C
 SECONDS, MEMORY = 5, 1 << 30
@@ -152,7 +152,7 @@ def read_pickle(path: Path) -> None:
 
 def read_graph(path: Path, _: Any) -> None:
     """Read the graph of a .pt2 archive; no operator is run."""
-    from rescale_cli.loading.compiled_models import load_exported
+    from rescale_cli.models.compiled_models import load_exported
 
     assert load_exported(path)[1] > 0
 
@@ -161,7 +161,7 @@ def run_graph(path: Path) -> Iterator[str]:
     """Compute two images; any failure of the model is bad input, as `evaluate` reports it."""
     import torch
 
-    from rescale_cli.loading.compiled_models import load_exported
+    from rescale_cli.models.compiled_models import load_exported
 
     try:
         with torch.inference_mode():

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rescale_cli.formats.safetensors_file import DTYPES
+from rescale_cli.checkpoints.formats.safetensors_file import DTYPES
 
 NUMBERS = (0, 1, 2, 3, 4, 6, 8, 255, 2**16 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 TOKENS = (

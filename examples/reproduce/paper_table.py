@@ -9,7 +9,7 @@ import statistics
 
 import torch
 
-from rescale_cli.sources.datasets import open_images
+from rescale_cli.data.datasets import open_images
 
 RATIOS = (200, 100, 50, 20, 10, 1)
 #: Validation error in %, as printed in the paper: CIFAR-10, then CIFAR-100, by RATIOS.

@@ -28,16 +28,15 @@ from paper_table import report
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head, RowUpdate
 from rescale_cli.core.methods import METHODS
+from rescale_cli.data.datasets import open_images
 from rescale_cli.errors import RescaleError
-from rescale_cli.loading.models import load_classifier
+from rescale_cli.evaluating.predict import RunOptions, predict
 from rescale_cli.measures.metrics import balanced_accuracy
-from rescale_cli.predicting.predict import RunOptions, predict
-from rescale_cli.sources.datasets import open_images
-from rescale_cli.training.long_tail import Imbalance
+from rescale_cli.models.classifiers import load_classifier
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run import Watch
-from rescale_cli.training.run_folder import RunFolder
-from rescale_cli.training.state import resumed
+from rescale_cli.training.run_folder import RunFolder, resumed
+from rescale_cli.training.samplers import Imbalance
 from rescale_cli.training.train import train
 
 #: What is trained, and what is then made of its logits.

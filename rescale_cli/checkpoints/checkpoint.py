@@ -1,30 +1,120 @@
-"""A checkpoint, opened: which format it is, and the table of its tensors."""
+"""A checkpoint, opened: its format, the table of its tensors, an adapter's base, files beside it.
+
+An adapter that was trained with the classifier in `modules_to_save` holds the whole head, which
+takes the place of the base model's: re-scaling it there is exact. Any other adapter changes a head
+(or leaves it alone) that only the merged model has.
+
+Whatever a library reads to run the model (configs, tokenizers, preprocessing, code, licences) and
+whatever this tool does not know holds as before. What training wrote about the model as it was does
+not: its optimizer and schedule, random states, logs and results, the logits it gave, its other
+checkpoints, and a backup of its weights. Training that goes on from them would go on from another
+model. Sources: the names that transformers' Trainer, accelerate, DeepSpeed and TensorBoard use.
+"""
 
 from __future__ import annotations
 
 import os
 import pkgutil
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from rescale_cli import formats
-from rescale_cli.checkpoints.adapter import refuse_bare_adapter
-from rescale_cli.checkpoints.damage import unreadable
-from rescale_cli.checkpoints.training_state import refuse_distributed_file
-from rescale_cli.core.row_names import HeadRows
-from rescale_cli.core.tensor_info import TensorInfo
-from rescale_cli.errors import EnvironmentProblem
-from rescale_cli.files.regular_file import (
+from rescale_cli.checkpoints import formats
+from rescale_cli.checkpoints.foreign import unreadable
+from rescale_cli.checkpoints.formats.sharded_folder import (
+    WEIGHTS,
+    file_format,
+    names_in_config,
+    read_config,
+)
+from rescale_cli.checkpoints.models_inside import is_optimizer_entry, refuse_distributed_file
+from rescale_cli.core.classes import HeadRows
+from rescale_cli.core.tensors import Contents, TensorInfo
+from rescale_cli.errors import BadCheckpoint, BadHead, BadInput, EnvironmentProblem
+from rescale_cli.files.leftovers import MARK
+from rescale_cli.files.reading import (
     Stamp,
     opened,
     read_at,
+    read_whole,
     refuse_lfs_pointer,
     stamp_of,
 )
-from rescale_cli.formats._interface import Contents
-from rescale_cli.formats.sharded_folder import WEIGHTS, names_in_config, read_config
+from rescale_cli.json_text import clip, parse_json
+
+_MAX_CONFIG = 16 << 20
+#: Parts of the names that PEFT gives to what it trains.
+_PARTS = re.compile(
+    r"(^|[._])(lora_|ia3_|vera_|hada_|lokr_|oft_|boft_|hra_|bone_|miss_|vblora|fourierft|shira_"
+    r"|adaption_|prompt_embeddings|prompt_encoder)"
+)
+_EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|shared)(\.|$)")
+
+
+def refuse_bare_adapter(path: Path, tensors: Iterable[TensorInfo]) -> None:
+    """Stop at an adapter that does not hold the head.
+
+    Args:
+        path: the file of weights.
+        tensors: all that it holds.
+
+    Raises:
+        BadCheckpoint: with the line of Python that merges adapter and base model.
+    """
+    matrices = [t.name for t in tensors if len(t.shape) > 1]
+    own = [name for name in matrices if _PARTS.search(name)]
+    whole = [n for n in matrices if not _PARTS.search(n) and not _EMBEDDING.search(n)]
+    if not own or whole:
+        return
+    config = _config(path.parent)
+    base = config.get("base_model_name_or_path")
+    raise BadCheckpoint(
+        f"{path.name} is a PEFT adapter; the head belongs to its base model, which lies elsewhere",
+        saw=clip(f"base model {base}" if base else f"only {own[0]} and its like", 200),
+        fix=_merge(path.parent, config),
+    )
+
+
+def refuse_adapted_head(weight: str, tensors: Iterable[TensorInfo]) -> None:
+    """Stop at a head to which an adapter adds: W + B A changes less than W when only W grows.
+
+    Raises:
+        BadHead: naming the adapter's matrix.
+    """
+    layer = weight.removesuffix(".weight")
+    if not layer.endswith(".base_layer"):
+        return
+    root = layer.removesuffix("base_layer")
+    added = [t.name for t in tensors if t.name.startswith(root) and _PARTS.search(t.name)]
+    if added:
+        raise BadHead(
+            f"{weight} is only a part of the head: an adapter adds to it",
+            saw=clip(", ".join(added)),
+            fix="merge the adapter first: model.merge_and_unload(), then save the model",
+        )
+
+
+def _config(folder: Path) -> dict[str, object]:
+    path = folder / "adapter_config.json"
+    try:
+        found = parse_json(read_whole(path, _MAX_CONFIG), path.name)
+    except BadInput:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _merge(folder: Path, config: dict[str, object]) -> str:
+    """The line that merges; the class of a text classifier is known, any other is the user's."""
+    load, first, where = "PeftModel", "base, ", " with base, the base model, loaded"
+    if config.get("task_type") == "SEQ_CLS":
+        load, first, where = "AutoPeftModelForSequenceClassification", "", ""
+    return (
+        f"merge it first, in Python{where}: from peft import {load} as A; A.from_pretrained("
+        f"{first}{str(folder)!r}).merge_and_unload().save_pretrained('merged'), then name merged"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +230,69 @@ def _with_config(contents: Contents, path: Path) -> Contents:
     return replace(
         contents, config=config, class_names=names_in_config(config) + contents.class_names
     )
+
+
+#: Files and folders of a run of `train` that speak of the head as it was trained.
+_OF_OUR_RUN = re.compile(
+    r"last\.ckpt|model\.rs\.safetensors|norms\.svg|metrics\.jsonl|val_logits\.npz|tensorboard"
+)
+_OF_OTHERS = re.compile(
+    r"(optimizer|scheduler|lr_scheduler|scaler|sampler)(_\d+)?\.(pt|pth|bin)"
+    r"|rng_state(_\d+)?\.pth|random_states_\d+\.pkl|dl_state_dict(_\d+)?\.bin"
+    r"|custom_checkpoint_\d+\.pkl|trainer_state\.json|training_args\.(bin|json)"
+    r"|(all|train|eval|test|predict)_results\.json"
+    r"|events\.out\.tfevents\..*|global_step\d+|zero_to_fp32\.py|optimizer_\d+"
+)
+#: Which of the folders beside it training goes on from (DeepSpeed).
+_POINTER = "latest"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+#: How `apply --in-place` names the weights that it replaced.
+_BACKUP = ".bak"
+_TORCH = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+
+
+def left_behind(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """The files and folders beside a model that its re-scaled copy does not get, in order.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    if not checkpoint.path.is_dir():
+        return ()
+    ours = checkpoint.tool == "rescale"
+    return tuple(_stale(checkpoint.path, frozenset(checkpoint.contents.files), ours))
+
+
+def _stale(folder: Path, used: frozenset[Path], ours: bool) -> Iterator[Path]:
+    for entry in sorted(folder.iterdir()):
+        if entry in used or entry.name.startswith(MARK):
+            continue
+        if _is_named(entry, ours) or (entry.suffix == _BACKUP and entry.with_suffix("") in used):
+            yield entry
+        elif entry.is_dir() and not entry.is_symlink():
+            inner = list(_stale(entry, used, ours=False))
+            is_checkpoint = _CHECKPOINT.fullmatch(entry.name) and inner
+            yield from [entry] if is_checkpoint or _is_all(entry, inner) else inner
+        elif entry.suffix in _TORCH and entry.is_file() and _holds_optimizer(entry):
+            yield entry
+
+
+def _is_named(entry: Path, ours: bool) -> bool:
+    """Whether its name is one that training gives; see the patterns above."""
+    if _OF_OTHERS.fullmatch(entry.name) or (ours and _OF_OUR_RUN.fullmatch(entry.name)):
+        return True
+    return entry.name == _POINTER and any(entry.parent.glob("global_step*"))
+
+
+def _is_all(folder: Path, stale: list[Path]) -> bool:
+    return bool(stale) and set(folder.iterdir()) == set(stale)
+
+
+def _holds_optimizer(file: Path) -> bool:
+    """Whether a torch file holds the state of an optimizer, beside a model or alone."""
+    try:
+        module = file_format(file)
+        tensors = module.list_tensors(file).tensors if module is not None else ()
+    except BadInput:  # damaged, or refused: it is copied as it is
+        return False
+    return any(is_optimizer_entry(info.name) for info in tensors)

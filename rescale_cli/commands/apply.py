@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rescale_cli import options
-from rescale_cli.errors import UsageError
-from rescale_cli.files.text_file import refuse_input
-from rescale_cli.long_work import long_work
-from rescale_cli.options.record_options import RecordCommand, RecordFile, recorded_command
-from rescale_cli.options.strength_option import (
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
+from rescale_cli.commands.options import (
+    RecordCommand,
+    RecordFile,
     chosen_for,
     read_adjustment,
     read_counted,
+    recorded_command,
     verdict_warnings,
 )
-from rescale_cli.reports.screen import Screen
+from rescale_cli.errors import UsageError
+from rescale_cli.files.staging import refuse_input
+from rescale_cli.long_work import long_work
 from rescale_cli.signals import last_step
 
 if TYPE_CHECKING:
@@ -114,9 +116,9 @@ def apply(
     """Write the checkpoint with its head adjusted; every other byte is proven equal."""
     from rescale_cli import api
     from rescale_cli.checkpoints.checkpoint import open_checkpoint
-    from rescale_cli.files.github_actions import append_outputs, unwritten
-    from rescale_cli.patching.locate_head import HeadChoice
-    from rescale_cli.reports import report, tables
+    from rescale_cli.checkpoints.read_tensors import HeadChoice
+    from rescale_cli.commands import patch_report
+    from rescale_cli.commands.github import append_outputs, unwritten
 
     if in_place and output is not None:
         both = "--in-place and --output exclude each other"
@@ -162,9 +164,9 @@ def apply(
             command=recorded_command(record_command),
             chosen_for=swept,
         )
-    result = report.apply_result(applied)
+    result = patch_report.apply_result(applied)
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
-    beside = report.stale_beside(applied)
+    beside = patch_report.stale_beside(applied)
     warnings = [*applied.plan.warnings, *unproven, *beside, *unwritten()]
-    Screen("apply", json).result(result, warnings, lambda: tables.show_apply(applied))
+    Screen("apply", json).result(result, warnings, lambda: patch_report.show_apply(applied))

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from rescale_cli import options
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
+from rescale_cli.commands.data_options import DataOptions
+from rescale_cli.commands.options import spread
+from rescale_cli.commands.sweep_options import ChoiceOptions, HeadOptions
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import UsageError
-from rescale_cli.options.data_options import DataOptions
-from rescale_cli.options.option_groups import spread
-from rescale_cli.options.sweep_options import ChoiceOptions, HeadOptions
-from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import last_step
 
 
@@ -56,26 +56,25 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Rank the post-hoc methods on held-out data, and say which cannot be told apart."""
-    from rescale_cli.files.github_actions import unwritten
-    from rescale_cli.reports.comparison_report import (
+    from rescale_cli.commands.compare_report import (
         comparison_csv,
         comparison_result,
+        nothing_to_write,
         show_comparison,
     )
-    from rescale_cli.reports.comparison_text import nothing_to_write
-    from rescale_cli.reports.progress import Notes, progress_bar
-    from rescale_cli.reports.sweep_outputs import (
+    from rescale_cli.commands.github import unwritten
+    from rescale_cli.commands.progress import Notes, progress_bar
+    from rescale_cli.commands.sweep_outputs import (
         Outputs,
         as_json,
         tell_github_compared,
         written_as,
         written_result,
     )
-    from rescale_cli.reports.sweep_report import left_alone
-    from rescale_cli.reports.verdict_text import gain_required
-    from rescale_cli.sweeping.comparison import compare_methods
-    from rescale_cli.sweeping.trial import try_on
-    from rescale_cli.sweeping.undetermined import refuse_undetermined
+    from rescale_cli.commands.sweep_report import left_alone
+    from rescale_cli.commands.verdict_text import gain_required
+    from rescale_cli.sweeping.comparison import compare_methods, try_on
+    from rescale_cli.sweeping.sweep import refuse_undetermined
 
     if how.unlabeled:
         raise UsageError("methods are compared by labels", fix="leave out --unlabeled")

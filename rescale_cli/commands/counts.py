@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rescale_cli import options
-from rescale_cli.reports.screen import Screen
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
 
 if TYPE_CHECKING:
     from rescale_cli.core.classes import RawCounts
@@ -36,11 +36,11 @@ def counts(
     json: options.Json = False,
 ) -> None:
     """Count the samples of each class in a data set, without decoding an image."""
+    from rescale_cli.commands import patch_report
     from rescale_cli.core.counts import whole_numbers
-    from rescale_cli.files.text_file import STDOUT, refuse_outputs, write_text
-    from rescale_cli.reports import report, tables
-    from rescale_cli.sources.count_sources import count_data, write_counts
-    from rescale_cli.sources.data_spec import parse_spec
+    from rescale_cli.data.counts import count_data, write_counts
+    from rescale_cli.data.spec import parse_spec
+    from rescale_cli.files.staging import STDOUT, refuse_outputs, write_text
 
     if output is not None:
         refuse_outputs({"--output": output}, force=force, inputs=[parse_spec(data).path])
@@ -52,12 +52,14 @@ def counts(
     table = saved if isinstance(saved, dict) else {"counts": saved, "classes": None}
     if output is not None:
         write_text(output, json_module.dumps(saved, indent=1) + "\n", force=force)
-    result = report.counts_result(raw, table, None if output == STDOUT else output)
-    Screen("counts", json).result(result, _warnings(raw), lambda: tables.show_counts(raw, result))
+    result = patch_report.counts_result(raw, table, None if output == STDOUT else output)
+    Screen("counts", json).result(
+        result, _warnings(raw), lambda: patch_report.show_counts(raw, result)
+    )
 
 
 def _warnings(raw: RawCounts) -> list[tuple[str, str]]:
-    from rescale_cli.core.images import DataRead
+    from rescale_cli.core.predictions import DataRead
 
     notes = []
     if raw.skipped:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rescale_cli import options
-from rescale_cli.reports.screen import Screen
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
 
 
 def demo(
@@ -25,11 +25,16 @@ def demo(
     json: options.Json = False,
 ) -> None:
     """Repair a real long-tailed classifier: inspect, sweep, apply, evaluate. Offline."""
-    from rescale_cli.demo import fresh_folder, run_demo
+    from rescale_cli.commands.demo_report import (
+        demo_result,
+        fresh_folder,
+        run_demo,
+        show_demo,
+        sweep_of,
+    )
+    from rescale_cli.commands.progress import Notes, progress_bar
+    from rescale_cli.commands.sweep_outputs import write_json
     from rescale_cli.evaluating.side_by_side import Watch
-    from rescale_cli.reports.demo_report import demo_result, show_demo, sweep_of
-    from rescale_cli.reports.progress import Notes, progress_bar
-    from rescale_cli.reports.sweep_outputs import write_json
 
     notes = Notes(json)
     done = run_demo(output or fresh_folder(), Watch(progress_bar, notes))

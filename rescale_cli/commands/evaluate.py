@@ -2,30 +2,200 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rescale_cli import options
-from rescale_cli.errors import UsageError
-from rescale_cli.options.adjust_options import AdjustOptions
-from rescale_cli.options.data_options import DataOptions
-from rescale_cli.options.gate_options import GateOptions, failure, judge
-from rescale_cli.options.option_groups import spread
-from rescale_cli.options.strength_option import chosen_for
-from rescale_cli.options.sweep_options import group_sizes
-from rescale_cli.reports.evaluate_outputs import OutputOptions, tell_github
-from rescale_cli.reports.screen import Screen
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
+from rescale_cli.commands.data_options import DataOptions
+from rescale_cli.commands.evaluate_outputs import OutputOptions, tell_github
+from rescale_cli.commands.options import chosen_for, read_adjustment, spread
+from rescale_cli.commands.sweep_options import group_sizes
+from rescale_cli.core.counts import few
+from rescale_cli.core.methods import METHODS, Adjustment
+from rescale_cli.data.spec import paths_of
+from rescale_cli.errors import GateFailed, UsageError
+from rescale_cli.measures.gates import Gate, Verdict, read_gates, refuse_unjudgeable
 from rescale_cli.signals import last_step
-from rescale_cli.sources.data_spec import paths_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rescale_cli.core.row_names import Said
+    from rescale_cli.checkpoints.read_tensors import HeadChoice
+    from rescale_cli.core.classes import Said
     from rescale_cli.evaluating.scoring import Terms
-    from rescale_cli.patching.locate_head import HeadChoice
+    from rescale_cli.evaluating.side_by_side import Evaluation, Trial
+
+
+@dataclass(frozen=True)
+class AdjustOptions:
+    """See `option_groups.spread`: each field is an option."""
+
+    gamma: Annotated[
+        str | None,
+        typer.Option(
+            "-g",
+            "--gamma",
+            "--tau",
+            metavar="FLOAT|@FILE",
+            help="Measure as if `apply` had been run with this strength.",
+        ),
+    ] = None
+    method: Annotated[
+        options.MethodName | None,
+        typer.Option("--method", help="Which post-hoc method. Default: rescale, or the sweep's."),
+    ] = None
+    normalize: Annotated[
+        bool | None, typer.Option("-n", "--normalize", help="Rows to equal length first.")
+    ] = None
+    bias: Annotated[
+        options.BiasPolicy | None,
+        typer.Option("--bias", help="What becomes of the bias. Default: keep; drop with -n."),
+    ] = None
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", metavar="T", help="Divide the logits by T.")
+    ] = None
+    zero_count: Annotated[
+        options.ZeroPolicy, typer.Option("--zero-count", help="A class without samples is …")
+    ] = options.ZeroPolicy.ERROR
+
+    @property
+    def sweep(self) -> Path | None:
+        """The file of the sweep that chose the strength, where one did."""
+        return Path(self.gamma[1:]) if self.gamma and self.gamma.startswith("@") else None
+
+    def adjustment(self) -> Adjustment | None:
+        """What they say; None where they say nothing.
+
+        Raises:
+            UsageError: a method without its strength, or a strength that is none.
+        """
+        name = "rescale" if self.method is None else self.method.value
+        if self.gamma is None and name != "rescale":
+            knob = METHODS.entry(name).facts["knob"]
+            raise UsageError(f"--method {name} needs its strength", fix=f"--{knob} 0.5")
+        said = (self.gamma, self.bias, self.normalize, self.temperature)
+        if said == (None,) * len(said):
+            return None
+        return read_adjustment(
+            self.gamma or "0", self.method, self.normalize, self.bias, None, self.temperature
+        )
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """See `option_groups.spread`: each field is an option."""
+
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="BASE",
+            help="Compare with this model: differences, their intervals, McNemar's test.",
+            readable=False,
+        ),
+    ] = None
+    against_logits: Annotated[
+        Path | None,
+        typer.Option(
+            "--against-logits", metavar="FILE", help="The logits of BASE.", readable=False
+        ),
+    ] = None
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-under", metavar="NAME=VALUE", help="Exit 6 if this metric is lower. Repeatable."
+        ),
+    ] = None
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-over",
+            metavar="NAME=VALUE",
+            help="Exit 6 if nll, ece, classwise_ece or brier is higher. Repeatable.",
+        ),
+    ] = None
+    fail_drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-drop",
+            metavar="NAME=VALUE",
+            help="Exit 6 if this metric is worse than BASE's by more. Repeatable.",
+        ),
+    ] = None
+
+    def gates(self, *, grouped: bool) -> list[Gate]:
+        """The gates, checked before any model runs."""
+        found = [
+            *read_gates("fail-under", self.fail_under or ()),
+            *read_gates("fail-over", self.fail_over or ()),
+            *read_gates("fail-drop", self.fail_drop or ()),
+        ]
+        based = self.against is not None or self.against_logits is not None
+        refuse_unjudgeable(found, grouped=grouped, based=based)
+        return found
+
+    def base(self, trials: Sequence[Trial]) -> Trial | None:
+        """What the models are compared with: one of them, or another on the same data.
+
+        Raises:
+            UsageError: logits of a base where none is named, or data for one and logits for others.
+        """
+        unsaved = replace(
+            trials[0][1], save_logits=None, save_preprocessing=None, save_features=None
+        )
+        if self.against is None:
+            if self.against_logits is not None and unsaved.alone:
+                return self.against_logits, replace(unsaved, logits=self.against_logits)
+            if self.against_logits is not None:
+                what = "--against-logits are those of a base, and none is given"
+                raise UsageError(what, fix="--against BASE")
+            return None
+        same = next((trial for trial in trials if trial[0] == self.against), None)
+        if same is not None and self.against_logits is None:
+            return same
+        given = self.against_logits
+        choice = replace(unsaved, logits=given, alone=False)
+        if choice.data is None and choice.logits is None:
+            raise UsageError(
+                "the models are given by their logits, so the base is, too",
+                saw=str(self.against),
+                fix="--against-logits FILE",
+            )
+        if choice.data is not None and choice.logits is not None:
+            raise UsageError(
+                "the base is run on the data of the models",
+                saw=str(choice.logits),
+                fix="leave out --against-logits",
+            )
+        return self.against, choice
+
+
+def judge(gates: Sequence[Gate], found: Evaluation) -> list[Verdict]:
+    """Every gate, held against every model."""
+    base = found.base.metrics if found.base is not None else {}
+    changes = [difference.intervals for difference in found.differences]
+    return [
+        gate.judge(model.name, model.metrics[gate.name], base.get(gate.name), of.get(gate.name))
+        for model, of in zip(found.scored, changes or [{}] * len(found.scored), strict=True)
+        for gate in gates
+    ]
+
+
+def failure(verdicts: Sequence[Verdict]) -> GateFailed | None:
+    """The error that says which gates were not met."""
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    if not failed:
+        return None
+    shown = [f"{verdict.model}: {verdict.message}" for verdict in failed]
+    return GateFailed(
+        f"{len(failed)} of {len(verdicts)} gates failed",
+        saw=few(shown, 10),
+        fix="use a better model, or another bound: "
+        f"--{failed[0].gate.kind} {failed[0].gate.name}=VALUE",
+    )
 
 
 @spread
@@ -68,13 +238,12 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Measure models on labelled data, side by side; fail where a quality gate is not met."""
+    from rescale_cli.checkpoints.read_tensors import HeadChoice
+    from rescale_cli.commands.evaluate_report import evaluate_result, show_evaluate
+    from rescale_cli.commands.github import unwritten
+    from rescale_cli.commands.progress import Notes, progress_bar
+    from rescale_cli.data.labels import said_about_rows
     from rescale_cli.evaluating.side_by_side import Watch, side_by_side
-    from rescale_cli.files.github_actions import unwritten
-    from rescale_cli.patching.locate_head import HeadChoice
-    from rescale_cli.reports.evaluate_report import evaluate_result
-    from rescale_cli.reports.evaluate_tables import show_evaluate
-    from rescale_cli.reports.progress import Notes, progress_bar
-    from rescale_cli.sources.class_names import said_about_rows
 
     gates = bounds.gates(grouped=counts is not None)
     bases = (bounds.against, bounds.against_logits)
@@ -123,7 +292,7 @@ def _terms(
     accept: Sequence[str],
 ) -> Terms:
     """How the models are measured, from what was typed."""
-    from rescale_cli.api import as_raw_counts
+    from rescale_cli.data.counts import as_raw_counts
     from rescale_cli.evaluating.scoring import Terms
     from rescale_cli.patching.plan import CountsChoice
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rescale_cli import options
-from rescale_cli.options.record_options import RecordFile
-from rescale_cli.reports.screen import Screen
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
+from rescale_cli.commands.options import RecordFile
 
 
 def inspect(
@@ -23,7 +23,7 @@ def inspect(
 ) -> None:
     """Say what a checkpoint is, which layer is its head and why, and how long its rows are."""
     from rescale_cli import api
-    from rescale_cli.reports import report, tables
+    from rescale_cli.commands import patch_report
 
     found = api.inspect(
         model,
@@ -38,5 +38,5 @@ def inspect(
         record=record,
         accept_global=accept_global or (),
     )
-    result = report.inspect_result(found)
-    Screen("inspect", json).result(result, found.warnings, lambda: tables.show_inspect(found))
+    result = patch_report.inspect_result(found)
+    Screen("inspect", json).result(result, found.warnings, lambda: patch_report.show_inspect(found))

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from rescale_cli import options
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
+from rescale_cli.commands.options import RecordFile
 from rescale_cli.long_work import long_work
-from rescale_cli.options.record_options import RecordFile
-from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import last_step
 
 
@@ -43,14 +43,14 @@ def revert(
     json: options.Json = False,
 ) -> None:
     """Take the last re-scaling back: the file as it was before, bit for bit."""
-    from rescale_cli.patching import restore
-    from rescale_cli.reports import report, tables
+    from rescale_cli.commands import patch_report
+    from rescale_cli.patching import revert
 
     with last_step(), long_work(f"restoring {output.name}"):
-        done = restore.revert(
+        done = revert.revert(
             patched, output, against=against, record=record, heads=head or (), force=force,
             accept_global=accept_global or (),
         )  # fmt: skip
-    result = report.revert_result(done)
-    warnings = report.about_records(done.records, done.notes)
-    Screen("revert", json).result(result, warnings, lambda: tables.show_revert(result))
+    result = patch_report.revert_result(done)
+    warnings = patch_report.about_records(done.records, done.notes)
+    Screen("revert", json).result(result, warnings, lambda: patch_report.show_revert(result))

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from rescale_cli import options
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
 from rescale_cli.errors import UsageError
-from rescale_cli.reports.screen import Screen
 
 
 def schema(

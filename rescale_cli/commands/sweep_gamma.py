@@ -8,17 +8,17 @@ from typing import Annotated
 
 import typer
 
-from rescale_cli import options
-from rescale_cli.options.data_options import DataOptions, refuse_without_model
-from rescale_cli.options.option_groups import spread
-from rescale_cli.options.sweep_options import (
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
+from rescale_cli.commands.data_options import DataOptions, refuse_without_model
+from rescale_cli.commands.options import spread
+from rescale_cli.commands.sweep_options import (
     BiasPolicies,
     ChoiceOptions,
     HeadOptions,
     Normalize,
     adjustments,
 )
-from rescale_cli.reports.screen import Screen
 from rescale_cli.signals import last_step
 
 
@@ -73,16 +73,16 @@ def sweep_gamma(
     json: options.Json = False,
 ) -> None:
     """Try every strength at once, choose one, and judge it on other samples."""
+    from rescale_cli.commands import sweep_report
+    from rescale_cli.commands.github import unwritten
+    from rescale_cli.commands.progress import Notes, progress_bar
+    from rescale_cli.commands.sweep_outputs import Outputs, as_json, tell_github, written_result
+    from rescale_cli.commands.sweep_report import show_sweep
+    from rescale_cli.commands.verdict_text import no_gain
     from rescale_cli.core.methods import Adjustment
-    from rescale_cli.files.github_actions import unwritten
-    from rescale_cli.reports import sweep_report
-    from rescale_cli.reports.progress import Notes, progress_bar
-    from rescale_cli.reports.sweep_outputs import Outputs, as_json, tell_github, written_result
-    from rescale_cli.reports.sweep_tables import show_sweep
-    from rescale_cli.reports.verdict_text import no_gain
+    from rescale_cli.sweeping.comparison import logits_alone, try_on
+    from rescale_cli.sweeping.sweep import refuse_undetermined
     from rescale_cli.sweeping.sweep_result import sweep
-    from rescale_cli.sweeping.trial import logits_alone, try_on
-    from rescale_cli.sweeping.undetermined import refuse_undetermined
 
     if model is None:
         refuse_without_model(on, method, apply)

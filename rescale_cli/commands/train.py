@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rescale_cli import options
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
+from rescale_cli.commands.options import spread
+from rescale_cli.commands.train_options import HowOptions, WhatOptions, recipe_of, show_config
 from rescale_cli.errors import BadInput, EnvironmentProblem, UsageError
-from rescale_cli.options.optimizer_options import HowOptions
-from rescale_cli.options.option_groups import spread
-from rescale_cli.options.train_options import WhatOptions, recipe_of, show_config
-from rescale_cli.reports.screen import Screen
 
 if TYPE_CHECKING:
-    from rescale_cli.reports.progress import Notes
+    from rescale_cli.commands.progress import Notes
     from rescale_cli.training.recipe import Recipe
     from rescale_cli.training.train import Trained
 
@@ -81,9 +80,9 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train a classifier on long-tailed data; the other commands take the folder it leaves."""
-    from rescale_cli.files.output_folder import removed_if_empty
-    from rescale_cli.loading.libraries import need_torch
-    from rescale_cli.reports.progress import Notes
+    from rescale_cli.commands.progress import Notes
+    from rescale_cli.files.folders import removed_if_empty
+    from rescale_cli.foreign_code import need_torch
     from rescale_cli.training.run_folder import SEEDS
     from rescale_cli.training.seed_runs import parse_seeds
 
@@ -126,11 +125,10 @@ class _Start:
 
 
 def _train_one(start: _Start, json: bool, notes: Notes) -> None:
-    from rescale_cli.predicting import ranks
-    from rescale_cli.reports.train_report import show_trained, train_result, watching
-    from rescale_cli.training.rescaled_run import read_resumable
-    from rescale_cli.training.run_folder import RunFolder
-    from rescale_cli.training.state import resumed
+    from rescale_cli.commands.train_report import show_trained, train_result, watching
+    from rescale_cli.evaluating import ranks
+    from rescale_cli.training.run_folder import RunFolder, resumed
+    from rescale_cli.training.train import read_resumable
     from rescale_cli.training.train import train as train_
 
     folder, recipe, state = RunFolder(start.place), start.recipe, None
@@ -149,8 +147,8 @@ def _train_one(start: _Start, json: bool, notes: Notes) -> None:
 
 
 def _train_several(start: _Start, json: bool, notes: Notes) -> None:
-    from rescale_cli.predicting import ranks
-    from rescale_cli.reports.seeds_report import seeds_result, show_seeds, watching_seeds
+    from rescale_cli.commands.train_report import seeds_result, show_seeds, watching_seeds
+    from rescale_cli.evaluating import ranks
     from rescale_cli.training.run_folder import RunFolder
     from rescale_cli.training.seed_runs import SeedRuns, read_seed_runs, train_seeds
 
@@ -177,11 +175,11 @@ def _train_several(start: _Start, json: bool, notes: Notes) -> None:
 
 def _draw(trained: Trained, notes: Notes) -> None:
     """Write norms.svg, where the extra `plot` is installed; a failure does not hide the run."""
-    from rescale_cli.reports import figures
+    from rescale_cli.commands import train_report
 
-    if figures.can_draw() and trained.lines:
+    if train_report.can_draw() and trained.lines:
         try:
-            figures.write_norms(trained)
+            train_report.write_norms(trained)
         except (OSError, ValueError, EnvironmentProblem) as error:
             notes(f"the run is complete, but norms.svg could not be drawn: {error}")
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from rescale_cli import options
+from rescale_cli.commands import options
+from rescale_cli.commands.console import Screen
+from rescale_cli.commands.options import RecordFile
 from rescale_cli.long_work import long_work
-from rescale_cli.options.record_options import RecordFile
-from rescale_cli.reports.screen import Screen
 
 
 def verify(
@@ -35,13 +35,13 @@ def verify(
 
     Without a record, the factor of each row is read off and shown.
     """
+    from rescale_cli.commands import patch_report
     from rescale_cli.patching import proof
-    from rescale_cli.reports import report, tables
 
     with long_work(f"comparing {patched.name} with {against.name}"):
         found = proof.verify(
             patched, against, record=record, heads=head or (), accept_global=accept_global or ()
         )
-    result = report.verify_result(patched, against, found)
-    warnings = report.about_records(found.records, found.notes)
-    Screen("verify", json).result(result, warnings, lambda: tables.show_verify(result, found))
+    result = patch_report.verify_result(patched, against, found)
+    warnings = patch_report.about_records(found.records, found.notes)
+    Screen("verify", json).result(result, warnings, lambda: patch_report.show_verify(result, found))

@@ -15,11 +15,16 @@ import numpy as np
 
 from rescale_cli.core.classes import (
     FOLDER_ORDERS,
+    NOTHING_SAID,
+    TOOL_ORDERS,
     Classes,
+    HeadRows,
     RawCounts,
+    Said,
     are_generic,
     numbers_of,
     ranks,
+    row_names,
 )
 from rescale_cli.core.counts import ClassCounts, ZeroPolicy, few
 from rescale_cli.core.joins import (
@@ -33,7 +38,6 @@ from rescale_cli.core.joins import (
     wrong_length,
 )
 from rescale_cli.core.predictions import Labels
-from rescale_cli.core.row_names import NOTHING_SAID, TOOL_ORDERS, HeadRows, Said, row_names
 from rescale_cli.errors import BadCounts, BadInput, UnknownClassOrder
 from rescale_cli.json_text import clip
 

@@ -6,9 +6,17 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rescale_cli.core.classes import FOLDER_ORDERS, Classes, RawCounts, numbers_of
+from rescale_cli.core.classes import (
+    FOLDER_ORDERS,
+    Classes,
+    HeadRows,
+    RawCounts,
+    Said,
+    nfc,
+    numbers_of,
+    side_by_side,
+)
 from rescale_cli.core.counts import few
-from rescale_cli.core.row_names import HeadRows, Said, nfc, side_by_side
 from rescale_cli.errors import BadCounts, BadInput, UnknownClassOrder
 from rescale_cli.json_text import clip
 

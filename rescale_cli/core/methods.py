@@ -7,9 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rescale_cli.core.binary import NO_BIAS, adjusting_line, log_ratio, refuse_rescaling
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.core.head import Head, RowUpdate
+from rescale_cli.core.head import (
+    NO_BIAS,
+    Head,
+    RowUpdate,
+    adjusting_line,
+    log_ratio,
+    refuse_rescaling,
+)
 from rescale_cli.errors import BadHead, UsageError
 from rescale_cli.registry import Registry
 

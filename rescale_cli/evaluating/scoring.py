@@ -10,22 +10,19 @@ from typing import Any
 import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
+from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice, locate, one_size
+from rescale_cli.core.classes import NOTHING_SAID, HeadRows, Said, row_names
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Float64, Head, RowUpdate
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.core.predictions import Labels, Predictions
-from rescale_cli.core.provenance import Provenance
-from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said, row_names
+from rescale_cli.core.predictions import Labels, Predictions, Provenance
 from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier, UsageError
-from rescale_cli.evaluating.evaluation import Known
-from rescale_cli.evaluating.whose import of_result
-from rescale_cli.finding.head_checks import refuse_multi_label
-from rescale_cli.measures.calibration import measure
+from rescale_cli.evaluating.evaluation import Known, of_result
+from rescale_cli.finding.refusals import refuse_multi_label
+from rescale_cli.measures.calibration import PerSample, measure
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
-from rescale_cli.measures.per_sample import PerSample
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
-from rescale_cli.patching.head_identity import ChosenFor, head_sha256, was_rescaled
-from rescale_cli.patching.locate_head import ANY_HEAD, HeadChoice, locate, one_size
+from rescale_cli.patching.find_records import ChosenFor, head_sha256, was_rescaled
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 
 

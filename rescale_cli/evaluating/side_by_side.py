@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rescale_cli.core.counts import few
 from rescale_cli.errors import UsageError
+from rescale_cli.evaluating import ranks
 from rescale_cli.evaluating.evaluation import DataChoice, Notes, Progress, predictions_of
 from rescale_cli.evaluating.scoring import (
     Difference,
@@ -20,10 +21,9 @@ from rescale_cli.evaluating.scoring import (
     subject_of,
     subject_of_logits,
 )
-from rescale_cli.measures.training_set import CODE as TRAINING_SET
-from rescale_cli.measures.training_set import trained_on
+from rescale_cli.measures.model_evidence import CODE as TRAINING_SET
+from rescale_cli.measures.model_evidence import trained_on
 from rescale_cli.patching.plan import Warnings
-from rescale_cli.predicting import ranks
 
 #: A model and what it is tried on.
 Trial = tuple[Path, DataChoice]

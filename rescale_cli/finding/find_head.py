@@ -7,12 +7,15 @@ winner is taken; several are listed; none is said. A wrong head is worse than a 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rescale_cli.core.tensor_info import TensorInfo
+from rescale_cli.core.tensors import TensorInfo
 from rescale_cli.errors import BadInput
-from rescale_cli.finding.head_checks import (
+from rescale_cli.finding.evidence import Scored, ambiguous, score, sign_of_no_effect
+from rescale_cli.finding.names import opinion, words_of
+from rescale_cli.finding.refusals import (
     is_vocabulary,
     refuse_by_config,
     refuse_hidden,
@@ -20,12 +23,57 @@ from rescale_cli.finding.head_checks import (
     refuse_unfit,
     refuse_without_head,
 )
-from rescale_cli.finding.head_evidence import Scored, ambiguous, score
-from rescale_cli.finding.head_names import opinion, words_of
-from rescale_cli.finding.model_copies import copies, in_model
-from rescale_cli.finding.named_head import named_heads
-from rescale_cli.finding.no_effect import sign_of_no_effect
-from rescale_cli.finding.shape_graph import Graph, upright
+from rescale_cli.finding.shapes import Graph, Matrix, copies, in_model, upright
+
+
+def named_heads(
+    everywhere: Sequence[Matrix], leading: Sequence[Matrix], names: Sequence[str], k: int | None
+) -> list[Scored]:
+    """Look the names up.
+
+    Args:
+        everywhere: the matrices of all copies of the model; a whole name may be in any of them.
+        leading: those of the leading copy; the end of a name is looked for here only.
+        names: what the user typed after --head.
+        k: the class count, if the user told it.
+
+    Raises:
+        BadInput: nothing has that name, or it has another number of rows.
+        AmbiguousHead: several names end so.
+    """
+    chosen = []
+    for name in names:
+        exact = [m for m in everywhere if name in (m.weight.name, m.module)]
+        end = "." + name
+        hits = exact or [
+            m for m in leading if m.weight.name.endswith(end) or m.module.endswith(end)
+        ]
+        if not hits:
+            known = [m.module or m.weight.name for m in everywhere]
+            steps = name.removesuffix(".weight").split(".")
+            ends = {".".join(module.split(".")[-len(steps) :]): module for module in known}
+            meant = difflib.get_close_matches(".".join(steps), ends, 3, 0.5)
+            close = [ends[end] for end in meant] or known[-3:]
+            raise BadInput(
+                f"no linear layer is named {name}",
+                saw=", ".join(close) or "the checkpoint has no matrix",
+                fix=f"--head {close[0]}" if close else "pass a checkpoint with a linear layer",
+            )
+        if len(hits) > 1:
+            raise ambiguous([Scored(m, 0, (f"its name ends in {name}",)) for m in hits])
+        m = hits[0]
+        if k is not None and m.rows not in (k, 1) and m.width == k and not m.bias:
+            layout = "linear" if m.layout == "transposed" else "transposed"
+            m = replace(m, layout=layout, rows=m.width, width=m.rows)
+        if k is not None and m.rows != k and (m.rows, k) != (1, 2):
+            raise BadInput(
+                f"{name} has {m.rows} rows, but there are {k} classes",
+                saw=f"{m.weight.name} {m.weight.shape}",
+                fix="pass the counts of the data this checkpoint was trained on, or another --head",
+            )
+        chosen.append(Scored(m, 0, (f"named by --head {name}",)))
+    return chosen
+
 
 #: A winner needs so many points, and so many more than the next that is not its partner.
 ENOUGH, CLEAR = 4.0, 1.5

@@ -1,11 +1,11 @@
-"""How far probabilities can be trusted: NLL, Brier score, calibration errors from logits.
+"""How far scores and probabilities can be trusted: ranking, NLL, Brier, calibration errors.
 
 Logits are read in blocks of rows and worked on in float64, so that N x C may lie in a mapped file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,117 @@ from numpy.typing import NDArray
 from rescale_cli.core.head import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadInput
-from rescale_cli.measures.per_sample import PerSample, bin_edges
-from rescale_cli.measures.ranking import Ranking
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """N samples of two classes by their score, so that a bootstrap can weigh them anew."""
+
+    step: NDArray[np.intp]
+    """(N,), which of the S different scores each sample has, ascending."""
+    positive: NDArray[np.bool_]
+    """(N,), whether it is of class 1."""
+
+    @classmethod
+    def of(cls, score: Float64, positive: NDArray[np.bool_]) -> Ranking:
+        """From the score of each sample, (N,): the logit of class 1 less that of class 0."""
+        _, step = np.unique(score, return_inverse=True)
+        return cls(step.astype(np.intp), positive)
+
+    def metrics(self, times: Float64) -> dict[str, Float64]:
+        """`roc_auc` and `average_precision`, (R,) each, where each sample counts so often, (R, N).
+
+        Ties are exact: a pair of equal scores counts one half (Mann-Whitney), and precision is
+        taken where the score changes (no interpolation), as in scikit-learn. NaN where one of the
+        two classes has no samples.
+
+        Example:
+            >>> found = Ranking.of(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]) == 1)
+            >>> both = found.metrics(np.ones((1, 4)))
+            >>> both["roc_auc"].tolist(), both["average_precision"].round(4).tolist()
+            ([0.875], [0.8333])
+        """
+        size = int(self.step.max()) + 1
+        right, wrong = (
+            np.stack([np.bincount(self.step, row * mask, size) for row in times])
+            for mask in (self.positive, ~self.positive)
+        )
+        below = wrong.cumsum(axis=1) - wrong / 2
+        pairs = right.sum(axis=1) * wrong.sum(axis=1)
+        hits, all_ = (part[:, ::-1].cumsum(axis=1)[:, ::-1] for part in (right, right + wrong))
+        precision = hits / np.where(all_ > 0, all_, 1.0)
+        found = {
+            "roc_auc": (right * below).sum(axis=1) / np.where(pairs > 0, pairs, 1.0),
+            "average_precision": (right * precision).sum(axis=1)
+            / np.maximum(right.sum(axis=1), 1e-300),
+        }
+        return {name: np.where(pairs > 0, value, np.nan) for name, value in found.items()}
+
+
+#: Equal-mass bins of a calibration error.
+BINS = 15
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PerSample:
+    """Of N samples: what each metric of probabilities is made of."""
+
+    means: Mapping[str, Float64]
+    """(N,) each: nll, brier, classwise_ece and, of more than 5 classes, top_5 are the means."""
+    gap: Float64
+    """(N,), the largest probability less rightness."""
+    segment: NDArray[np.intp]
+    """(N,), which of S runs of confidences it is in: those of a bin, or all of one value."""
+    shares: Float64
+    """(S, bins), how much of each run falls into each bin: one of one confidence into several."""
+    ranking: Ranking | None = None
+    """By the difference of the two logits, where there are two classes."""
+
+    @classmethod
+    def of(
+        cls,
+        means: Mapping[str, Float64],
+        confidence: Float64,
+        right: NDArray[np.bool_],
+        ranking: Ranking | None = None,
+    ) -> PerSample:
+        """From the confidence of each sample, (N,), and whether it is right, (N,)."""
+        order = np.argsort(confidence, kind="stable")
+        changes = np.flatnonzero(np.diff(confidence[order], prepend=-1.0, append=2.0))
+        edges = bin_edges(len(order))
+        before = changes[np.searchsorted(changes, edges, side="right") - 1]
+        cuts = np.union1d(before, changes[np.searchsorted(changes, edges)])
+        segment = np.empty(len(order), np.intp)
+        segment[order] = np.repeat(np.arange(len(cuts) - 1), np.diff(cuts))
+        within = np.clip(edges, cuts[:-1, None], cuts[1:, None])
+        shares = np.diff(within, axis=1) / np.diff(cuts)[:, None]
+        return cls(means, confidence - right, segment, shares, ranking)
+
+    def metrics(self, times: Float64) -> dict[str, Float64]:
+        """Each metric, (R,), where the samples count so often, (R, N).
+
+        The bins of ece are those of the samples themselves: cut anew for each replicate they would
+        cost a sort each. As |gap| only grows with chance, replicates of ece lie above it; its
+        interval may leave out a small one. A mean is NaN where a sample's part is infinite.
+        """
+        total = times.sum(axis=1)
+        table = {
+            name: np.einsum("rn,n->r", times, part) / total  # BLAS splits so thin a product badly
+            if np.isfinite(part).all()
+            else np.full(len(times), np.nan)
+            for name, part in self.means.items()
+        }
+        gaps = [np.bincount(self.segment, row * self.gap, len(self.shares)) for row in times]
+        table["ece"] = np.abs(np.stack(gaps) @ self.shares).sum(axis=1) / total
+        return table if self.ranking is None else table | self.ranking.metrics(times)
+
+
+def bin_edges(n: int) -> NDArray[np.intp]:
+    """Where equal-mass bins of n sorted values begin and end, as `np.array_split` cuts them."""
+    bins = min(BINS, n)
+    at = np.arange(bins + 1)
+    return at * (n // bins) + np.minimum(at, n % bins)
+
 
 #: Elements of a block of logits: 2 MiB, so that a block stays in the cache.
 _BLOCK = 1 << 18

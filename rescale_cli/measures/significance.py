@@ -1,4 +1,7 @@
-"""Whether a number, or the difference of two, could be chance: the bootstrap and McNemar's test."""
+"""Whether a number, or the difference of two, could be chance: bootstrap, McNemar, Student's t.
+
+Written here because scipy is not among the dependencies, and torch has no quantile of Student's t.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,40 @@ from numpy.typing import NDArray
 
 from rescale_cli.core.head import Float64
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.measures.calibration import check_labels
+from rescale_cli.long_work import long_work
+from rescale_cli.measures.calibration import PerSample, check_labels
 from rescale_cli.measures.metrics import Labels, Shares, Tallies, table_of
-from rescale_cli.measures.per_sample import PerSample
-from rescale_cli.measures.resampling import drawn_again
+
+
+def drawn_again(labels: Labels, replicates: int, seed: int) -> Iterator[Float64]:
+    """How often each of N samples is drawn, (N,), in each replicate; each class keeps its size.
+
+    Drawn from all samples, a class of few would often be missing. Where it is predicted all the
+    same, its F1 and its part of a G-mean are then 0, and most replicates would lie below the metric
+    that they are to surround. So what is drawn again is which samples of a class there are, not
+    how many: the intervals are for data of these class sizes.
+
+    Args:
+        labels: (N,), from 0 on.
+        replicates: how often.
+        seed: the same seed, labels and numpy give the same draws.
+
+    Example:
+        >>> labels = np.array([0, 1, 0, 1, 1])
+        >>> [np.bincount(labels, times).tolist() for times in drawn_again(labels, 2, seed=0)]
+        [[2.0, 3.0], [2.0, 3.0]]
+    """
+    generator = np.random.default_rng(seed)
+    order = np.argsort(labels, kind="stable")
+    support = np.bincount(labels)
+    first = np.repeat(np.cumsum(support) - support, support)
+    size = np.repeat(support, support)
+    with long_work("drawing samples for the intervals", "replicates", replicates) as work:
+        for number in range(replicates):
+            drawn = order[first + generator.integers(0, size)]
+            yield np.bincount(drawn, minlength=len(labels)).astype(np.float64)
+            work.tick(number + 1)
+
 
 #: Resamplings of the samples, unless another number is asked for.
 REPLICATES = 1000
@@ -239,3 +272,65 @@ def _interval(value: Float64, replicates: list[Float64]) -> Interval | None:
         return None
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(float(np.squeeze(value)), float(low), float(high))
+
+
+#: Halvings of the range of t; more change nothing in float64.
+_HALVINGS = 200
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """The mean of n values and its 95 % t-interval, mean -+ t(0.975, n - 1) s / sqrt(n).
+
+    s is the sample standard deviation (n - 1 in the denominator). The interval supposes values that
+    are independent and roughly normal, such as the results of runs with different seeds.
+
+    Args:
+        values: n of them, at least 1, finite.
+
+    Returns:
+        The mean, and (low, high); None for a single value, which shows no spread.
+
+    Example:
+        >>> mean, interval = mean_and_interval([0.70, 0.72, 0.74])
+        >>> round(mean, 4), [round(end, 4) for end in interval]
+        (0.72, [0.6703, 0.7697])
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, None
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = t_quantile(n - 1) * deviation / math.sqrt(n)
+    return mean, (mean - half, mean + half)
+
+
+def t_quantile(freedom: int, inside: float = 0.95) -> float:
+    """The t that `inside` of Student's distribution lies below in absolute value.
+
+    Args:
+        freedom: degrees of freedom, at least 1.
+        inside: 0 to 1, exclusive.
+
+    Example:
+        >>> round(t_quantile(2), 4), round(t_quantile(1000), 4)
+        (4.3027, 1.9623)
+    """
+    low, high = 0.0, 1.0
+    while _within(high, freedom) < inside:
+        high *= 2
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < inside else (low, middle)
+    return high
+
+
+def _within(t: float, freedom: int) -> float:
+    """P(|T| < t) for a whole number of degrees of freedom (Abramowitz and Stegun, 26.7.3-4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    square, odd = math.cos(angle) ** 2, freedom % 2
+    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= square * k / (k + 1)
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total

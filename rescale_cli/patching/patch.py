@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from rescale_cli.errors import BadCheckpoint, NeedsDecision, OutputExists, UsageError
-from rescale_cli.files.output_folder import (
-    copy_file,
-    copy_folder,
-    refuse_other_tree,
-    sha256_in_cache,
+from rescale_cli.files.folders import copy_file, copy_folder, refuse_other_tree, sha256_in_cache
+from rescale_cli.files.staging import (
+    Staging,
+    identities,
+    refuse_existing,
+    status,
+    system_errors,
+    write_new,
 )
-from rescale_cli.files.staging import Staging, refuse_existing, status, system_errors, write_new
-from rescale_cli.files.text_file import identities
 from rescale_cli.patching.patched_file import Written, refuse_wrong_crc, write_changed
 from rescale_cli.patching.plan import Plan
 from rescale_cli.patching.record import sidecar_of, undo_file_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,20 +14,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from rescale_cli.core.tensors import Checksum
 from rescale_cli.errors import BadCheckpoint
-from rescale_cli.files.hashing import NO_DIGEST, PLAIN, Front, Hashing, hashing_of
-from rescale_cli.files.kernel_copy import copy_bytes
-from rescale_cli.files.regular_file import opened, read_at
-from rescale_cli.formats._interface import Checksum
+from rescale_cli.files.folders import copy_bytes
+from rescale_cli.files.reading import (
+    NO_DIGEST,
+    PLAIN,
+    TREE,
+    Front,
+    Hashing,
+    hashing_of,
+    opened,
+    read_at,
+)
 from rescale_cli.json_text import clip
-from rescale_cli.patching.byte_proof import (
+from rescale_cli.patching.record import Record, damaged
+from rescale_cli.patching.rewrite import (
+    Edit,
+    Region,
     changed_parts,
     compare,
     crc32_of,
     differs,
     prove_changed,
+    regions,
 )
-from rescale_cli.patching.rewrite import Edit, Region, regions
 
 T = TypeVar("T")
 
@@ -224,3 +236,36 @@ class _Background:
         if self._hashing is not None:
             self._hashing.stop()
         self._pool.shutdown(cancel_futures=True)
+
+
+def recorded_digest(record: Record) -> str:
+    """The recorded digest of the source: "sha256:" or "sha256-tree-16MiB:", and 64 hex digits.
+
+    Raises:
+        NotProven: the record names none, or one of another kind.
+    """
+    new = "source_digest" in record.fields
+    text = record.text("source_digest") if new else PLAIN + record.text("source_sha256")
+    if not re.fullmatch(f"({TREE}|{PLAIN})[0-9a-f]{{64}}", text):
+        raise damaged(f"the digest of the source is {clip(text)}")
+    return text
+
+
+def digest_like(wanted: str, path: Path, sha256: str) -> str:
+    """The digest of a file in the form of `wanted`.
+
+    Args:
+        wanted: a recorded digest.
+        path: the file.
+        sha256: its SHA-256, which is known already.
+    """
+    if not wanted.startswith(TREE):
+        return PLAIN + sha256
+    with opened(path) as fd:
+        return Hashing(fd, TREE).result()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,39 +9,39 @@ from typing import Literal
 
 import numpy as np
 
-from rescale_cli.checkpoints.checkpoint import Checkpoint
-from rescale_cli.checkpoints.read_head import class_axis, read_head, refuse_shared
-from rescale_cli.checkpoints.side_files import left_behind
+from rescale_cli.checkpoints.checkpoint import Checkpoint, left_behind
+from rescale_cli.checkpoints.read_tensors import (
+    ANY_HEAD,
+    HeadChoice,
+    class_axis,
+    locate,
+    one_size,
+    read_head,
+    refuse_no_effect,
+    refuse_shared,
+)
 from rescale_cli.core.alignment import Alignment, in_row_order, join_counts
-from rescale_cli.core.binary import (
+from rescale_cli.core.classes import NOTHING_SAID, HeadRows, RawCounts, Said, are_generic
+from rescale_cli.core.counts import ClassCounts, warnings_of
+from rescale_cli.core.head import (
     NO_BIAS,
+    Head,
+    RowUpdate,
     adjusting_line,
     one_row,
     refuse_rescaling,
     two_rows,
 )
-from rescale_cli.core.classes import RawCounts, are_generic
-from rescale_cli.core.counts import ClassCounts
-from rescale_cli.core.floats import Float64
-from rescale_cli.core.head import Head, RowUpdate
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.core.row_names import NOTHING_SAID, HeadRows, Said
-from rescale_cli.core.summary import warnings_of
-from rescale_cli.core.tensor_info import TensorInfo
-from rescale_cli.errors import AlreadyRescaled
+from rescale_cli.core.tensors import Float64, TensorInfo
+from rescale_cli.errors import AlreadyRescaled, RescaleError
+from rescale_cli.files.reading import opened
 from rescale_cli.finding.find_head import HeadKeys
+from rescale_cli.finding.refusals import JointHead
 from rescale_cli.json_text import clip
 from rescale_cli.patching.find_records import find_records
-from rescale_cli.patching.joint_head import JointHead
-from rescale_cli.patching.locate_head import (
-    ANY_HEAD,
-    HeadChoice,
-    locate,
-    one_size,
-    refuse_no_effect,
-)
 from rescale_cli.patching.record import Record
-from rescale_cli.patching.rewrite import RowScaling
+from rescale_cli.patching.rewrite import RowScaling, regions
 
 Warnings = tuple[tuple[str, str], ...]
 
@@ -283,3 +283,28 @@ def _already(checkpoint: Checkpoint, records: Sequence[Record]) -> AlreadyRescal
         saw=clip(f"{how}, recorded in {sidecar.name if sidecar else 'the file itself'}", 300),
         fix="start from the original (rescale-cli revert), or insist: --compose",
     )
+
+
+def obstacle(
+    checkpoint: Checkpoint, counts: CountsChoice, adjustment: Adjustment, heads: HeadChoice
+) -> str:
+    """Why `apply` cannot write an adjustment to this checkpoint; empty if it can.
+
+    The new values of the head are computed, so a row that its dtype cannot hold is noticed. A
+    checkpoint that was re-scaled before is no obstacle here.
+
+    Args:
+        checkpoint: opened.
+        counts: of the training set.
+        adjustment: the method at its strength.
+        heads: what the user says of the heads.
+    """
+    try:
+        plan = make_plan(checkpoint, counts, adjustment, heads=heads, compose=True)
+        for file in plan.files:
+            with opened(file) as source:
+                for region in regions(plan.edits_of(file)):
+                    region.rewritten(source)
+    except RescaleError as error:
+        return error.what
+    return ""

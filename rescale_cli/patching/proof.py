@@ -13,32 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from rescale_cli.checkpoints.side_files import left_behind
+from rescale_cli.checkpoints.checkpoint import Checkpoint, left_behind, open_checkpoint
+from rescale_cli.checkpoints.formats import safetensors_file
+from rescale_cli.checkpoints.formats.safetensors_file import HeaderEdit, read_header
+from rescale_cli.checkpoints.read_tensors import HeadChoice
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.core.tensor_info import TensorInfo
+from rescale_cli.core.tensors import Float64, TensorInfo
 from rescale_cli.errors import BadCounts, BadInput, NotProven, RescaleError, UsageError
-from rescale_cli.files.regular_file import opened
+from rescale_cli.files.reading import opened
 from rescale_cli.finding.find_head import HeadKeys
-from rescale_cli.formats import safetensors_file
-from rescale_cli.formats.safetensors_file import HeaderEdit, read_header
 from rescale_cli.json_text import clip
-from rescale_cli.patching.byte_proof import crc32_of, prove
 from rescale_cli.patching.find_records import find_records
-from rescale_cli.patching.history import seal
-from rescale_cli.patching.locate_head import HeadChoice
-from rescale_cli.patching.patched_file import affected
+from rescale_cli.patching.patched_file import affected, digest_like, recorded_digest, sha256_of
 from rescale_cli.patching.plan import Plan, plan_head
-from rescale_cli.patching.record import Record, damaged, sidecar_of, undo_file_of, unpack
+from rescale_cli.patching.record import Record, damaged, seal, sidecar_of, undo_file_of, unpack
 from rescale_cli.patching.record_writer import describe, describe_keys
-from rescale_cli.patching.rewrite import Edit, RowScaling, regions
-from rescale_cli.patching.source_digest import (
-    digest_like,
-    recorded_digest,
-    sha256_of,
-)
+from rescale_cli.patching.rewrite import Edit, RowScaling, crc32_of, prove, regions
 from rescale_cli.patching.unrecorded import read_off
 
 #: How far a factor in the record may be from the formula: another machine's pow() may differ.

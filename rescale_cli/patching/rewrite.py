@@ -1,18 +1,21 @@
-"""What changes in a file: a few tensors, each index of one axis by its own factor."""
+"""What changes in a file, index by index of one axis; and the proof that nothing else does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
 
-from rescale_cli.checkpoints.tensor_bytes import Block, blocks
-from rescale_cli.core.floats import Bits, Float64, decode, encode
-from rescale_cli.core.tensor_info import TensorInfo
-from rescale_cli.errors import BadHead
-from rescale_cli.files.regular_file import read_at
+from rescale_cli.checkpoints.read_tensors import Block, blocks
+from rescale_cli.core.tensors import Bits, Float64, TensorInfo, decode, encode
+from rescale_cli.errors import BadHead, NotProven
+from rescale_cli.files.reading import page_buffer, read_at
 from rescale_cli.json_text import clip
 
 
@@ -117,3 +120,208 @@ def regions(edits: Iterable[Edit]) -> list[Region]:
         else:
             merged.append(Region(block.start, block.stop, ((edit, block),)))
     return merged
+
+
+#: Two buffers of this size for each pair; all pairs together stay in the processor's cache.
+_CHUNK = 1 << 20
+#: How many pairs the two hashes may be apart.
+_AHEAD = 6
+
+
+class Hash(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: memoryview | bytes, /) -> None:
+        """Take more bytes."""
+
+    def hexdigest(self) -> str:
+        """The digest of all bytes so far."""
+
+
+#: Those of the source and of the target.
+Hashes = tuple[Hash | None, Hash | None]
+
+
+def prove(
+    source: int,
+    target: int,
+    starts: tuple[int, int],
+    stretches: Sequence[Region],
+    mended: Mapping[int, bytes],
+    hashes: Hashes = (None, None),
+) -> int:
+    """Compare every byte behind the headers of two files with what it must be.
+
+    Outside the stretches and the mended checksums the target equals the source; in a stretch it
+    equals the source's bytes, changed by the edits and rounded once.
+
+    Args:
+        source: a descriptor.
+        target: a descriptor.
+        starts: where the headers end, in the source and in the target.
+        stretches: by offsets in the source.
+        mended: offset in the target -> bytes there.
+        hashes: see `compare`.
+
+    Returns:
+        How many bytes were compared.
+
+    Raises:
+        NotProven: the offset of the first difference.
+    """
+    size, shift = os.fstat(source).st_size, starts[1] - starts[0]
+    _same_size(target, size + shift)
+    compare(source, target, starts, changed_parts(stretches, [at - shift for at in mended]), hashes)
+    prove_changed(source, target, shift, stretches, mended)
+    return size - starts[0]
+
+
+def changed_parts(stretches: Sequence[Region], places: Iterable[int]) -> list[tuple[int, int]]:
+    """The parts [start, stop) of the source that may differ, sorted.
+
+    Args:
+        stretches: of the source.
+        places: offsets of mended checksums, of 4 bytes each, in the source.
+    """
+    parts = [(region.start, region.stop) for region in stretches]
+    return sorted([*parts, *((at, at + 4) for at in places)])
+
+
+def compare(
+    source: int,
+    target: int,
+    starts: tuple[int, int],
+    special: Sequence[tuple[int, int]],
+    hashes: Hashes = (None, None),
+    wait: Callable[[int], None] = lambda to: None,
+) -> None:
+    """Compare two files behind their headers, but for the special parts, and hash both meanwhile.
+
+    Each byte is read once: two threads hash it while this one compares the next bytes.
+
+    Args:
+        source: a descriptor.
+        target: a descriptor.
+        starts: where the headers end, in the source and in the target.
+        special: sorted parts [start, stop) of the source that are hashed but not compared.
+        hashes: updated with every byte of the source and of the target; None where not wanted.
+        wait: called with the end of each part of the target before that is read.
+
+    Raises:
+        NotProven: the offset of the first difference.
+    """
+    size, shift = os.fstat(source).st_size, starts[1] - starts[0]
+    wait(starts[1])
+    for fd, start, digest in zip((source, target), starts, hashes, strict=True):
+        if digest is not None:
+            digest.update(read_at(fd, 0, start))
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        ring = cycle([_Pair() for _ in range(_AHEAD)])
+        for start, stop, same in _parts(starts[0], size, special):
+            pair = next(ring)
+            pair.wait()
+            wait(stop + shift)
+            pair.read((source, start), (target, start + shift), stop - start)
+            if same:
+                pair.refuse_difference(start + shift)
+            pair.hash((one, other), hashes)
+        # Leaving the block waits for the last updates.
+    _same_size(target, size + shift)
+
+
+class _Pair:
+    """Buffers for the same part of two files, and the hashing that still reads them."""
+
+    def __init__(self) -> None:
+        self._buffers = page_buffer(_CHUNK), page_buffer(_CHUNK)
+        self._parts = self._buffers
+        self._hashing: list[Future[None]] = []
+
+    def wait(self) -> None:
+        for update in self._hashing:
+            update.result()
+
+    def read(self, mine: tuple[int, int], theirs: tuple[int, int], size: int) -> None:
+        """Fill both from a descriptor and an offset each."""
+        self._parts = self._buffers[0][:size], self._buffers[1][:size]
+        for (fd, at), part in zip((mine, theirs), self._parts, strict=True):
+            if os.preadv(fd, [part], at) != size:
+                raise differs(at)
+
+    def refuse_difference(self, offset: int) -> None:
+        words = len(self._parts[0]) & ~7  # compared eight bytes at a time, then the rest
+        for dtype, piece in ((np.uint64, slice(words)), (np.uint8, slice(words, None))):
+            mine, theirs = (np.frombuffer(part[piece], dtype) for part in self._parts)
+            if not np.array_equal(mine, theirs):
+                mine, theirs = (np.frombuffer(part, np.uint8) for part in self._parts)
+                raise differs(offset + int(np.argmax(mine != theirs)))
+
+    def hash(self, pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor], hashes: Hashes) -> None:
+        self._hashing = [
+            pool.submit(digest.update, part)
+            for pool, digest, part in zip(pools, hashes, self._parts, strict=True)
+            if digest is not None
+        ]
+
+
+def _parts(
+    start: int, size: int, special: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int, bool]]:
+    """Divide [start, size) into parts of at most one buffer: start, stop, whether to compare."""
+    for begin, end in [*special, (size, size)]:
+        for low, high, same in ((start, begin, True), (max(start, begin), end, False)):
+            for at in range(low, high, _CHUNK):
+                yield at, min(at + _CHUNK, high), same
+        start = max(start, end)
+
+
+def prove_changed(
+    source: int,
+    target: int,
+    shift: int,
+    stretches: Sequence[Region],
+    mended: Mapping[int, bytes],
+) -> None:
+    """Compare the changed parts of the target with what they must hold; see `prove`.
+
+    Raises:
+        NotProven: the offset of a difference.
+    """
+    for region in stretches:
+        if read_at(target, region.start + shift, region.stop - region.start) != region.rewritten(
+            source
+        ):
+            raise differs(region.start + shift)
+    for at, crc in mended.items():
+        if read_at(target, at, len(crc)) != crc:
+            raise differs(at)
+
+
+def _same_size(fd: int, size: int) -> None:
+    if os.fstat(fd).st_size != size:
+        raise NotProven(
+            "the two files differ in size",
+            saw=f"{os.fstat(fd).st_size:,} bytes where {size:,} are due",
+            fix="patch the original again",
+        )
+
+
+def differs(offset: int) -> NotProven:
+    """The error for a byte that is not what it must be."""
+    return NotProven(
+        f"byte {offset:,} is not what it must be",
+        saw="a difference outside the head, or a head that is not as recorded",
+        fix="patch the original again; if it happens twice, check the disk",
+    )
+
+
+def crc32_of(fd: int, start: int, stop: int) -> int:
+    """The CRC-32 of the bytes [start, stop) of a file."""
+    crc, buffer = 0, page_buffer(_CHUNK)
+    while start < stop:
+        count = os.preadv(fd, [buffer[: min(_CHUNK, stop - start)]], start)
+        if not count:
+            raise differs(start)
+        crc = zlib.crc32(buffer[:count], crc)
+        start += count
+    return crc

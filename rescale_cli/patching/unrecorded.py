@@ -15,15 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint
-from rescale_cli.checkpoints.read_head import class_axis
-from rescale_cli.checkpoints.tensor_bytes import Block, blocks
-from rescale_cli.core.floats import Bits, Float64, decode, encode, ordered, unordered
-from rescale_cli.core.tensor_info import HEAD_DTYPES, TensorInfo
+from rescale_cli.checkpoints.read_tensors import (
+    Block,
+    HeadChoice,
+    blocks,
+    class_axis,
+    locate,
+    one_size,
+)
+from rescale_cli.core.tensors import (
+    HEAD_DTYPES,
+    Bits,
+    Float64,
+    TensorInfo,
+    decode,
+    encode,
+    ordered,
+    unordered,
+)
 from rescale_cli.errors import NotProven
-from rescale_cli.files.regular_file import opened
+from rescale_cli.files.reading import opened
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import clip
-from rescale_cli.patching.locate_head import HeadChoice, locate, one_size
 from rescale_cli.patching.rewrite import Edit, RowScaling
 
 T = TypeVar("T", bound=np.generic)

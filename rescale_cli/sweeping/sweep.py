@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,26 +13,23 @@ from rescale_cli.core.head import Float64, Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.files.big_array import row_blocks
+from rescale_cli.evaluating.checks import refuse_or_note
+from rescale_cli.files.arrays import row_blocks
 from rescale_cli.long_work import long_work
-from rescale_cli.measures.resampling import drawn_again
+from rescale_cli.measures.model_evidence import model_evidence
+from rescale_cli.measures.significance import drawn_again
 from rescale_cli.sweeping.choose import (
     OF_PREDICTIONS,
     Choice,
     Objective,
+    Wanted,
     choose,
     distance_to,
     first_within,
     halves,
 )
-from rescale_cli.sweeping.decision_path import (
-    DecisionPath,
-    by_curves,
-    by_envelope,
-    by_intervals,
-)
-from rescale_cli.sweeping.straight_lines import Family
-from rescale_cli.sweeping.wanted import Wanted
+from rescale_cli.sweeping.curves import ScoreLines
+from rescale_cli.sweeping.metric_path import DecisionPath, by_curves, by_envelope, by_intervals
 
 _ERROR_REPLICATES = 100
 
@@ -41,7 +38,7 @@ _ERROR_REPLICATES = 100
 class Outcome:
     """One method at its own strength."""
 
-    family: Family
+    family: ScoreLines
     choice: Choice
     """On the samples to choose on."""
     path: DecisionPath
@@ -60,13 +57,13 @@ class Parts:
     """Whether they are different samples."""
 
 
-def families(head: Head, counts: ClassCounts, methods: Sequence[Adjustment]) -> list[Family]:
+def families(head: Head, counts: ClassCounts, methods: Sequence[Adjustment]) -> list[ScoreLines]:
     """Each method with what it reads; those that do the same to this head only once."""
-    kept: dict[tuple[str, bool, str], Family] = {}
+    kept: dict[tuple[str, bool, str], ScoreLines] = {}
     for adjustment in methods:
         policy = adjustment.bias_policy if head.bias is not None else "none"
         key = (adjustment.method, adjustment.normalize, policy)
-        kept.setdefault(key, Family(adjustment, head, counts))
+        kept.setdefault(key, ScoreLines(adjustment, head, counts))
     return list(kept.values())
 
 
@@ -85,7 +82,7 @@ def parts_of(labels: Labels | None, samples: int, wanted: Wanted) -> Parts:
 
 
 def decide(
-    family: Family,
+    family: ScoreLines,
     predictions: Predictions,
     parts: Parts,
     wanted: Wanted,
@@ -210,3 +207,40 @@ def _standard_error(path: DecisionPath, objective: Objective) -> float:
         gammas, along = objective.along(path, times)
         values.append(along[np.searchsorted(gammas, best, side="right") - 1])
     return float(np.std(values))
+
+
+#: The interval covers the whole range if at most this share of it is left over at either end.
+_LEFT = 0.1
+#: Predictions with this share of the attainable accuracy above chance are those of a sound model,
+#: for which no strength is better than another.
+_SOUND = 0.5
+
+
+def refuse_undetermined(
+    outcome: Outcome,
+    predictions: Predictions,
+    wanted: Wanted,
+    notes: Callable[[str], None],
+    *,
+    accept: bool = False,
+) -> None:
+    """Stop if the interval of the strength is the whole range, and the model hardly works.
+
+    Args:
+        outcome: of the method.
+        predictions: what it was chosen on.
+        wanted: how, with the limit of the range.
+        notes: told of what was accepted.
+        accept: go on all the same.
+
+    Raises:
+        PoorAccuracy: as a model does that is not run the way it was trained.
+    """
+    if outcome.interval is None or predictions.labels is None:
+        return
+    low, high = outcome.interval
+    if low > _LEFT * wanted.limit or high < (1 - _LEFT) * wanted.limit:
+        return
+    if model_evidence(predictions.logits, predictions.labels).known < _SOUND:
+        why = f"any strength from {low:.3g} to {high:.3g} may be the best, which is the whole range"
+        refuse_or_note(why, predictions, notes, accept=accept)

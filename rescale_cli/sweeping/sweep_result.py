@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Float64, Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.measures.calibration import measure
+from rescale_cli.measures.calibration import (
+    Adjust,
+    PerSample,
+    blocks,
+    centre,
+    check_labels,
+    measure,
+    peaks,
+)
 from rescale_cli.measures.metrics import Confusion, metrics_of, table_of
-from rescale_cli.measures.per_sample import PerSample
 from rescale_cli.measures.significance import Interval, bootstrap, bootstrap_difference
-from rescale_cli.measures.temperature import fit_temperature
-from rescale_cli.sweeping.choose import Choice, Objective, metric_to_choose_by
-from rescale_cli.sweeping.straight_lines import Family
+from rescale_cli.sweeping.choose import Choice, Objective, Wanted, metric_to_choose_by
+from rescale_cli.sweeping.curves import ScoreLines
 from rescale_cli.sweeping.sweep import (
     Outcome,
     Parts,
@@ -29,7 +37,82 @@ from rescale_cli.sweeping.sweep import (
     right_as_it_is,
 )
 from rescale_cli.sweeping.verdict import Verdict, judge, without_labels
-from rescale_cli.sweeping.wanted import Wanted
+
+
+def fit_temperature(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) -> float:
+    """T > 0 that minimises the NLL of softmax(z / T); Guo et al. 2017.
+
+    The NLL is convex in b = 1 / T: Newton steps on its slope, mean(E_p[z] - z_y), kept between
+    the points where it is known to fall and to rise. Each step reads the blocks once. T is good
+    to a relative 1e-6, and the same on every run.
+
+    Args:
+        logits: (N, C). A class at -inf is out of the question for its sample.
+        labels: (N,), 0 to C - 1.
+        adjust: what is done to each block (n, C) first.
+
+    Raises:
+        BadInput: there is no such T, because every sample is right (the NLL falls as T goes to
+            0), because the true class's logit is no larger than the average one (T goes to
+            infinity), or because a true class has probability 0; or as `measure`.
+
+    Example:
+        >>> logits = np.log([[0.9, 0.1]] * 4)  # says 9 in 10, and 3 in 4 are right
+        >>> round(fit_temperature(logits, np.array([0, 0, 0, 1])), 6)
+        2.0
+    """
+    check_labels(labels, *logits.shape)
+    flat, _, steepest = _slope(logits, labels, adjust, 0.0)
+    if steepest == np.inf:
+        raise _no_temperature("a true class has probability 0", "a logit of -inf for its own class")
+    if steepest == 0:
+        raise _no_temperature("every sample is right", f"{len(labels)} of {len(labels)}, so T -> 0")
+    if flat >= 0:
+        why = "the logits of the true classes are no larger than the average"
+        raise _no_temperature(why, f"{-flat:.4g} above it, so T -> infinity")
+    low, high, beta = 0.0, np.inf, 1.0
+    while 1e-12 < beta < 1e12:
+        rise, bend, _ = _slope(logits, labels, adjust, beta)
+        low, high = (low, beta) if rise > 0 else (beta, high)
+        step = beta - rise / bend if bend > 0 else np.inf
+        if abs(step - beta) <= 1e-7 * beta or high - low <= 1e-9 * beta:
+            return float(1 / np.clip(step, low, high))
+        # A step out of bounds is one too far to trust: by the geometric mean, or a factor of 4.
+        if not low < step < high or step > 4 * beta:
+            ends = (low or high / 16, high if np.isfinite(high) else 16 * low)
+            step = float(np.sqrt(ends[0] * ends[1]))
+        beta = step
+    raise _no_temperature("T lies outside 1e-12 to 1e12", f"1 / T = {beta:.3g}")
+
+
+def _slope(
+    logits: NDArray[Any], labels: Labels, adjust: Adjust | None, beta: float
+) -> tuple[float, float, float]:
+    """First and second derivative of the mean NLL by beta, and the first one's limit at infinity.
+
+    Samples whose largest logits are infinite have the same NLL at every beta: nothing is added.
+    """
+    rise = bend = steepest = 0.0
+    for at, z in blocks(logits, adjust):
+        centre(z, peaks(z))
+        own = z[np.arange(len(z)), labels[at]]
+        weight = np.exp(beta * z) if beta else np.ones_like(z)
+        if np.isinf(z).any():
+            weight[np.isinf(z)] = z[np.isinf(z)] = 0.0
+        weight /= weight.sum(axis=1)[:, None]
+        mean = np.einsum("nc,nc->n", weight, z)
+        z *= z
+        rise += float((mean - own).sum())
+        bend += float((np.einsum("nc,nc->n", weight, z) - mean**2).sum())
+        steepest += float(-own.sum())
+    n = len(labels)
+    return rise / n, bend / n, steepest / n
+
+
+def _no_temperature(why: str, saw: str) -> BadInput:
+    fix = "leave out --fit-temperature, or fit it on more samples"
+    return BadInput(f"no temperature minimises the NLL: {why}", saw=saw, fix=fix)
+
 
 #: Points of the curve that is shown.
 CURVE = 401
@@ -122,7 +205,7 @@ def sweep(
         for family in families(head, counts, methods)
     ]
     best = max(tried, key=lambda outcome: outcome.choice.value)
-    plain = Family(Adjustment(), head, counts)
+    plain = ScoreLines(Adjustment(), head, counts)
     strengths = (("0", plain, 0.0), ("chosen", best.family, best.choice.gamma))
     curve, oracle, at = _curve(best, wanted), None, {}
     if labels is not None:
@@ -195,7 +278,7 @@ def _curve(best: Outcome, wanted: Wanted) -> dict[str, Float64]:
 
 
 def at_strength(
-    family: Family,
+    family: ScoreLines,
     gamma: float,
     predictions: Predictions,
     parts: Parts,
@@ -220,7 +303,7 @@ def at_strength(
     return At(gamma, metrics, intervals, recall, measured.predicted, measured.samples)
 
 
-def _negative(family: Family, predictions: Predictions) -> float | None:
+def _negative(family: ScoreLines, predictions: Predictions) -> float | None:
     """The share of samples with a negative true score."""
     if predictions.labels is None or family.adjustment.method == "logit-adjust":
         return None

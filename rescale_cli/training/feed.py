@@ -1,4 +1,12 @@
-"""Images of an epoch, step by step, as the network takes them: from memory, or read by workers.
+"""Images of an epoch as the network takes them: cropped, mirrored, normalised.
+
+What torchvision does image by image in a DataLoader (RandomCrop with padding, then
+RandomHorizontalFlip), as one lookup a batch. Every image lies padded in memory, and mirrored once
+more behind all the others; a window of it is H runs of W pixels, so an augmented image is nothing
+but the place of its first pixel.
+
+The distributions are those of torchvision's RandomResizedCrop, RandomCrop with padding and
+RandomHorizontalFlip.
 
 Small sets lie as bytes on the device and are augmented there, a batch at a time. Larger ones are
 decoded, cropped and mirrored by worker processes, and become floats on the device. Both draw from
@@ -7,28 +15,228 @@ decoded, cropped and mirrored by worker processes, and become floats on the devi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.images import Image, Preprocessing
-from rescale_cli.errors import RescaleError
-from rescale_cli.predicting.batches import decoded, free_cpus
-from rescale_cli.predicting.ranks import as_text, from_text
-from rescale_cli.training.augment import ImageStore
-from rescale_cli.training.crops import AUGMENTATIONS, fitted
+from rescale_cli.core.predictions import Image, Preprocessing
+from rescale_cli.errors import BadInput, RescaleError
+from rescale_cli.evaluating.batches import decoded, free_cpus
+from rescale_cli.evaluating.ranks import as_text, from_text
 from rescale_cli.training.images import TrainingImages
 from rescale_cli.training.recipe import Recipe
-from rescale_cli.training.samplers import Batches
-from rescale_cli.training.seeds import seed_of
+from rescale_cli.training.samplers import Batches, seed_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Generator, Tensor
+    from torch import device as Device  # noqa: N812 - a class, though torch writes it small
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStore:
+    """N images of H x W pixels and c channels; 2 c (H + 2 pad) (W + 2 pad) bytes each."""
+
+    runs: Tensor
+    """(number of pixels - W + 1, W * c), uint8: the W pixels from each pixel on; they overlap."""
+    shape: tuple[int, int, int, int]
+    """N, H, W, c."""
+    pad: int
+    """Black pixels on each side."""
+    scale: Tensor
+    """(W * c,), float32: 1 / (255 std), over and over."""
+    shift: Tensor
+    """(W * c,), float32: mean / std, over and over."""
+
+    @classmethod
+    def of(
+        cls,
+        images: NDArray[np.uint8] | Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        pad: int = 4,
+        device: Device | str = "cpu",
+    ) -> ImageStore:
+        """Put images on a device.
+
+        Args:
+            images: (N, H, W) or (N, H, W, c), uint8.
+            mean: of values in 0..1, (c,).
+            std: of values in 0..1, (c,), above 0.
+            pad: how far a crop may be off, pixels; 0 for images that are only looked at.
+            device: where they are to lie.
+
+        Raises:
+            BadInput: other bytes or axes, or not one mean and std a channel.
+        """
+        import torch
+        from torch.nn import functional
+
+        bytes_: Tensor = torch.as_tensor(images)
+        bytes_ = bytes_.unsqueeze(-1) if bytes_.ndim == 3 else bytes_
+        c = bytes_.shape[-1] if bytes_.ndim == 4 else 0
+        if not (bytes_.dtype == torch.uint8 and c == len(mean) == len(std) and min(std) > 0):
+            raise BadInput(
+                "the images are not bytes (N, H, W, channels) with one mean and std a channel",
+                saw=f"{bytes_.dtype}, {tuple(bytes_.shape)}, {len(mean)} means, {len(std)} stds",
+                fix="check --mean and --std, or the array that holds the images",
+            )
+        n, height, width, _ = bytes_.shape
+        padded = functional.pad(bytes_.to(device), (0, 0, pad, pad, pad, pad))
+        pixels = torch.cat([padded, padded.flip(2)] if pad else [padded])
+        count = pixels.numel() // c - width + 1
+        runs = pixels.view(-1).as_strided((count, width * c), (c, 1))
+        middle, spread = (torch.tensor(v, dtype=torch.float32, device=device) for v in (mean, std))
+        scale, shift = 1 / (255 * spread), middle / spread
+        return cls(runs, (n, height, width, c), pad, scale.repeat(width), shift.repeat(width))
+
+    def draw(self, order: Tensor, generator: Generator) -> Tensor:
+        """Places of randomly cropped and mirrored images, for an epoch at once or for a batch.
+
+        The crop is off by 0 to 2 pad pixels in each direction, evenly; half are mirrored.
+
+        Args:
+            order: (M,), which images, on the store's device.
+            generator: on any device. Drawn for the global order, whoever takes which share, one
+                rank and many see the same images.
+
+        Returns:
+            (M,), int64, on the store's device; `batch` reads any part of it.
+        """
+        import torch
+
+        where: Any = {"generator": generator, "device": generator.device}
+        offsets = torch.randint(2 * self.pad + 1, (2, len(order)), **where).to(order.device)
+        mirror = torch.randint(2, (len(order),), **where).to(order.device)
+        return self.place(order, offsets[0], offsets[1], mirror)
+
+    def place(self, order: Tensor, top: Tensor, left: Tensor, mirror: Tensor) -> Tensor:
+        """Places of images whose crop starts at `top`, `left` of the padded image; then mirrored.
+
+        Args:
+            order: (M,), which images.
+            top: (M,), 0 to 2 pad.
+            left: (M,), 0 to 2 pad.
+            mirror: (M,), 0 or 1.
+
+        Returns:
+            (M,), int64: the first pixel of each.
+        """
+        n, height, width, _ = self.shape
+        # Mirroring a crop is cropping the mirrored image from the other side.
+        column = left + mirror * (2 * self.pad - 2 * left)
+        row = (order + mirror * n) * (height + 2 * self.pad) + top
+        return row * (width + 2 * self.pad) + column
+
+    def whole(self, order: Tensor) -> Tensor:
+        """Places of the images as they are, (M,): neither moved nor mirrored."""
+        import torch
+
+        none = torch.zeros_like(order)
+        return self.place(order, none + self.pad, none + self.pad, none)
+
+    def batch(self, places: Tensor) -> Tensor:
+        """The images at these places, as the network takes them: (x / 255 - mean) / std.
+
+        Args:
+            places: (n,), of `draw`, `place` or `whole`.
+
+        Returns:
+            (n, c, H, W), float32, channels last in memory.
+        """
+        import torch
+
+        _, height, width, c = self.shape
+        across = width + 2 * self.pad
+        lines = torch.arange(0, height * across, across, device=places.device)
+        found = self.runs.index_select(0, (places[:, None] + lines).view(-1))
+        values = found.to(torch.float32).mul_(self.scale).sub_(self.shift)
+        return values.view(len(places), height, width, c).permute(0, 3, 1, 2)
+
+
+#: The share of the image's area that a crop has, and its width over its height.
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+_CROP_PAD = 4
+
+Augmentation = Callable[[Image, Preprocessing, np.random.Generator], Image]
+
+
+def fitted(image: Image, p: Preprocessing) -> Image:
+    """The image in the network's size and channels, (H, W, channels)."""
+    picture = _picture(image, p)
+    if (picture.height, picture.width) != p.size:
+        picture = picture.resize(p.size[::-1], _bilinear())
+    return _crop_pixels(picture, p)
+
+
+def crop_flip(image: Image, p: Preprocessing, random: np.random.Generator) -> Image:
+    """Off by 0 to 4 pixels in each direction, black beyond the edge; mirrored or not."""
+    top, left = random.integers(2 * _CROP_PAD + 1, size=2).tolist()
+    mirror = random.integers(2)
+    padded = np.pad(fitted(image, p), ((_CROP_PAD, _CROP_PAD), (_CROP_PAD, _CROP_PAD), (0, 0)))
+    height, width = p.size
+    crop: Image = padded[top : top + height, left : left + width]
+    return np.ascontiguousarray(crop[:, ::-1] if mirror else crop)
+
+
+def resized_crop(image: Image, p: Preprocessing, random: np.random.Generator) -> Image:
+    """A part of 8 to 100 % of the area, resized to the network's size; mirrored or not.
+
+    RandomResizedCrop: the ratio of the sides is drawn evenly in its logarithm. After ten parts that
+    do not lie in the image, the middle is taken, as far as the ratio allows.
+    """
+    picture = _picture(image, p)
+    left, top, width, height = _part(picture.width, picture.height, random)
+    box = (left, top, left + width, top + height)
+    picture = picture.resize(p.size[::-1], _bilinear(), box=box)
+    pixels = _crop_pixels(picture, p)
+    return np.ascontiguousarray(pixels[:, ::-1]) if random.integers(2) else pixels
+
+
+def _part(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+    for _ in range(10):
+        area = width * height * random.uniform(*SCALE)
+        ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = random.integers(width - w + 1), random.integers(height - h + 1)
+            return int(left), int(top), w, h
+    w = min(width, round(height * RATIO[1]))
+    h = min(height, round(width / RATIO[0]))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+#: By the name that a recipe gives.
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "crop-flip": crop_flip,
+    "resized-crop": resized_crop,
+    "none": lambda image, p, random: fitted(image, p),
+}
+
+
+def _picture(image: Image, p: Preprocessing) -> Any:
+    from PIL import Image as Pillow
+
+    gray = image.ndim == 2 or image.shape[2] == 1
+    picture = Pillow.fromarray(image.reshape(image.shape[:2]) if gray else image)
+    return picture.convert("L" if p.channels == 1 else "RGB")
+
+
+def _crop_pixels(picture: Any, p: Preprocessing) -> Image:
+    return np.array(picture).reshape(picture.height, picture.width, p.channels)
+
+
+def _bilinear() -> Any:
+    from PIL import Image as Pillow
+
+    return Pillow.Resampling.BILINEAR
+
 
 #: Bytes that a set may take to live on the device, mirrored copy and padding included.
 IN_MEMORY = 4 << 30

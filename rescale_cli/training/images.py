@@ -1,25 +1,30 @@
-"""What is trained and validated on: opened, made long-tailed, measured."""
+"""What is trained and validated on, and how good the network is on it at each epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.alignment import Alignment, join_labels
-from rescale_cli.core.classes import Classes
-from rescale_cli.core.images import Images, Preprocessing
-from rescale_cli.core.row_names import HeadRows
+from rescale_cli.core.classes import Classes, HeadRows
+from rescale_cli.core.predictions import Images, Predictions, Preprocessing
+from rescale_cli.data.datasets import held_out, open_images, part_of
+from rescale_cli.data.spec import NoSplit, datasets, parse_spec, splits_in
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.sources.data_spec import datasets, parse_spec
-from rescale_cli.sources.datasets import open_images
-from rescale_cli.sources.run_part import held_out, part_of
-from rescale_cli.sources.splits import NoSplit, splits_in
-from rescale_cli.training.long_tail import Imbalance
+from rescale_cli.evaluating.batches import batches
+from rescale_cli.evaluating.ranks import Ranks
+from rescale_cli.measures.metrics import Groups, Tallies, accuracy, table_of
 from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.samplers import Imbalance
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
 
 #: Images that are looked at for mean and deviation, evenly spaced, where they lie in files.
 _LOOKED_AT = 1000
@@ -210,3 +215,130 @@ def measured(
         tuple(round(float(v), 4) for v in mean),
         tuple(round(float(v), 4) for v in std),
     )
+
+
+_BATCH = {"cuda": 512, "cpu": 128}
+
+
+class Validation:
+    """A labelled set, and the groups of its classes.
+
+    Args:
+        images: N, with labels as rows of the head.
+        preprocessing: from an image to the network's input.
+        groups: many, medium and few, (C,) each.
+        device: where the network is.
+        workers: that decode images.
+        ranks: each takes its share of the images.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        preprocessing: Preprocessing,
+        groups: Groups,
+        device: torch.device,
+        workers: int | None,
+        ranks: Ranks,
+    ) -> None:
+        import torch
+
+        self._images, self._preprocessing, self._groups = images, preprocessing, groups
+        self._device, self._workers, self._ranks = device, workers, ranks
+        n, world = len(images), ranks.world
+        self._share = range(n * ranks.rank // world, n * (ranks.rank + 1) // world)
+        assert images.labels is not None
+        self._labels = torch.from_numpy(images.labels.astype(np.int64)).to(device)
+        if device.type == "cuda" and images.array is not None and images.array.nbytes < 1 << 30:
+            # It is looked at every epoch: it may as well lie there.
+            self._images = replace(images, array=torch.from_numpy(images.array).to(device))  # type: ignore[arg-type]
+
+    def first(self) -> Tensor:
+        """A batch of it, on the device: what is wrong with the set shows before a run begins."""
+        few = range(min(8, len(self._images)))  # of any rank: a share may be empty
+        for batch in self._batches(few):
+            return batch[1]
+        raise BadInput(f"{self._images.source} has no images", fix="--val-data DATA")
+
+    def errors(
+        self, network: nn.Module, weights: Mapping[str, Tensor], layout: torch.memory_format
+    ) -> dict[str, float | None]:
+        """Loss and errors of a network with these weights, 0 to 1; the same on every rank.
+
+        Returns:
+            `val_loss`, `val_error`, `val_balanced_error`, and the mean error of the classes with
+            `many`, `medium` and `few` training samples; None is n/a.
+        """
+        import torch
+        from torch.func import functional_call
+        from torch.nn import functional
+
+        c = len(next(iter(self._groups.values())))
+        tallies = torch.zeros(3 * c + 1, dtype=torch.float64, device=self._device)
+        was_training = network.training
+        network.eval()
+        with torch.no_grad():
+            for rows, x in self._batches(self._share):
+                x = x.contiguous(memory_format=layout)
+                logits = functional_call(network, dict(weights), (x,)).float()
+                y = self._labels[rows]
+                predicted = logits.argmax(1)
+                hit = predicted[predicted == y]
+                counted = [torch.bincount(v, minlength=c) for v in (hit, y, predicted)]
+                tallies[:-1] += torch.cat(counted)
+                tallies[-1] += functional.cross_entropy(logits, y, reduction="sum")
+        network.train(was_training)
+        found: NDArray[np.float64] = self._ranks.total(tallies).cpu().numpy()
+        hits, support, predictions = found[:-1].reshape(3, c)
+        return _errors(Tallies(hits, support, predictions), self._groups, found[-1])
+
+    def predictions(
+        self, network: nn.Module, weights: Mapping[str, Tensor], layout: torch.memory_format
+    ) -> Predictions:
+        """The logits of all images, whatever the rank, with their labels as rows of the head."""
+        import torch
+        from torch.func import functional_call
+
+        was_training = network.training
+        network.eval()
+        with torch.no_grad():
+            logits = [
+                functional_call(network, dict(weights), (x.contiguous(memory_format=layout),))
+                .float()
+                .cpu()
+                for _, x in self._batches(range(len(self._images)))
+            ]
+        network.train(was_training)
+        labels = self._labels.cpu().numpy()
+        source, names = self._images.source, self._images.names
+        return Predictions(torch.cat(logits).numpy(), labels, source, names)
+
+    def _batches(self, samples: range) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of the set, and their images on the device."""
+        import torch
+
+        size = _BATCH[self._device.type]
+        stream = batches(
+            self._images, self._preprocessing, samples, size, self._workers, self._device
+        )
+        for batch in stream:
+            if batch.bad:
+                index, why = batch.bad[0]
+                raise BadInput(
+                    f"an image to validate on cannot be read: {self._images.names[index]}",
+                    saw=why,
+                    fix="replace it, or take it out of the data",
+                )
+            rows = torch.tensor(batch.indices, device=self._device)
+            yield rows, batch.take(0, len(batch.indices))
+
+
+def _errors(tallies: Tallies, groups: Groups, loss: float) -> dict[str, float | None]:
+    table = table_of(tallies, groups)
+    named = {
+        "val_loss": loss / tallies.support.sum(),
+        "val_error": 1 - accuracy(tallies),
+        "val_balanced_error": 1 - table["balanced_accuracy"],
+        **{name: 1 - table[name] for name in groups},
+    }
+    return {name: None if np.isnan(value) else float(value) for name, value in named.items()}

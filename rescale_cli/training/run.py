@@ -1,4 +1,4 @@
-"""A run at some moment: the steps and epochs that are left, and the state between two of them.
+"""A run at some moment: its network, the steps and epochs left, and the state between two.
 
 Between two steps a run is nothing but its state: whatever else there is follows from the recipe and
 from (seed, epoch, step). So a run that was killed goes on to the very result of one that was not.
@@ -10,33 +10,98 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.errors import BadInput, RescaleError
-from rescale_cli.evaluating.whose import of_predictions
-from rescale_cli.files.logits_file import write_logits
-from rescale_cli.patching.head_identity import identity_of
+from rescale_cli.data.logits_file import write_logits
+from rescale_cli.errors import BadInput, RescaleError, UsageError
+from rescale_cli.evaluating.evaluation import of_predictions
+from rescale_cli.evaluating.ranks import Ranks
+from rescale_cli.models import networks, timm_models
+from rescale_cli.models.networks import HeadKind, build_of, head_name
+from rescale_cli.models.weights import Build, choose, differences, read_tensors
+from rescale_cli.patching.find_records import identity_of
 from rescale_cli.signals import undisturbed
 from rescale_cli.training.feed import make_feed
-from rescale_cli.training.images import TrainingImages
-from rescale_cli.training.losses import class_weights
-from rescale_cli.training.network import build_network
-from rescale_cli.training.parallel import Ranks
+from rescale_cli.training.images import TrainingImages, Validation
+from rescale_cli.training.losses import class_weights, learning_rate
 from rescale_cli.training.recipe import Recipe
-from rescale_cli.training.run_folder import RunFolder
-from rescale_cli.training.samplers import Batches, epoch_order
-from rescale_cli.training.schedules import learning_rate
-from rescale_cli.training.seeds import seed_of
-from rescale_cli.training.state import RunState
+from rescale_cli.training.run_folder import RunFolder, RunState
+from rescale_cli.training.samplers import Batches, epoch_order, seed_of
 from rescale_cli.training.step import Stepper
-from rescale_cli.training.validation import Validation
 from rescale_cli.training.wvn import check_rows
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+
+def build_network(recipe: Recipe, num_classes: int, channels: int) -> tuple[nn.Module, HeadKind]:
+    """The network with its head as the recipe wants it, on the CPU, in float32.
+
+    Args:
+        recipe: its arch, head_bias, loss, weights and seed are read.
+        num_classes: C.
+        channels: of the images.
+
+    Raises:
+        UsageError: no such network.
+        BadInput: it has no head, or the weights to begin from do not fit.
+    """
+    import torch
+
+    torch.manual_seed(recipe.seed)
+    network = _build(recipe)(num_classes, channels).float()
+    kind = "cosine" if recipe.cosine_head else "linear"
+    name = head_name(network, num_classes, recipe.arch)
+    HeadKind(name, kind, recipe.head_bias).give_to(network)
+    layer: Any = network.get_submodule(name)
+    if recipe.wvn and not layer.weight.any():  # as torchvision's transformers begin
+        layer.reset_parameters()
+    bias = getattr(layer, "bias", None) is not None
+    if recipe.weights:
+        _begin_from(network, Path(recipe.weights), name)
+    return network.train(), HeadKind(name, kind, bias)
+
+
+def _build(recipe: Recipe) -> Build:
+    source, _, name = recipe.arch.partition(":")
+    if source in ("rescale", "torchvision") and name:
+        # Of torchvision's, the variant is auxiliary heads, which training has no loss for.
+        return build_of(recipe.arch, source == "rescale" and recipe.head_bias)
+    if source == "timm" and name:
+        return timm_models.build_of(name, {})
+    if source == "python" and name:
+        return lambda num_classes, _: networks.build(name, num_classes)
+    raise UsageError(
+        "this is no network that can be trained",
+        saw=f"--arch {recipe.arch}",
+        fix="--arch rescale:NAME, torchvision:NAME, timm:NAME or python:module:callable",
+    )
+
+
+def _begin_from(network: nn.Module, path: Path, head: str) -> None:
+    """Copy every weight but the head's."""
+    own = {
+        name: tuple(value.shape)
+        for name, value in network.state_dict().items()
+        if not name.startswith(f"{head}.")
+    }
+    chosen = choose(open_checkpoint(path).contents.tensors, own)
+    wrong = [text for text in differences(own, chosen) if "not of this network" not in text]
+    if wrong:
+        raise BadInput(
+            f"{path.name} does not hold the weights of this network",
+            saw="; ".join(wrong),
+            fix="name a checkpoint of the same network: --weights FILE",
+        )
+    there = {name: chosen.infos[name] for name in own if name in chosen.infos}
+    network.load_state_dict(read_tensors(there), strict=False)
+
 
 #: Seconds after which a state is kept in the middle of an epoch, too.
 KEEP_EVERY = 600.0

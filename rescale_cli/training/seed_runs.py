@@ -14,19 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from rescale_cli.errors import BadInput, Interrupted, OutputExists, UsageError
-from rescale_cli.files.regular_file import read_whole
-from rescale_cli.files.text_file import write_text
+from rescale_cli.evaluating.ranks import is_main
+from rescale_cli.files.reading import read_whole
+from rescale_cli.files.staging import write_text
 from rescale_cli.json_text import clip, parse_json
-from rescale_cli.measures.student import mean_and_interval
-from rescale_cli.predicting.ranks import is_main
+from rescale_cli.measures.significance import mean_and_interval
 from rescale_cli.signals import last_step, undisturbed
-from rescale_cli.training.recipe import Recipe
-from rescale_cli.training.recipe_toml import options_from
-from rescale_cli.training.rescaled_run import read_resumable
+from rescale_cli.training.recipe import Recipe, options_from
 from rescale_cli.training.run import Watch
-from rescale_cli.training.run_folder import SEEDS, RunFolder
-from rescale_cli.training.state import RunState, resumed
-from rescale_cli.training.train import Trained, train
+from rescale_cli.training.run_folder import SEEDS, RunFolder, RunState, resumed
+from rescale_cli.training.train import Trained, read_resumable, train
 
 #: Metrics of a run: shares, 0 to 1. `many`, `medium` and `few` are mean recalls, as in `evaluate`.
 Metrics = Mapping[str, float | None]

@@ -1,28 +1,133 @@
-"""Train a network and leave a run folder: from the beginning, or from wherever a run stands."""
+"""Train a network and leave a run folder, unless its model was changed after training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.core.alignment import Alignment
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.errors import Interrupted
-from rescale_cli.loading.devices import pick_device
-from rescale_cli.predicting.ranks import is_main
+from rescale_cli.errors import AlreadyRescaled, BadCheckpoint, Interrupted, NotProven, RescaleError
+from rescale_cli.evaluating.ranks import is_main, joined
+from rescale_cli.foreign_code import library, pick_device
+from rescale_cli.models.weights import read_tensors
+from rescale_cli.patching.find_records import find_records
 from rescale_cli.signals import last_step, undisturbed
-from rescale_cli.training.events import event_writer
 from rescale_cli.training.images import TrainingImages, open_training_images
-from rescale_cli.training.parallel import joined
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run import Run, Watch
-from rescale_cli.training.run_folder import RunFolder
-from rescale_cli.training.state import RunState
+from rescale_cli.training.run_folder import RunFolder, RunState
+from rescale_cli.training.wvn import project_rows_
 
 if TYPE_CHECKING:
     import torch
+
+
+def event_writer(folder: Path, epochs: int) -> Callable[[dict[str, Any]], None]:
+    """What writes a line as events, at once.
+
+    Args:
+        folder: of the event files.
+        epochs: done before; what an interrupted run has written of later ones is taken back.
+
+    Raises:
+        EnvironmentProblem: the library is not installed.
+    """
+    library("tensorboard", "tensorboard")
+    writer = library("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+        str(folder), purge_step=epochs + 1 if epochs else None
+    )
+
+    def write(line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name not in ("epoch", "row_norms") and value is not None:
+                writer.add_scalar(name, value, line["epoch"])
+        for row, norm in enumerate(line["row_norms"]):
+            writer.add_scalar(f"row_norms/{row:03}", norm, line["epoch"])
+        writer.flush()
+
+    return write
+
+
+def read_resumable(folder: RunFolder) -> RunState:
+    """The state that a run goes on from.
+
+    Raises:
+        AlreadyRescaled: the model in the folder was re-scaled, or has another head than the run
+            that ended there.
+        BadInput: there is no state, see `RunFolder.read_state`.
+    """
+    model = _model_of(folder)
+    if model is not None and _has_record(model):
+        raise _refused(folder, f"{folder.model.name} has the record of a re-scaling")
+    state = folder.read_state()
+    if model is not None and _other_head(model, state):
+        raise _refused(
+            folder, f"the head in {folder.model.name} is not the one that training ended with"
+        )
+    return state
+
+
+def _model_of(folder: RunFolder) -> Checkpoint | None:
+    """The model at the end of the run; None if there is none that can be read."""
+    try:
+        return open_checkpoint(folder.model) if folder.model.is_file() else None
+    except BadCheckpoint:
+        return None  # there is nothing to lose, and the run writes it anew
+
+
+def _has_record(model: Checkpoint) -> bool:
+    try:
+        return bool(find_records(model)[0])
+    except NotProven:  # damaged, but a record
+        return True
+
+
+def _other_head(model: Checkpoint, state: RunState) -> bool:
+    """Whether the run is at its end, and the model has not the head that the state has.
+
+    While a run goes on for more epochs, the model is still that of its first end.
+    """
+    import torch
+
+    if state.epoch < state.recipe.epochs or state.step:
+        return False
+    kept = state.part("average") or state.part("model")
+    infos = {info.name: info for info in model.contents.tensors}
+    if kept.keys() != infos.keys():
+        return True
+    matrices = [name for name, value in kept.items() if value.ndim > 1]
+    for name, value in read_tensors({name: infos[name] for name in matrices}).items():
+        expected = kept[name]
+        if torch.equal(value, expected):
+            continue
+        # Under WVN the rows of an averaged head are made 1 long again before they are written.
+        averaged = state.recipe.wvn and state.recipe.ema and value.shape == expected.shape
+        if not (averaged and torch.equal(value, project_rows_(expected.clone()))):
+            return True
+    return False
+
+
+def _refused(folder: RunFolder, saw: str) -> RescaleError:
+    fix = "go on in the folder that training left: rescale-cli train --resume RUN"
+    if folder.last.is_file():
+        aside = _free(folder.path.with_name(f"{folder.path.name}-model.safetensors"))
+        move = shlex.join(["mv", str(folder.model), str(aside)])
+        resume = shlex.join(["rescale-cli", "train", "--resume", str(folder.path)])
+        fix = f"move the model away, and go on without it: {move} && {resume}"
+    what = f"{folder.path} holds a model that was changed after training, and would be replaced"
+    return AlreadyRescaled(what, saw=saw, fix=fix)
+
+
+def _free(path: Path) -> Path:
+    """The path, or one like it under which nothing lies."""
+    names = (path, *(path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(2, 1000)))
+    return next((name for name in names if not name.exists()), path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,356 @@
+"""Tensors read and changed where they lie, a block at a time; the head and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.checkpoints.checkpoint import Checkpoint, refuse_adapted_head
+from rescale_cli.core.head import Head
+from rescale_cli.core.tensors import (
+    HEAD_DTYPES,
+    ITEM_SIZES,
+    Bits,
+    Float64,
+    TensorInfo,
+    bits_dtype,
+    decode,
+)
+from rescale_cli.errors import AmbiguousHead, BadHead, BadInput, NoEffect, RescaleError, UsageError
+from rescale_cli.files.reading import opened, read_at
+from rescale_cli.finding.find_head import FoundHeads, HeadKeys, find_heads
+
+T = TypeVar("T", bound=np.generic)
+
+#: Bytes of file that one block spans, at most (more only if one slice alone spans more).
+BLOCK_BYTES = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A slice of a tensor along the axis with the longest stride, and the bytes it spans."""
+
+    info: TensorInfo
+    axis: int
+    lo: int
+    hi: int
+    start: int
+    stop: int
+
+    def of(self, span: bytearray | memoryview) -> Bits:
+        """The elements as bit patterns: a view into the span's bytes, in the tensor's axes."""
+        info, size = self.info, ITEM_SIZES[self.info.dtype]
+        shape = [self.hi - self.lo if a == self.axis else n for a, n in enumerate(info.shape)]
+        kind = bits_dtype(info.dtype, info.byteorder)
+        strides = [stride * size for stride in info.strides]
+        return np.ndarray(shape, kind, buffer=span, strides=strides)
+
+    def along(self, axis: int) -> slice:
+        """Which indices of `axis` the block holds."""
+        return slice(self.lo, self.hi) if axis == self.axis else slice(None)
+
+    def read(self, fd: int, shift: int = 0) -> Bits:
+        """The elements, from a file in which the tensor lies `shift` bytes further on."""
+        span = read_at(fd, self.start + shift, self.stop - self.start)
+        return np.array(self.of(bytearray(span)))
+
+    def flat(self, bits: NDArray[T]) -> NDArray[T]:
+        """The elements in one row, in the order of their bytes in the file."""
+        return bits.transpose(memory_order(self.info)).ravel()
+
+
+def memory_order(info: TensorInfo) -> list[int]:
+    """The axes from the longest stride to the shortest: the order of the bytes in the file."""
+    return sorted(range(len(info.shape)), key=lambda axis: -info.strides[axis])
+
+
+def blocks(info: TensorInfo) -> Iterator[Block]:
+    """The whole tensor as blocks that follow one another in the file."""
+    if not info.numel:
+        return
+    size = ITEM_SIZES[info.dtype]
+    wide = [axis for axis in memory_order(info) if info.shape[axis] > 1] or [0]
+    axis = wide[0]
+    inner = sum((info.shape[a] - 1) * info.strides[a] for a in wide[1:])
+    stride = max(info.strides[axis], 1)
+    step = max(1, BLOCK_BYTES // (stride * size))
+    for lo in range(0, info.shape[axis], step):
+        hi = min(lo + step, info.shape[axis])
+        start = info.start + lo * info.strides[axis] * size
+        stop = start + ((hi - lo - 1) * info.strides[axis] + inner + 1) * size
+        yield Block(info, axis, lo, hi, start, stop)
+
+
+def overlaps_itself(info: TensorInfo) -> bool:
+    """Whether two indices may be one element: a broadcast view, which cannot take rows apart."""
+    reach = 1
+    for axis in reversed(memory_order(info)):
+        if info.shape[axis] > 1:
+            if info.strides[axis] < reach:
+                return True
+            reach = info.strides[axis] * (info.shape[axis] - 1) + reach
+    return False
+
+
+def share_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two tensors have at least one byte of one file in common."""
+    if not one.numel or not other.numel:
+        return False
+    if one.file != other.file or one.stop <= other.start or other.stop <= one.start:
+        return False
+    if one.is_contiguous and other.is_contiguous:
+        return True
+    taken = np.zeros(one.stop - one.start, bool)
+    _touch(taken, one, one.start)
+    before = int(taken.sum())
+    _touch(taken, other, one.start, clear=True)
+    return int(taken.sum()) < before
+
+
+def _touch(mask: NDArray[np.bool_], info: TensorInfo, base: int, *, clear: bool = False) -> None:
+    """Mark (or clear) the bytes of a tensor in a mask that begins at byte `base` of the file."""
+    if info.is_contiguous:
+        mask[max(info.start - base, 0) : max(info.stop - base, 0)] = not clear
+        return
+    # Along a stride of 0 all elements are one, of which a small file may declare any number.
+    axes = [axis for axis, stride in enumerate(info.strides) if stride]
+    shape, strides = (tuple(of[axis] for axis in axes) for of in (info.shape, info.strides))
+    distinct = replace(info, shape=shape or (1,), strides=strides or (1,))
+    size = ITEM_SIZES[info.dtype]
+    for block in blocks(distinct):
+        spots = np.zeros(block.stop - block.start, bool)
+        spots[:size] = True
+        for axis, stride in enumerate(distinct.strides):
+            count = block.hi - block.lo if axis == block.axis else distinct.shape[axis]
+            _repeat(spots, count, stride * size)
+        lo, hi = max(block.start, base), min(block.stop, base + len(mask))
+        if lo < hi:
+            part = mask[lo - base : hi - base]
+            spots = spots[lo - block.start : hi - block.start]
+            part[...] = part & ~spots if clear else part | spots
+
+
+def _repeat(spots: NDArray[np.bool_], count: int, step: int) -> None:
+    """Mark what is marked `count` times in all, each time `step` further on.
+
+    By doubling, so that overlapping strides take no longer than the bytes that they span.
+    """
+    done = 1
+    while done < count:
+        more = min(done, count - done)
+        spots[more * step :] |= spots[: -more * step].copy()
+        done += more
+
+
+@dataclass(frozen=True, slots=True)
+class HeadChoice:
+    """What the user says of the head.
+
+    Raises:
+        UsageError: `only` or `plain` without a name.
+    """
+
+    names: tuple[str, ...] = ()
+    """As `--head` gives them; empty: the head is found."""
+    only: bool = False
+    """Whether the names may leave out final layers with as many rows."""
+    plain: bool = False
+    """Whether the named layers are ordinary linear layers, whatever they look like."""
+
+    def __post_init__(self) -> None:
+        for option, given in (("--only", self.only), ("--plain-head", self.plain)):
+            if given and not self.names:
+                raise UsageError(
+                    f"{option} needs the name of the head", fix=f"--head NAME {option}"
+                )
+
+
+#: The head is found.
+ANY_HEAD = HeadChoice()
+
+
+def refuse_no_effect(found: FoundHeads) -> None:
+    """Refuse heads that normalise their rows whenever the model runs.
+
+    Raises:
+        NoEffect: scaling such a head changes nothing, and every number computed for it is wrong.
+    """
+    for head in found.heads:
+        if head.no_effect is not None:
+            named = " ".join(f"--head {other.weight}" for other in found.together)
+            raise NoEffect(
+                "re-scaling has no effect on this head: it looks like a cosine classifier, which "
+                "brings its rows to length 1 whenever the model runs",
+                saw=f"{head.weight} ({head.num_classes} classes, {head.feature_dim} features): "
+                f"{head.no_effect}",
+                fix=f"if it is an ordinary linear layer: {named} --plain-head; otherwise adjust "
+                "the logits where the model is used: z_i - tau * log(n_i / N)",
+            )
+
+
+def locate(
+    checkpoint: Checkpoint, heads: HeadChoice, num_classes: int | None, hint: int | None
+) -> FoundHeads:
+    """The heads of a checkpoint.
+
+    Args:
+        checkpoint: opened.
+        heads: what the user says of them.
+        num_classes: C, where the user gives it.
+        hint: C, as the counts have it. If no layer fits it, but one is the head without doubt, that
+            one is returned: the counts are what is wrong, and whoever compares them can say so.
+    """
+    try:
+        return _find(checkpoint, heads, num_classes or hint)
+    except BadInput:
+        if num_classes is not None or hint is None:
+            raise
+        with suppress(RescaleError):
+            return _find(checkpoint, heads, None)
+        raise
+
+
+def _find(checkpoint: Checkpoint, heads: HeadChoice, num_classes: int | None) -> FoundHeads:
+    contents = checkpoint.contents
+    found = find_heads(
+        contents.tensors, config=contents.config, num_classes=num_classes, names=heads.names,
+        only=heads.only, owners=contents.module_classes,
+    )  # fmt: skip
+    if heads.plain:
+        found = replace(found, heads=tuple(replace(h, no_effect=None) for h in found.heads))
+    return found
+
+
+def one_size(found: FoundHeads) -> HeadKeys:
+    """The first head, if all have as many classes; a user must say which are meant otherwise."""
+    sizes = {head.num_classes for head in found.heads}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{h.weight} ({h.num_classes} classes)" for h in found.heads)
+        raise AmbiguousHead(
+            "the heads have different numbers of classes",
+            saw=shown,
+            fix=f"name one: --head {found.heads[0].weight}",
+            candidates=tuple(
+                {"weight": h.weight, "shape": [h.num_classes, h.feature_dim], "why": h.why}
+                for h in found.heads
+            ),
+        )
+    return found.heads[0]
+
+
+def class_axis(keys: HeadKeys) -> int:
+    """The axis of the weight that counts the classes."""
+    return 1 if keys.layout == "transposed" else 0
+
+
+def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
+    """The row norms, bias and gauge of a head.
+
+    The memory used is that of one block and a few vectors, however large the head.
+
+    Raises:
+        BadHead: a dtype that is no float of 16 bits or more, NaN or infinity in it, or bytes that
+            belong to two of its elements.
+    """
+    weight = checkpoint.tensor(keys.weight)
+    refuse_adapted_head(keys.weight, checkpoint.contents.tensors)
+    # First of all: a broadcast view may declare more rows or columns than any memory holds.
+    _refuse_broadcast(weight)
+    _refuse_dtype(weight)
+    lengths_only = keys.layout == "weight_norm"
+    squares = np.zeros(keys.num_classes)
+    total = np.zeros(0 if lengths_only else keys.feature_dim)
+    axis = class_axis(keys)
+    with opened(weight.file) as fd:
+        for block in blocks(weight):
+            values = decode(block.read(fd), weight.dtype)
+            _refuse_nan(weight, values, axis, block.lo if block.axis == axis else 0)
+            rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+            with np.errstate(over="ignore"):
+                squares[block.along(axis)] += (rows**2).sum(axis=1)
+            if lengths_only:
+                continue
+            sums = rows.sum(axis=0)
+            total[slice(None) if len(sums) == len(total) else block.along(1 - axis)] += sums
+    norms = np.sqrt(squares)
+    if not np.isfinite(norms).all():
+        raise BadHead(
+            f"row {int(np.argmin(np.isfinite(norms)))} of {keys.weight} is too long to measure",
+            saw="the sum of its squares is above the largest float64",
+            fix="use a checkpoint from before the training diverged",
+        )
+    length = norms.sum()
+    gauge = float(np.sqrt((total**2).sum()) / length) if length else 0.0
+    return Head(norms, _read_bias(checkpoint, keys), gauge)
+
+
+def refuse_shared(checkpoint: Checkpoint, edited: list[TensorInfo]) -> None:
+    """Refuse a head that cannot change alone.
+
+    Raises:
+        BadHead: one of its bytes is two of its elements, or belongs to a tensor that is no head.
+    """
+    for info in edited:
+        _refuse_broadcast(info)
+        for other in checkpoint.contents.tensors:
+            same = (other.start, other.shape, other.strides) == (
+                info.start,
+                info.shape,
+                info.strides,
+            )
+            if (other in edited and same) or other == info:
+                continue
+            if share_bytes(info, other):
+                raise BadHead(
+                    f"{info.name} shares its bytes with {other.name}, which would change too",
+                    saw=f"both lie in bytes {max(info.start, other.start):,} to "
+                    f"{min(info.stop, other.stop):,} of {info.file.name}",
+                    fix="save the checkpoint with a .clone() of the head, then apply again",
+                )
+
+
+def _read_bias(checkpoint: Checkpoint, keys: HeadKeys) -> Float64 | None:
+    if keys.bias is None:
+        return None
+    info = checkpoint.tensor(keys.bias)
+    _refuse_dtype(info)
+    bias = np.empty(keys.num_classes)
+    with opened(info.file) as fd:
+        for block in blocks(info):
+            bias[block.along(0)] = decode(block.read(fd), info.dtype).reshape(-1)
+    _refuse_nan(info, bias, 0, 0)
+    return bias
+
+
+def _refuse_broadcast(info: TensorInfo) -> None:
+    if overlaps_itself(info):
+        raise BadHead(
+            f"{info.name} is a broadcast view: one byte of it is in several rows",
+            saw=f"shape {info.shape}, strides {info.strides}",
+            fix="save the checkpoint with .contiguous() on this tensor",
+        )
+
+
+def _refuse_dtype(info: TensorInfo) -> None:
+    if info.dtype not in HEAD_DTYPES:
+        raise BadHead(
+            f"{info.name} is stored as {info.dtype}, which cannot be re-scaled without loss",
+            saw=f"{info.name} {info.shape}",
+            fix=f"re-scale the checkpoint it was made from, in one of {', '.join(HEAD_DTYPES)}",
+        )
+
+
+def _refuse_nan(info: TensorInfo, values: Float64, axis: int, first: int) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        spot = tuple(np.argwhere(~finite)[0])
+        raise BadHead(
+            f"class {int(spot[axis]) + first} of {info.name} holds {values[spot]}",
+            saw=f"{int((~finite).sum())} values that are not finite",
+            fix="use a checkpoint from before the training diverged",
+        )

@@ -1,0 +1,234 @@
+"""The options of the commands that choose a strength: how, for which head, for which prior."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rescale_cli.commands import options
+from rescale_cli.commands.options import RecordCommand
+from rescale_cli.core.methods import BIAS_POLICIES, Adjustment
+from rescale_cli.errors import UsageError
+from rescale_cli.json_text import clip
+
+if TYPE_CHECKING:
+    from rescale_cli.checkpoints.read_tensors import HeadChoice
+    from rescale_cli.patching.plan import CountsChoice
+    from rescale_cli.sweeping.choose import Wanted
+
+
+class Normalize(StrEnum):
+    """Whether rows are brought to equal length first."""
+
+    OFF = "off"
+    ON = "on"
+    BOTH = "both"
+
+
+class BiasPolicies(StrEnum):
+    """What becomes of the bias; all tries each."""
+
+    KEEP = "keep"
+    SCALE = "scale"
+    DROP = "drop"
+    ALL = "all"
+
+
+def adjustments(
+    method: options.MethodName, normalize: Normalize, bias: BiasPolicies | None
+) -> list[Adjustment]:
+    """What is tried: one method, with every policy that was asked for."""
+    normal = {Normalize.OFF: (False,), Normalize.ON: (True,), Normalize.BOTH: (False, True)}
+    policies = BIAS_POLICIES if bias == BiasPolicies.ALL else ("" if bias is None else bias.value,)
+    return [
+        Adjustment(method.value, 0.0, normalized, policy)
+        for normalized in normal[normalize]
+        for policy in policies
+    ]
+
+
+@dataclass(frozen=True)
+class ChoiceOptions:
+    """See `option_groups.spread`: each field is an option."""
+
+    metric: Annotated[
+        str,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Metric to maximize: balanced-accuracy, accuracy, macro-f1, gmean, few-recall, "
+            "worst-recall, or any other metric of evaluate that depends only on the predicted "
+            "classes.",
+        ),
+    ] = "balanced-accuracy"
+    choose: Annotated[
+        str,
+        typer.Option(
+            "--choose",
+            metavar="RULE",
+            help="best; one-se, the smallest strength within a standard error of the best; or "
+            "max-head-drop=F, the best that costs the frequent classes at most F.",
+        ),
+    ] = "best"
+    holdout: Annotated[
+        float,
+        typer.Option(
+            "--holdout",
+            metavar="SHARE",
+            help="Report on this share, choose on the rest; 0 does both on all of it.",
+        ),
+    ] = 0.5
+    bootstrap: Annotated[
+        int,
+        typer.Option("--bootstrap", metavar="N", min=0, help="Resamplings for the intervals."),
+    ] = 200
+    unlabeled: Annotated[
+        bool, typer.Option("--unlabeled", help="Choose by what is predicted, without labels.")
+    ] = False
+    gamma_max: Annotated[
+        float, typer.Option("--gamma-max", metavar="G", help="The largest strength.")
+    ] = 2.0
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the parts.")] = 0
+    groups: Annotated[
+        str,
+        typer.Option(
+            "--groups",
+            metavar="M,F",
+            help="Many is more than M training samples, few is less than F.",
+        ),
+    ] = "100,20"
+
+    def wanted(self) -> Wanted:
+        """The same, checked.
+
+        Raises:
+            UsageError: a rule, a share or a limit that is none, or one that would not be used.
+        """
+        from rescale_cli.sweeping.choose import Wanted, metric_to_choose_by
+
+        metric = metric_to_choose_by(self.metric)
+        if self.unlabeled and (self.choose != "best" or metric != "balanced_accuracy"):
+            raise UsageError(
+                "--unlabeled chooses by what is predicted, and so by no --metric and no --choose",
+                saw=f"--metric {self.metric}, --choose {self.choose}",
+                fix="leave those two out, or leave out --unlabeled",
+            )
+        return Wanted(
+            metric, self.choose, self.holdout, self.bootstrap, self.unlabeled,
+            self.gamma_max, self.seed, group_sizes(self.groups),
+        )  # fmt: skip
+
+
+def group_sizes(text: str) -> tuple[int, int]:
+    """The two numbers of `--groups`.
+
+    Raises:
+        UsageError: they are not two, or overlap.
+
+    Example:
+        >>> group_sizes("100,20")
+        (100, 20)
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,15})\s*,\s*([0-9]{1,15})\s*", text)
+    if found is None or int(found[2]) > int(found[1]) + 1:
+        raise UsageError(
+            "--groups takes two numbers of samples: many is above the first, few below the second",
+            saw=clip(text, 80),
+            fix="--groups 100,20",
+        )
+    return int(found[1]), int(found[2])
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """See `option_groups.spread`: each field is an option, and one of `apply`, too."""
+
+    head: options.Heads = None
+    only: options.Only = False
+    plain_head: options.PlainHead = False
+    classes: options.Classes = None
+    label_order: options.LabelOrder = None
+    order: options.Order = None
+    zero_count: Annotated[
+        options.ZeroPolicy,
+        typer.Option(
+            "--zero-count",
+            help="How to count a class without training samples: as an error, as one sample, or "
+            "leave its row alone.",
+        ),
+    ] = options.ZeroPolicy.ERROR
+    exclude_class: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude-class", metavar="NAME", help="Leave this row alone; never n_1. Repeatable."
+        ),
+    ] = None
+    target_prior: Annotated[
+        str | None,
+        typer.Option(
+            "--target-prior", metavar="FILE", help="Shares of the classes where the model is used."
+        ),
+    ] = None
+    record_command: RecordCommand = False
+    accept_global: options.AcceptGlobal = None
+
+    def named(self) -> HeadChoice:
+        """What is said of the head."""
+        from rescale_cli.checkpoints.read_tensors import HeadChoice
+
+        return HeadChoice(tuple(self.head or ()), self.only, self.plain_head)
+
+    def choice(self, counts: str) -> CountsChoice:
+        """The counts, and how they become those of the head's rows."""
+        from rescale_cli.data.counts import as_raw_counts
+        from rescale_cli.data.labels import said_about_rows
+        from rescale_cli.patching.plan import CountsChoice
+
+        return CountsChoice(
+            as_raw_counts(counts),
+            said_about_rows(self.classes, self.label_order, self.order),
+            self.zero_count.value,
+            tuple(self.exclude_class or ()),
+            None if self.target_prior is None else as_raw_counts(self.target_prior),
+            counts,
+            checked=True,
+        )
+
+    def counted_with(self) -> dict[str, object]:
+        """What `apply --gamma @sweep.json` has to repeat for the strength to mean the same."""
+        return {
+            "exclude_class": self.exclude_class or [],
+            "target_prior": self.target_prior,
+            "zero_count": self.zero_count.value,
+            "order": self._row_order(),
+        }
+
+    def _row_order(self) -> str | None:
+        """`--order`; or that of a counts.json as --classes, which the predictions agreed with."""
+        if self.order is not None or self.classes is None:
+            return self.order.value if self.order else None
+        from rescale_cli.data.labels import said_about_rows
+
+        return said_about_rows(self.classes).doubtful or None
+
+    def of_apply(self, counts: str) -> dict[str, Sequence[str]]:
+        """The same options for the line of `apply`."""
+        zero = [] if self.zero_count == options.ZeroPolicy.ERROR else [self.zero_count.value]
+        return {
+            "--counts": [counts],
+            "--head": self.head or [],
+            "--only": [""] if self.only else [],
+            "--plain-head": [""] if self.plain_head else [],
+            "--classes": [self.classes] if self.classes else [],
+            "--label-order": [self.label_order] if self.label_order else [],
+            "--order": [order] if (order := self._row_order()) else [],
+            "--zero-count": zero,
+            "--exclude-class": self.exclude_class or [],
+            "--target-prior": [self.target_prior] if self.target_prior else [],
+            "--accept-global": self.accept_global or [],
+        }

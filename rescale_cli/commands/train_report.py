@@ -1,0 +1,298 @@
+"""What `train` tells: epochs as they go by, the run at its end, its picture, several seeds."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from rescale_cli.commands.console import Whole, quiet, say, talk
+from rescale_cli.commands.progress import Notes, duration, progress_bar
+from rescale_cli.commands.tables import Grid
+from rescale_cli.core.counts import spearman
+from rescale_cli.files.staging import write_text
+from rescale_cli.foreign_code import library
+from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.run import Watch
+from rescale_cli.training.run_folder import SEEDS, RunFolder
+from rescale_cli.training.seed_runs import SeedRun, SeedRuns
+from rescale_cli.training.train import Trained
+
+#: Classes that are drawn: of more, some at even distances.
+MOST = 1000
+
+
+def can_draw() -> bool:
+    """Whether what the extra `plot` brings is here."""
+    # Altair builds itself from its docstrings, which python -OO removes.
+    here = all(find_spec(name) is not None for name in ("altair", "vl_convert"))
+    return here and sys.flags.optimize < 2
+
+
+def write_norms(trained: Trained) -> None:
+    """Draw the row norms of a run's head beside its counts into norms.svg, in its folder.
+
+    Raises:
+        EnvironmentProblem: the extra `plot` is missing, or the system refused something.
+    """
+    counts, names = trained.counts.values, trained.counts.names
+    norms = np.array(trained.lines[-1]["row_norms"])
+    order = np.argsort(-counts, kind="stable")
+    shown = np.unique(np.linspace(1, len(order), MOST).round().astype(int))
+    rows = [
+        {
+            "rank": rank,
+            "class": names[row] if names else f"class {row}",
+            "norm": float(norms[row]),
+            "count": int(counts[row]),
+        }
+        for rank, row in zip(shown.tolist(), order[shown - 1].tolist(), strict=True)
+    ]
+    write_text(trained.folder.norms, norms_svg(rows), force=True)
+
+
+def norms_svg(rows: list[dict[str, object]]) -> str:
+    """Row norms as bars, and training samples as points on a logarithmic axis, as SVG.
+
+    Args:
+        rows: one a class, the most frequent first: rank from 1, class, norm, count.
+    """
+    alt, convert = library("altair", "plot"), library("vl_convert", "plot")
+    title, red = "class, the most frequent first", "#e45756"
+    if len(rows) <= 40:  # names of more cannot be read
+        across = alt.X("class:N", sort=None, title=title, axis=alt.Axis(labelAngle=-40))
+    else:
+        across = alt.X("rank:Q", title=title, scale=alt.Scale(domain=[0, len(rows) + 1]))
+    base = alt.Chart(alt.Data(values=rows)).encode(x=across)
+    bars = base.mark_bar(color="#9ecae9").encode(y=alt.Y("norm:Q", title="row norm |w_i|"))
+    counts = alt.Y("count:Q", title="training samples n_i", scale=alt.Scale(type="log"))
+    points = base.mark_line(color=red, point={"color": red}).encode(
+        y=counts.axis(titleColor=red, labelColor=red)
+    )
+    chart = alt.layer(bars, points).resolve_scale(y="independent").properties(width=480, height=240)
+    svg: str = convert.vegalite_to_svg(chart.to_json())
+    return svg
+
+
+def empty_result() -> dict[str, Any]:
+    """The JSON result of a command that trained nothing."""
+    keys = ("run", "model", "rescaled", "counts", "classes", "alignment", "data", "device",
+            "images_per_second", "sweep_gamma")  # fmt: skip
+    return {**dict.fromkeys(keys), "epochs": [], "recipe": {}, **NO_SEEDS}
+
+
+#: What only `--seeds` fills in.
+NO_SEEDS: dict[str, Any] = {"seeds": [], "mean": None, "interval": None}
+
+
+def train_result(trained: Trained) -> dict[str, Any]:
+    """The JSON result; see schemas/train.json."""
+    folder, counts = trained.folder, trained.counts
+    return {
+        "run": str(folder.path),
+        "model": str(folder.model),
+        "rescaled": str(folder.rescaled) if trained.recipe.gamma is not None else None,
+        "counts": counts.values.tolist(),
+        "classes": list(counts.names) if counts.names else None,
+        "alignment": trained.alignment.as_json() if trained.alignment else None,
+        "data": dict(trained.data),
+        "device": trained.device,
+        "images_per_second": trained.images_per_second,
+        "epochs": trained.lines,
+        "sweep_gamma": sweep_line(folder, trained.recipe, trained.sweep_data),
+        "recipe": asdict(trained.recipe),
+        **NO_SEEDS,
+    }
+
+
+def show_trained(trained: Trained) -> None:
+    """The run for a person: how good, how long the rows are, and what to type next."""
+    folder, recipe = trained.folder, trained.recipe
+    if not trained.lines:
+        say(f"{folder.path}: done before; its {folder.metrics.name} is gone")
+        return
+    last = trained.lines[-1]
+    speed = trained.images_per_second
+    rate = f", {speed:,.0f} images/s" if speed else ""
+    say(f"{folder.path}: {recipe.epochs} epochs on {trained.device}{rate}")
+    if trained.alignment is not None:
+        say(trained.alignment.evidence)
+    say(f"training error {_percent(last['error'])}, loss {last['loss']:.4f}")
+    if validation := trained.data.get("validation"):
+        split = f" (split {validation['split']})" if validation["split"] else ""
+        say(f"validated on {validation['source']}{split}, {validation['samples']:,} samples")
+    if "val_error" in last:
+        named = [f"{name} {_percent(last[name])}" for name in ("many", "medium", "few")]
+        say(
+            f"validation error {_percent(last['val_error'])}, balanced error "
+            f"{_percent(last['val_balanced_error'])}; of the classes: {', '.join(named)}"
+        )
+    say(_norms(trained))
+    kept = f", {folder.rescaled.name} (gamma {recipe.gamma:g})" if recipe.gamma is not None else ""
+    kept += f", {folder.val_logits.name}" if folder.val_logits.is_file() else ""
+    say(f"written: {folder.model.name}{kept}, {folder.counts.name}, {folder.config.name}")
+    if line := sweep_line(folder, recipe, trained.sweep_data or "DATA"):
+        known = trained.sweep_data or folder.val_logits.is_file()
+        other = "" if known else " on validation data that it was not trained on"
+        say(Whole(f"choose a gamma{other}: {line}"))
+        on = f"run:{folder.path}" if folder.val_logits.is_file() else trained.sweep_data
+        if on:
+            line = compare_line(folder, recipe, on)
+            say(Whole(f"after `apply`, compare the two models: {line}"))
+
+
+def compare_line(folder: RunFolder, recipe: Recipe, data: str) -> str:
+    """The line to type after `apply RUN`: the re-scaled run beside the run, on validation data."""
+    words = ["rescale-cli", "evaluate", f"{folder.path}.rescaled", "--against", str(folder.path)]
+    words += ["--counts", str(folder.counts), "--data", data]
+    return shlex.join(words + (["--arch", recipe.arch] if _own_code(recipe) else []))
+
+
+def _own_code(recipe: Recipe) -> bool:
+    return recipe.arch.startswith("python:")
+
+
+def sweep_line(folder: RunFolder, recipe: Recipe, data: str) -> str | None:
+    """The line to type to choose a gamma, on the part that was held out or on other data.
+
+    Args:
+        folder: of the run.
+        recipe: of the run.
+        data: what --data names, where no part of the training images was held out.
+
+    Returns:
+        None where a gamma would change nothing, or `data` is empty and needed.
+    """
+    held_out = folder.val_logits.is_file()
+    if recipe.cosine_head or not (held_out or data):
+        return None
+    words = ["rescale-cli", "sweep-gamma", str(folder.path), "--counts", str(folder.counts)]
+    words += ["--logits", str(folder.val_logits)] if held_out else ["--data", data]
+    if _own_code(recipe) and not held_out:
+        words += ["--arch", recipe.arch]
+    return shlex.join(words)
+
+
+def _norms(trained: Trained) -> str:
+    norms = np.array(trained.lines[-1]["row_norms"])
+    if trained.recipe.wvn:
+        return "the rows of the head have length 1, and the head has no bias (--wvn)"
+    if trained.recipe.cosine_head:
+        return "the head takes its rows as if they had length 1: re-scaling would change nothing"
+    rho = spearman(norms, trained.counts.values)
+    told = "" if rho is None else f"; rank correlation with the counts {rho:+.2f}"
+    return f"row lengths of the head {norms.min():.2f} to {norms.max():.2f}{told}"
+
+
+@contextmanager
+def watching(recipe: Recipe, notes: Notes) -> Iterator[Watch]:
+    """Tell how a run goes: a bar where a person looks, a line an epoch, notes."""
+    for text in doubts(recipe):
+        notes(text)
+    begun, first = time.monotonic(), 0
+
+    def epoch(line: dict[str, Any], epochs: int) -> None:
+        nonlocal first
+        first = first or line["epoch"]
+        if quiet.get():
+            return
+        here = line["epoch"] - first + 1
+        left = (time.monotonic() - begun) / here * (epochs - line["epoch"])
+        told = f"loss {line['loss']:.4f}, error {_percent(line['error'])}"
+        if "val_error" in line:
+            told += f", validation error {_percent(line['val_error'])}"
+        talk("epoch", f"{line['epoch']}/{epochs}: {told}; {duration(left)} left")
+
+    with progress_bar("", "training") as bar:
+        yield Watch(bar or (lambda done, total, per_second: None), epoch, notes)
+
+
+def doubts(recipe: Recipe) -> list[str]:
+    """What in a recipe never takes effect: likely a slip."""
+    late = [m for m in recipe.milestones if m >= recipe.epochs]
+    found = []
+    if recipe.schedule == "step" and late:
+        shown = ", ".join(map(str, late))
+        found.append(
+            f"the rate does not fall at {shown}: the run ends before, --epochs {recipe.epochs}"
+        )
+    if recipe.drw_epoch is not None and recipe.drw_epoch >= recipe.epochs:
+        found.append(f"class weights never set in: --drw-epoch {recipe.drw_epoch} is past the end")
+    if recipe.warmup_epochs >= recipe.epochs:
+        found.append(
+            f"the rate only climbs: --warmup-epochs {recipe.warmup_epochs} is all there is"
+        )
+    return found
+
+
+def _percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{100 * share:.2f} %"
+
+
+#: Columns of the table, and their titles.
+_TITLES = {
+    "training_error": "training error",
+    "error": "error",
+    "balanced_accuracy": "balanced accuracy",
+    "many": "many",
+    "medium": "medium",
+    "few": "few",
+}
+
+
+def seeds_result(series: SeedRuns) -> dict[str, Any]:
+    """The JSON result of `train --seeds`; see schemas/train.json."""
+    return {
+        **empty_result(),
+        "run": str(series.path),
+        "recipe": asdict(series.recipe),
+        "seeds": [run.as_json() for run in series.runs],
+        **series.summary(),
+    }
+
+
+def show_seeds(series: SeedRuns) -> None:
+    """The runs for a person: each, the mean, its interval, and what to type next."""
+    found = series.summary()
+    names = [name for name in _TITLES if name in found["mean"]]
+    table = Grid(["seed", *(f"{_TITLES[name]}>" for name in names)])
+    for run in series.runs:
+        metrics = run.metrics or {}
+        table.add(str(run.seed), *(_percent(metrics.get(name)) for name in names))
+    table.add("mean", *(_percent(found["mean"][name]) for name in names))
+    if len(series.runs) > 1:
+        for end, title in enumerate(("95 % from", "95 % to")):
+            ends = (found["interval"][name] for name in names)
+            table.add(title, *(_percent(both and both[end]) for both in ends))
+    epochs = "1 epoch" if series.recipe.epochs == 1 else f"{series.recipe.epochs} epochs"
+    say(f"{series.path}: {len(series.runs)} seeds, {epochs} each", table)
+    if "error" in found["mean"]:
+        say("on the validation data; many, medium and few are mean recalls of their classes")
+    if len(series.runs) > 1:
+        say(f"95 %: Student's t-interval of the mean, {len(series.runs) - 1} degrees of freedom")
+    say(f"written: {SEEDS}, and a run for each seed in {series.path}/seed-N")
+    if line := sweep_line(series.runs[0].folder, series.recipe, ""):
+        say(Whole(f"choose a gamma for one run, here the first: {line}"))
+
+
+def watching_seeds(
+    series: SeedRuns, notes: Notes
+) -> Callable[[SeedRun, int], AbstractContextManager[Watch]]:
+    """Say which seed is at work; then tell how its run goes, as for one run."""
+
+    @contextmanager
+    def watch(run: SeedRun, number: int) -> Iterator[Watch]:
+        if not quiet.get():
+            of = f"{number + 1} of {len(series.runs)}"
+            talk("seed", f"{run.seed} ({of}), in {run.folder.path}")
+        with watching(series.recipe, notes) as found:
+            yield found
+
+    return watch

@@ -1,0 +1,1 @@
+"""Where counts and labelled images come from: one function a source."""

@@ -1,0 +1,226 @@
+"""Stop where a model is not run as it was trained, or labels and rows are in other orders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.predictions import Predictions, Preprocessing, Provenance
+from rescale_cli.errors import PoorAccuracy, UnknownClassOrder, again
+from rescale_cli.files.arrays import row_blocks
+from rescale_cli.json_text import clip
+from rescale_cli.measures.label_evidence import Moved, label_evidence, swapped
+from rescale_cli.measures.model_evidence import Evidence, model_evidence
+from rescale_cli.models.preprocessing import SMALL
+from rescale_cli.models.preprocessing_config import from_run
+
+#: What goes on in spite of it.
+ACCEPT = "--accept-poor-accuracy"
+
+
+class HasProvenance(Protocol):
+    """Predictions, or what was computed from them."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where it comes from."""
+
+
+def check_accuracy(
+    predictions: Predictions,
+    notes: Callable[[str], None],
+    *,
+    counts: ClassCounts | None = None,
+    rescaled: bool = False,
+    image: tuple[int, int] | None = None,
+    accept: bool = False,
+) -> None:
+    """Stop if predictions and labels have little to do with each other; see `model_evidence`.
+
+    Args:
+        predictions: of N samples; without labels nothing is checked.
+        notes: told of what was accepted.
+        counts: of the training set, where they are known.
+        rescaled: whether the head was re-scaled before.
+        image: height and width of the first image, where images were read.
+        accept: go on all the same.
+
+    Raises:
+        PoorAccuracy: the accuracy is that of chance, or far below what the confidences claim.
+    """
+    if predictions.labels is None or not len(predictions.labels):
+        return
+    found = model_evidence(predictions.logits, predictions.labels, counts, rescaled=rescaled)
+    if not found.poor:
+        return
+    if found.constant and predictions.images_per_second is None:
+        notes(
+            f"{predictions.source} predicts one class for every sample: if that is not what the "
+            "model does, look at how the logits were computed"
+        )
+        return
+    why = _words(found, predictions.num_classes)
+    refuse_or_note(why, predictions, notes, image=image, accept=accept)
+
+
+def refuse_or_note(
+    why: str,
+    predictions: Predictions,
+    notes: Callable[[str], None],
+    *,
+    image: tuple[int, int] | None = None,
+    accept: bool,
+) -> None:
+    """Stop and ask whether the model is run as it was trained; with `accept` only say so.
+
+    Raises:
+        PoorAccuracy: unless that is accepted.
+    """
+    if accept:
+        notes(f"{why}; {ACCEPT} continues")
+        return
+    used = preprocessing_of(predictions.provenance)
+    saw = f"{why}, on {len(predictions.logits):,} samples of {predictions.source}"
+    if used is not None:
+        saw += f"; images were {used}"
+    ran = predictions.images_per_second is not None
+    raise PoorAccuracy(
+        "the model does not seem to be run the way it was trained: "
+        + ("is the preprocessing right?" if ran or used is not None else "are the logits right?"),
+        saw=saw,
+        fix=_fix(used, image, ran=ran),
+    )
+
+
+def preprocessing_of(known: Provenance) -> Preprocessing | None:
+    """How the images were prepared; None where that is not known.
+
+    Raises:
+        BadInput: a file of logits has something else in its place.
+    """
+    said = known.preprocessing
+    if said is None:
+        return None
+    return from_run({"preprocessing": said}, str(said.get("source") or "the file of logits"))
+
+
+def prepared_line(result: HasProvenance) -> list[str]:
+    """The same as a line for a person; none where it is not known."""
+    used = preprocessing_of(result.provenance)
+    return [] if used is None else [f"images: {used}"]
+
+
+def _words(found: Evidence, classes: int) -> str:
+    if found.poor == "chance":
+        return f"accuracy is {found.accuracy:.1%}; guessing gives {found.chance:.1%}"
+    return (
+        f"accuracy is {found.accuracy:.1%}, but the model claims {found.confidence:.1%} (its mean "
+        f"confidence); guessing one of {classes} classes gives {found.chance:.1%}"
+    )
+
+
+def _fix(used: Preprocessing | None, image: tuple[int, int] | None, *, ran: bool) -> str:
+    if not ran or used is None:
+        wrong = "if not, compute the logits again, with the preprocessing of the training"
+        wrong += "" if used else " and with the labels in the order of the columns"
+    elif image is not None and image[0] == image[1] and image != used.size:
+        line = again("--size", str(image[0]))
+        wrong = f"if the network was trained at the size of these images: {line}"
+    elif min(used.size) > SMALL:
+        wrong = f"if the network was trained at another size, such as 32: {again('--size', '32')}"
+    else:
+        wrong = f"if it was trained as is usual for ImageNet: {again('--preset', 'imagenet')}"
+    return f"{wrong}; if this is what the model does: {again(ACCEPT)}"
+
+
+#: Classes that a message names.
+_NAMED = 4
+#: What mends the order, by how labels and rows were joined.
+_FIXES = {
+    "index": "give the labels in the order of the rows: --label-order FILE",
+    "name": "check the names of the labels and of the rows, in --classes too; or give the labels "
+    "in the order of the rows: --label-order FILE",
+    "file": "check the file of --label-order",
+    "sorted": "give the class names in the order of the rows: --classes FILE, or say how folders "
+    "were sorted: --order natural",
+    "logits": "write the labels in the order of the columns of the logits",
+}
+
+
+def check_order(
+    predictions: Predictions,
+    notes: Callable[[str], None],
+    *,
+    head_names: Sequence[str] | None = None,
+    accept: bool = False,
+) -> None:
+    """Compare the labels with what the model predicts; see `label_evidence`.
+
+    Args:
+        predictions: of N samples, with labels in the order of the rows, as they were joined.
+        notes: told of two classes that answer under each other's name, and of an accepted order.
+        head_names: (C,), where the checkpoint has them.
+        accept: go on although the order looks wrong.
+
+    Raises:
+        UnknownClassOrder: another order of the classes fits the predictions far better.
+    """
+    labels, c = predictions.labels, predictions.num_classes
+    if labels is None or not len(labels):
+        return
+    blocks = (predictions.logits[block] for block in row_blocks(predictions.logits))
+    predicted = np.concatenate([block.argmax(axis=1) for block in blocks]).astype(np.int64)
+    names = _names_of_labels(predictions, c)
+    shown = names or [f"class {row}" for row in range(c)]
+    found = label_evidence(predicted, labels, c, names=names, head_names=head_names)
+    if found is None or not found.wrong:
+        pairs = swapped(predicted, labels, c)
+        if pairs:
+            notes(f"these classes may be exchanged in the labels or in the head: "
+                  f"{_listed(pairs, shown)}")  # fmt: skip
+        return
+    what = (
+        f"the labels of {predictions.source} are probably in another order than the rows of the "
+        "head"
+    )
+    saw = _listed(found.moved, shown)
+    if found.order:
+        saw = f"{found.order}: {saw}"
+    saw += (
+        f"; the mean recall is {found.diagonal:.0%} with these labels and, in the other order, "
+        f"{found.permuted:.0%}, on samples that were not used to find it"
+    )
+    if accept:
+        notes(f"{what}, which --accept-order allows: {saw}")
+        return
+    joined = predictions.alignment or {}
+    by = joined.get("by") if joined.get("classes") else "logits"
+    raise UnknownClassOrder(
+        what,
+        saw=clip(saw, 1000),
+        fix=f"{_FIXES.get(str(by), _FIXES['index'])}; if this order is right, go on with "
+        "--accept-order",
+    )
+
+
+def _names_of_labels(predictions: Predictions, num_classes: int) -> list[str] | None:
+    """The class of each row (C,) as the data calls it, where it has all of them."""
+    table = (predictions.alignment or {}).get("classes") or []
+    known = {entry["row"]: str(entry["label"]) for entry in table}
+    if set(known) != set(range(num_classes)):
+        return None
+    return [known[row] for row in range(num_classes)]
+
+
+def _listed(moved: Sequence[Moved], names: Sequence[str]) -> str:
+    """What the labels call one class and the model another, the clearest first."""
+    parts = [
+        f"{clip(names[one.label], 40)!r} is predicted as {clip(names[one.row], 40)!r} in "
+        f"{one.rate:.0%} of its samples"
+        for one in moved[:_NAMED]
+    ]
+    more = len(moved) - len(parts)
+    return ", ".join(parts) + (f", and {more} more" if more > 0 else "")

@@ -1,1 +1,0 @@
-"""The checkpoint formats, one module each; `_interface` says what a format gives."""

@@ -1,0 +1,149 @@
+"""Re-scaling a live torch module, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rescale_cli.checkpoints.read_tensors import refuse_no_effect
+from rescale_cli.core.alignment import join_counts
+from rescale_cli.core.classes import HeadRows, Said
+from rescale_cli.core.head import Head, one_row, two_rows
+from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.tensors import Float64, TensorInfo, encode
+from rescale_cli.data.counts import CountsLike, as_raw_counts
+from rescale_cli.errors import BadHead, NoClassifier
+from rescale_cli.finding.find_head import find_heads
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rescale_(
+    module: torch.nn.Module,
+    counts: CountsLike,
+    gamma: float,
+    *,
+    method: str = "rescale",
+    normalize: bool = False,
+    bias: str = "",
+    head: str | None = None,
+    classes: Sequence[str] | None = None,
+    temperature: float = 1.0,
+) -> torch.nn.Module:
+    """Re-scale the head of a live classifier: w_i <- (n_1 / n_i)^gamma * w_i, in place.
+
+    The arithmetic is that of the command: float64 on the CPU, rounded once to the dtype of the
+    parameter, so a CUDA module gets the same bits as a checkpoint.
+
+    Args:
+        module: the head itself (Linear, or a convolution with a 1x1 kernel), or a classifier in
+            which it is found.
+        counts: training samples of each class, (C,) or by name.
+        gamma: the strength, 0 to 4.
+        method: rescale, tau-norm or logit-adjust.
+        normalize: rows to equal length first.
+        bias: keep, scale or drop.
+        head: the name of the head in `module`, where it cannot be told.
+        classes: class names in head order, for counts that carry names.
+        temperature: T > 0; weight and bias are divided by it.
+
+    Returns:
+        The same module.
+
+    Raises:
+        NoClassifier, AmbiguousHead: no head, or several.
+        NoEffect: a cosine classifier, which normalises its rows whenever it runs.
+        BadHead: NaN in it, or a result that its dtype cannot hold.
+        BadCounts, UnknownClassOrder: the counts are not those of its rows.
+    """
+    import torch
+
+    raw = as_raw_counts(counts)
+    adjustment = Adjustment(method, gamma, normalize, bias, temperature=temperature)
+    said = Said(names=tuple(classes) if classes else None)
+    updates: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for weight, offset in _pairs(module, len(raw.values), head):
+        rows = weight.detach().to("cpu", torch.float64).numpy()
+        shift = None if offset is None else offset.detach().to("cpu", torch.float64).numpy()
+        before = Head.of(rows.reshape(len(rows), -1), shift)
+        before = two_rows(before) if len(rows) == 1 else before
+        counted, _ = join_counts(raw, HeadRows(before.num_classes), said)
+        update = adjustment.update(before, counted)
+        update = one_row(update) if len(rows) == 1 else update
+        scale = update.scale.reshape(-1, *[1] * (rows.ndim - 1))
+        updates.append((weight, _rounded(rows * scale, weight)))
+        if offset is not None and shift is not None:
+            updates.append((offset, _rounded(update.on_bias(shift), offset)))
+    with torch.no_grad():
+        for parameter, values in updates:
+            parameter.copy_(values)
+    return module
+
+
+def _rounded(values: Float64, like: torch.Tensor) -> torch.Tensor:
+    """The values in the dtype of a parameter, rounded once, on the CPU.
+
+    torch itself rounds float64 to the 16-bit dtypes by way of float32, that is, twice.
+    """
+    import torch
+
+    bits = encode(np.ascontiguousarray(values), str(like.dtype).removeprefix("torch."))
+    rounded = torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(like.dtype)
+    if not torch.isfinite(rounded).all():
+        raise BadHead(
+            f"the head holds NaN or infinity, or a row does not fit into {like.dtype}",
+            fix="use a smaller gamma, a wider dtype, or an earlier state of the model",
+        )
+    return rounded
+
+
+def _pairs(
+    module: torch.nn.Module, num_classes: int, head: str | None
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Weight and bias of each head: the module itself if it is a layer, else those found in it."""
+    own = dict(module.named_parameters(recurse=False))
+    if "weight" in own and set(own) <= {"weight", "bias"} and own["weight"].dim() > 1:
+        if any(size != 1 for size in own["weight"].shape[2:]):
+            raise NoClassifier(
+                "a convolution with a kernel larger than 1 is no classifier head",
+                saw=f"weight {tuple(own['weight'].shape)}",
+                fix="pass the final linear layer, or the whole model",
+            )
+        return [(own["weight"], own.get("bias"))]
+    return _find(module, num_classes, head)
+
+
+def _find(
+    module: torch.nn.Module, num_classes: int, head: str | None
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = [
+        TensorInfo(
+            name,
+            tuple(tensor.shape),
+            tuple(tensor.stride()),
+            str(tensor.dtype).removeprefix("torch."),
+            Path(),
+            0,
+            tensor.numel() * tensor.element_size(),
+        )
+        for name, tensor in state.items()
+    ]
+    owners = {
+        name: f"{type(part).__module__}.{type(part).__qualname__}"
+        for name, part in module.named_modules()
+    }
+    names = (head,) if head else ()
+    found = find_heads(tensors, num_classes=num_classes, names=names, only=True, owners=owners)
+    refuse_no_effect(found)
+    for keys in found.heads:
+        if keys.layout not in ("linear", "conv1x1", "weight_norm"):
+            raise NoClassifier(
+                f"{keys.weight} is stored as {keys.layout}, which is not scaled in place",
+                fix="pass the head itself, or re-scale the checkpoint: rescale-cli apply",
+            )
+    return [(state[k.weight], state[k.bias] if k.bias else None) for k in found.heads]

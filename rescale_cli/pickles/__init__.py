@@ -1,1 +1,0 @@
-"""Pickles, read by a machine that runs nothing; and the tensors that they speak of."""

@@ -1,1 +1,0 @@
-"""Every result as JSON and as a table for people."""

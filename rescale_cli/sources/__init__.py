@@ -1,1 +1,0 @@
-"""Where counts and labelled images come from: one function a source, one file a kind."""

@@ -1,0 +1,266 @@
+"""What a head says of its scores in the strength: straight lines or curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Float64, Head, RowUpdate
+from rescale_cli.core.methods import METHODS, Adjustment
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+#: Order of the Taylor series of q, whose terms fall by 1/16 and faster.
+_ORDER = 11
+#: A last step of Newton's method, relative: its square is what is left.
+_CLOSE = 2.0**-28
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curves:
+    """What a head and its counts say of the curves g_k; the scores u (N, C) come from the data."""
+
+    rates: Float64
+    """r, (C,)."""
+    offsets: Float64
+    """b, (C,)."""
+    shares: Float64
+    """Of the exponentials in q, (J,), sum 1."""
+    exponents: Float64
+    """Of the exponentials in q, (J,)."""
+    follows: NDArray[np.bool_]
+    """(C,), classes whose factor is q instead of exp(gamma * r_k): tau-norm leaves them alone."""
+
+
+def picked(column: Tensor, place: Tensor) -> Tensor:
+    """`column[place]` for a place of any shape, several times as fast."""
+    return column.index_select(0, place.reshape(-1)).view(place.shape)
+
+
+class Basis(NamedTuple):
+    """The functions that every curve is made of, at any gamma."""
+
+    rates: Tensor
+    offsets: Tensor
+    follows: Tensor | None
+    table: Tensor | None
+    """(K, order), the Taylor series of q around K strengths; None if q = 1."""
+    step: float
+    """Between those strengths."""
+
+    def common(self, gamma: Tensor, order: int = 0) -> Tensor:
+        """Q(gamma), or its first or second derivative."""
+        import torch
+
+        if self.table is None:
+            return torch.zeros_like(gamma) if order else torch.ones_like(gamma)
+        near = (gamma / self.step).round().clamp_(0, len(self.table) - 1).long()
+        away, total = gamma - near * self.step, torch.zeros_like(gamma)
+        for power in reversed(range(order, self.table.shape[1])):
+            total = total * away + self.table[near, power] * math.perm(power, order)
+        return total
+
+    def factor(self, row: Tensor, gamma: Tensor, order: int = 0) -> Tensor:
+        """f, the factor of u of some classes, or its first or second derivative."""
+        import torch
+
+        rate = picked(self.rates, row)
+        own = (rate * gamma).exp()
+        for _ in range(order):
+            own *= rate
+        if self.follows is None:
+            return own
+        return torch.where(self.follows[row], self.common(gamma, order), own)
+
+    def value(self, u: Tensor, row: Tensor, gamma: Tensor, order: int = 0) -> Tensor:
+        """g_k(gamma) of some classes, or its first or second derivative."""
+        if self.table is None:
+            own = u * self.factor(row, gamma, order)
+            return own if order else own + picked(self.offsets, row)
+        common = self.common(gamma, order)
+        return u * self.factor(row, gamma, order) + picked(self.offsets, row) * common
+
+    def pull(self, row: Tensor, gamma: Tensor) -> Tensor:
+        """f'/f - q'/q of some classes: the derivative of g_k / q is u times f / q times this."""
+        if self.table is None:
+            return picked(self.rates, row)
+        pull = picked(self.rates, row) - self.common(gamma, 1) / self.common(gamma)
+        return pull if self.follows is None else pull.masked_fill(self.follows[row], 0.0)
+
+    def bend(self, u: Tensor, b: Tensor, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """A bound of u * f'' + b * q'' from `low` to `high`, for u, b of at least 0."""
+        import torch
+
+        bound = u * torch.maximum(self.factor(row, low, 2), self.factor(row, high, 2))
+        if self.table is None:
+            return bound
+        return bound + b * torch.maximum(self.common(low, 2), self.common(high, 2))
+
+
+def basis_of(curves: Curves, limit: float, device: torch.device) -> Basis:
+    """The functions of these curves from gamma = 0 to `limit`, on a device."""
+    import torch
+
+    def tensor(values: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    rates, offsets, follows = map(tensor, (curves.rates, curves.offsets, curves.follows))
+    table, step = None, limit
+    if curves.exponents.any():
+        steepest = float(abs(curves.exponents).max())
+        nodes = max(8, math.ceil(limit * steepest * 8))  # half a step times the exponent: 1/16
+        step = limit / nodes
+        exponents, shares = tensor(curves.exponents), tensor(curves.shares)
+        at = torch.arange(nodes + 1, dtype=torch.float64, device=device)[:, None] * step
+        terms, columns = shares * (exponents * at).exp(), []
+        for power in range(_ORDER):
+            columns.append(terms.sum(1) / math.factorial(power))
+            terms = terms * exponents
+        table = torch.stack(columns, 1)
+    some = follows if bool(follows.any()) and table is not None else None
+    return Basis(rates, offsets, some, table, step)
+
+
+def crossings(basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> Tensor:
+    """Where the winners at `ends` (2, P) cross: u, label (2, P). Newton's method within brackets.
+
+    The terms of the difference that are positive are compared with those that are negative, by
+    their logarithms, which are nearly straight lines.
+    """
+    import torch
+
+    offsets = picked(basis.offsets, label)
+    weight = torch.stack([u[1], -u[0], offsets[1] - offsets[0]])
+    weight = torch.stack([weight.clamp_min(0), weight.clamp_max(0).neg_()])
+    low, high = ends
+    (start, less), (stop, least) = (_sums(basis, weight, label, end) for end in ends)
+    share = (start / less).log_()
+    share /= share - (stop / least).log_()
+    gamma = torch.lerp(low, high, share.nan_to_num_(0.5).clamp_(0, 1))
+    # At the low end the first of equals wins, but a steeper one overtakes it at once.
+    rise, fall = _sums(basis, weight, label, low, 1)
+    over = (start > less) | (start == less) & (rise >= fall)
+    gamma, going = gamma.where(~over, low), (~over).nonzero()[:, 0]
+    below, above = ends.index_select(1, going)
+    while len(going):
+        part = weight.index_select(2, going), label.index_select(1, going)
+        at = picked(gamma, going)
+        for _ in range(3):
+            more, less = _sums(basis, *part, at)
+            rise, fall = _sums(basis, *part, at, 1)
+            ahead = more > less
+            below, above = below.where(ahead, at), above.where(~ahead, at)
+            steep = rise / more - fall / less
+            newton = at - (more / less).log_() / steep
+            done = (steep > 0) & ((newton - at).abs() <= at * _CLOSE + _CLOSE**2)
+            inside = (newton >= below) & (newton <= above)
+            at = newton.where(inside | done, (below + above) / 2).clamp(below, above)
+        gamma[going] = at
+        left = (~done & (above - below > above * 2.0**-50 + _CLOSE**2)).nonzero()[:, 0]
+        below, above, going = (picked(column, left) for column in (below, above, going))
+        gamma[going] = (below + above) / 2
+    after, before = low.nextafter(high), high.nextafter(low)
+    return torch.minimum(torch.maximum(gamma, after), torch.maximum(before, after))
+
+
+def _sums(basis: Basis, weight: Tensor, label: Tensor, at: Tensor, order: int = 0) -> Tensor:
+    """The positive and the negative terms of a difference, (2, P), or derivatives of these.
+
+    Args:
+        basis: of the curves.
+        weight: of the later one, the earlier one and q in both, (2, 3, P), none negative.
+        label: of the earlier one and the later one, (2, P).
+        at: gamma, (P,).
+        order: of the derivative.
+    """
+    import torch
+
+    one, other = basis.factor(label, at, order)
+    return (weight * torch.stack([other, one, basis.common(at, order)])).sum(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreLines:
+    """One method with its policies, at every strength."""
+
+    adjustment: Adjustment
+    """The strength in it is of no account."""
+    head: Head
+    counts: ClassCounts
+
+    def at(self, strength: float) -> RowUpdate:
+        """What the method does at that strength, to logits: a bias that is not there is 0."""
+        head = self.head
+        if not self.writable:
+            head = replace(head, bias=np.zeros(head.num_classes))
+        return replace(self.adjustment, strength=strength).update(head, self.counts)
+
+    @property
+    def writable(self) -> bool:
+        """Whether the head can hold it: without a bias it cannot hold what changes the bias."""
+        needs_bias = METHODS.entry(self.adjustment.method).facts["needs_bias"]
+        return self.head.bias is not None or not needs_bias
+
+    def scores(self, logits: NDArray[np.generic], strength: float = 0.0) -> Float64:
+        """The logits (N, C) of the head after the method, float64."""
+        update = self.at(strength)
+        return update.on_logits(np.asarray(logits, np.float64), self.head.bias)
+
+    def curves(self) -> tuple[Curves, Callable[[NDArray[np.generic]], Float64]]:
+        """The scores as curves, which they are for every policy of `rescale` and `tau-norm`.
+
+        Returns:
+            What head and counts say of them, and what gives the scores u (N, C) from logits.
+        """
+        update, kept, bias = self.at(0.0), self.counts.kept, self.head.bias
+        classes = self.head.num_classes
+        whole = np.zeros(classes) if bias is None else update.on_bias(bias)
+        factors = np.log(self.counts.factors(1.0))
+        shares, exponents, follows = np.ones(1), np.zeros(1), ~kept
+        if self.adjustment.method == "tau-norm":
+            norms = self.head.norms[kept]
+            exponents, shares = -np.log(norms), norms / norms.sum()
+            middle = (exponents.max() + exponents.min()) / 2  # a factor that all have in common
+            exponents = exponents - middle
+            factors = np.zeros(classes)
+            factors[kept] = exponents
+        # Where factor and q are one, u takes the offset in, so that equal scores are equal curves.
+        apart = kept & (exponents.any() | (factors != 0))
+        offsets = np.where(apart & (self.adjustment.bias_policy == "keep"), whole, 0.0)
+
+        def scores(logits: NDArray[np.generic]) -> Float64:
+            own = np.asarray(logits, np.float64) - (0.0 if bias is None else bias)
+            own *= update.scale
+            own += whole - offsets
+            return own
+
+        return Curves(factors, offsets, shares, exponents, follows), scores
+
+    def slopes(self) -> tuple[Float64, bool] | None:
+        """The slopes (C,), and whether they are those of the logarithms of the scores.
+
+        The score of class k is u_k exp(gamma s_k) for re-scaling, s_k = log(n_1 / n_k), and for
+        tau-norm, s_k = -log |w_k|, whose common factor changes no decision; it is z_k + tau s_k for
+        logit adjustment, s_k = -log prior_k.
+
+        Returns:
+            None where the scores are no such lines: a bias that is kept is added after the factor,
+            and rows that tau-norm leaves alone do not take part in its common factor.
+        """
+        bias, policy = self.head.bias, self.adjustment.bias_policy
+        if self.adjustment.method == "logit-adjust":
+            return self.at(1.0).shift, False
+        if bias is not None and policy == "keep" and bias.any():
+            return None
+        if self.adjustment.method == "tau-norm":
+            return (-np.log(self.head.norms), True) if self.counts.kept.all() else None
+        return np.log(self.counts.factors(1.0)), True
