@@ -1,4 +1,4 @@
-"""README and guide: their commands run and print what is shown, and nothing that they name is missing."""
+"""README and guide: their commands print what is shown, and what they name exists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shown() -> Iterator[tuple[str, list[str]]]:
 
 
 def skeleton(text: str) -> str:
-    """A line without its numbers and blanks, which another machine or library may change a little."""
+    """A line without its numbers and blanks, in which machines and libraries may differ."""
     return re.sub(r"[\d.,+-]+|\s+|[▏▎▍▌▋▊▉█]+", "", text)
 
 
@@ -57,7 +57,8 @@ def test_every_option_that_is_named_exists() -> None:
     app = typer.main.get_command(cli.app)
     real = {"--help", "--version", "--install-completion"}
     for command in [app, *getattr(app, "commands", {}).values()]:
-        real |= {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        for option in command.params:
+            real |= {*option.opts, *option.secondary_opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", BOTH)) - real == set()
 
 
