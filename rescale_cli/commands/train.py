@@ -11,7 +11,7 @@ import typer
 from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
 from rescale_cli.commands.options import spread
-from rescale_cli.commands.train_options import HowOptions, WhatOptions, recipe_of, show_config
+from rescale_cli.commands.train_options import RecipeOptions, recipe_of, show_config
 from rescale_cli.errors import BadInput, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 @spread
 def train(
-    what: WhatOptions,
-    how: HowOptions,
+    typed: RecipeOptions,
     run: Annotated[
         Path | None,
         typer.Argument(metavar="RUN", help="With --resume: the run to go on with.", readable=False),
@@ -86,7 +85,7 @@ def train(
     from rescale_cli.training.run_folder import SEEDS
     from rescale_cli.training.seed_runs import parse_seeds
 
-    given = {**what.given(), **how.given()}
+    given = typed.given()
     several = None if seeds is None else parse_seeds(seeds)
     _refuse_seeds(several, given, print_config)
     if print_config:

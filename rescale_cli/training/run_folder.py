@@ -27,7 +27,8 @@ from rescale_cli.models.preprocessing_config import to_run
 from rescale_cli.models.weights import read_tensors
 from rescale_cli.patching.record import sidecar_of, undo_file_of
 from rescale_cli.training.images import TrainingImages
-from rescale_cli.training.recipe import Recipe, options_from
+from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.recipe_toml import options_from
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -145,7 +145,8 @@ def _no_imbalance(text: str) -> UsageError:
 
 
 Indices = NDArray[np.int64]
-Sampler = Callable[[Indices, np.random.Generator], Indices]
+#: Text, because numpy.random takes 6 ms to import, and `--help` of every command needs this file.
+Sampler = Callable[[Indices, "np.random.Generator"], Indices]
 
 samplers: Registry[Sampler] = Registry("sampler")
 sampler = samplers.register

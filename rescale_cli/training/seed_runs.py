@@ -20,7 +20,8 @@ from rescale_cli.files.staging import write_text
 from rescale_cli.json_text import clip, parse_json
 from rescale_cli.measures.significance import mean_and_interval
 from rescale_cli.signals import last_step, undisturbed
-from rescale_cli.training.recipe import Recipe, options_from
+from rescale_cli.training.recipe import Recipe
+from rescale_cli.training.recipe_toml import options_from
 from rescale_cli.training.run import Watch
 from rescale_cli.training.run_folder import SEEDS, RunFolder, RunState, resumed
 from rescale_cli.training.train import Trained, read_resumable, train

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rescale_cli.commands.train_options import RecipeOptions
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.training.losses import losses
-from rescale_cli.training.recipe import AUGMENTS, PRECISIONS, Recipe, options_in, presets, to_toml
+from rescale_cli.training.presets import presets
+from rescale_cli.training.recipe import SETTINGS, Recipe, Setting
+from rescale_cli.training.recipe_toml import options_in, to_toml
 from rescale_cli.training.samplers import samplers
 
 WORDS = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -36,7 +41,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         imbalance_seed=draw(maybe),
         mean=draw(few),
         std=draw(few),
-        augment=draw(st.sampled_from(AUGMENTS)),
+        augment=draw(st.sampled_from(SETTINGS["augment"].choices)),
         wvn=wvn,
         head_bias=not wvn and draw(st.booleans()),
         gamma=draw(st.none() | st.floats(0, 4)) if linear else None,
@@ -50,7 +55,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         milestones=tuple(sorted(draw(st.sets(st.integers(1, 10**4), max_size=4)))),
         lr_decay=draw(SHARES),
         weight_decay=draw(SHARES),
-        amp=draw(st.sampled_from(PRECISIONS)),
+        amp=draw(st.sampled_from(SETTINGS["amp"].choices)),
         channels_last=draw(st.none() | st.booleans()),
         workers=draw(maybe),
         seed=draw(st.integers(0, 2**63 - 1)),
@@ -79,16 +84,16 @@ def test_the_print_form_names_every_option() -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("lr = ", "a.toml is not TOML"),
-        ("batch-size = 3", "'batch-size', which is no option"),
-        ("[train]\nlr = 0.1", "'train', which is no option"),
-        ("epochs = 1.5", "epochs to something else than int"),
-        ("epochs = true", "epochs to something else than int"),
-        ("lr = '0.1'", "lr to something else than float"),
-        ("wvn = 1", "wvn to something else than bool"),
-        ("milestones = 80", "milestones to something else than a list of int"),
-        ("milestones = [80, '150']", "milestones to something else than a list of int"),
-        ("arch = ['a']", "arch to something else than str"),
+        ("lr = ", "a.toml is not valid TOML"),
+        ("batch-size = 3", "'batch-size', which is not an option"),
+        ("[train]\nlr = 0.1", "'train', which is not an option"),
+        ("epochs = 1.5", "epochs must be int"),
+        ("epochs = true", "epochs must be int"),
+        ("lr = '0.1'", "lr must be float"),
+        ("wvn = 1", "wvn must be bool"),
+        ("milestones = 80", "milestones must be a list of int"),
+        ("milestones = [80, '150']", "milestones must be a list of int"),
+        ("arch = ['a']", "arch must be str"),
     ],
 )
 def test_a_config_that_says_something_else_is_refused(text: str, what: str) -> None:
@@ -159,3 +164,35 @@ def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         presets["cifar-lt"]
     assert "cifar10" in caught.value.fix
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)
+def test_every_field_is_an_option_that_sets_it(setting: Setting) -> None:
+    given = {name: getattr(Recipe(), name) for name in SETTINGS}[setting.name]
+    if given is None:
+        typed: Any = None if setting.item is bool else "none"
+    elif setting.listed:
+        typed = ",".join(map(str, given)) or "none"
+    else:
+        typed = given if setting.item is bool else str(given)
+    expected = {} if typed is None else {setting.name: given}
+    assert RecipeOptions(**{setting.name: typed}).given() == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("epochs", "1.5"), ("lr", "fast"), ("milestones", "80,x"), ("mean", ""), ("gamma", "off")],
+)
+def test_text_where_a_number_is_needed_is_refused(option: str, text: str) -> None:
+    with pytest.raises(UsageError, match=f"--{option} needs ") as caught:
+        RecipeOptions(**{option: text}).given()
+    assert f"--{option} " in caught.value.fix
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)
+def test_numbers_outside_their_range_are_refused(setting: Setting) -> None:
+    for bound, beyond in ((setting.low, -1), (setting.high, 1)):
+        if setting.item in (int, float) and not setting.listed and math.isfinite(bound):
+            bad = bound + beyond * max(1, abs(bound))
+            with pytest.raises(UsageError, match=f"{setting.option} must be "):
+                replace(Recipe(), **{setting.name: setting.item(bad)})

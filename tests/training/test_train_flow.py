@@ -211,7 +211,7 @@ def test_a_share_that_leaves_nothing_to_train_on_is_a_usage_error(
     error = said(
         capsys, *words_for(npz(tmp_path), tmp_path / "run"), f"--val-split={share}", code=2
     )
-    assert "from 0 to 0.9" in error["error"]["what"]
+    assert "must be 0" in error["error"]["what"]
 
 
 def test_without_a_validation_part_no_made_up_command_is_given(
