@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.read_tensors import (
@@ -18,18 +17,17 @@ from rescale_cli.checkpoints.read_tensors import (
 )
 from rescale_cli.core.alignment import Alignment
 from rescale_cli.core.classes import row_names
-from rescale_cli.core.counts import ClassCounts, warnings_of
+from rescale_cli.core.counts import ClassCounts, ZeroPolicy, warnings_of
 from rescale_cli.core.head import ASSUMED, Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.data.counts import CountsLike, as_raw_counts
 from rescale_cli.data.labels import said_about_rows
 from rescale_cli.data.spec import paths_of
 from rescale_cli.errors import BadHead, RescaleError
-from rescale_cli.files.staging import refuse_input
 from rescale_cli.finding.find_head import FoundHeads
-from rescale_cli.patching.find_records import ChosenFor, find_records
-from rescale_cli.patching.patch import Patched, Target, apply_plan, default_output, files_beside
-from rescale_cli.patching.plan import CountsChoice, Plan, make_plan
+from rescale_cli.patching.find_records import find_records
+from rescale_cli.patching.patch import Applied, Target, apply_plan, default_output
+from rescale_cli.patching.plan import CountsChoice, make_plan
 from rescale_cli.patching.record import Record
 
 
@@ -47,14 +45,6 @@ class Inspected:
     warnings: tuple[tuple[str, str], ...]
     alignment: Alignment | None = None
     """Of the counts with the rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What was to be done, and what was written; nothing after a dry run."""
-
-    plan: Plan
-    patched: Patched | None
 
 
 def inspect(
@@ -128,7 +118,7 @@ def inspect(
 
 
 def apply(
-    path: str | PathLike[str] | Checkpoint,
+    path: str | PathLike[str],
     counts: CountsLike,
     gamma: float,
     *,
@@ -143,7 +133,7 @@ def apply(
     classes: str | PathLike[str] | Sequence[str] | None = None,
     label_order: str | Sequence[str] | None = None,
     order: str | None = None,
-    zero_count: Literal["error", "one", "skip"] = "error",
+    zero_count: ZeroPolicy = "error",
     max_factor: float | None = None,
     exclude_class: Sequence[str] = (),
     target_prior: CountsLike | None = None,
@@ -156,12 +146,11 @@ def apply(
     record: str | PathLike[str] | None = None,
     accept_global: Sequence[str] = (),
     command: str = "",
-    chosen_for: ChosenFor | None = None,
 ) -> Applied:
     """Write a checkpoint whose head is adjusted and in which nothing else changed.
 
     Args:
-        path: a checkpoint file or folder, opened read-only; or one that is open.
+        path: a checkpoint file or folder, opened read-only.
         counts: training samples of each class.
         gamma: the strength of the method, 0 to 4; at 0 nothing changes.
         output: where it goes; `default_output(path)` if left out.
@@ -190,38 +179,28 @@ def apply(
         accept_global: full names of pickle globals that are let pass, still without being run.
         command: a command line to keep in the record, which by default says nothing of who made
             the change, where and when.
-        chosen_for: what a sweep chose the strength for; other counts are refused.
 
     Raises:
         RescaleError: in one of its kinds; see `inspect`, `patch.apply_plan` and `plan.make_plan`.
     """
     adjustment = Adjustment(method, gamma, normalize, bias, max_factor, temperature)
-    choice = CountsChoice(
-        as_raw_counts(counts),
-        said_about_rows(classes, label_order, order),
-        zero_count,
-        tuple(exclude_class),
-        None if target_prior is None else as_raw_counts(target_prior),
-        str(counts) if isinstance(counts, str | PathLike) else "FILE",
-    )
-    if isinstance(path, Checkpoint):
-        checkpoint = path
-    else:
-        checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
-    named = HeadChoice(tuple(heads), only, plain_head)
-    plan = make_plan(
-        checkpoint, choice, adjustment, heads=named, num_classes=num_classes, compose=compose,
-        record=_path(record),
+    choice = CountsChoice.read(
+        counts, said_about_rows(classes, label_order, order), zero=zero_count,
+        exclude=exclude_class, target_prior=target_prior,
     )  # fmt: skip
-    if chosen_for is not None:
-        chosen_for.refuse_other_counts(plan.counts)
+    checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
+    plan = make_plan(
+        checkpoint, choice, adjustment, heads=HeadChoice(tuple(heads), only, plain_head),
+        num_classes=num_classes, compose=compose, record=_path(record),
+    )  # fmt: skip
     if dry_run:
         return Applied(plan, None)
-    place = Path(output) if output is not None else default_output(checkpoint.path)
-    read = paths_of(counts, classes, label_order, target_prior, record)
-    for written in (place, *files_beside(place)):
-        refuse_input(written, read)
-    return Applied(plan, apply_plan(plan, Target(place, force, in_place, undo, command)))
+    target = Target(
+        default_output(checkpoint.path) if output is None else Path(output),
+        force, in_place, undo, command,
+        paths_of(counts, classes, label_order, target_prior, record),
+    )  # fmt: skip
+    return Applied(plan, apply_plan(plan, target))
 
 
 def _path(given: str | PathLike[str] | None) -> Path | None:

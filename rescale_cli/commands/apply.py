@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,6 @@ from rescale_cli.errors import UsageError
 from rescale_cli.files.staging import refuse_input
 from rescale_cli.long_work import long_work
 from rescale_cli.signals import last_step
-
-if TYPE_CHECKING:
-    from rescale_cli.checkpoints.checkpoint import Checkpoint
 
 
 def apply(
@@ -114,56 +111,45 @@ def apply(
     json: options.Json = False,
 ) -> None:
     """Write the checkpoint with its head adjusted; every other byte is proven equal."""
-    from rescale_cli import api
     from rescale_cli.checkpoints.checkpoint import open_checkpoint
     from rescale_cli.checkpoints.read_tensors import HeadChoice
     from rescale_cli.commands import patch_report
     from rescale_cli.commands.github import append_outputs, unwritten
+    from rescale_cli.data.labels import said_about_rows
+    from rescale_cli.data.spec import paths_of
+    from rescale_cli.patching.patch import Applied, Target, apply_plan, default_output
+    from rescale_cli.patching.plan import CountsChoice, make_plan
 
     if in_place and output is not None:
         both = "--in-place and --output exclude each other"
         raise UsageError(both, saw=f"--output {output}", fix="leave one of them out")
     if gamma.startswith("@") and output is not None:
         refuse_input(output, [Path(gamma[1:])])
-    what = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
+    adjustment = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
     unproven, swept = verdict_warnings(gamma), chosen_for(gamma)
     counted = read_counted(gamma, exclude_class or (), target_prior, zero_count)
-    source: Path | Checkpoint = model
-    if swept is not None:
-        source = open_checkpoint(model, frozenset(accept_global or ()))
-        named = HeadChoice(tuple(head or ()), only, plain_head)
-        swept.refuse_other_model(source, named, num_classes, frozenset(accept_global or ()))
+    heads, accept = HeadChoice(tuple(head or ()), only, plain_head), frozenset(accept_global or ())
     with last_step(), long_work(f"patching {model.name}"):
-        applied = api.apply(
-            source,
-            counts,
-            what.strength,
-            output=output,
-            method=what.method,
-            normalize=what.normalize,
-            bias=what.bias,
-            heads=head or (),
-            only=only,
-            plain_head=plain_head,
-            num_classes=num_classes,
-            classes=classes,
-            label_order=label_order,
-            order=order or counted.order,
-            zero_count=counted.zero_count.value,
-            max_factor=what.max_factor,
-            exclude_class=counted.exclude_class,
+        said = said_about_rows(classes, label_order, order or counted.order)
+        choice = CountsChoice.read(
+            counts, said, zero=counted.zero_count.value, exclude=counted.exclude_class,
             target_prior=counted.target_prior,
-            temperature=what.temperature,
-            compose=compose,
-            in_place=in_place,
-            force=force,
-            dry_run=dry_run,
-            undo=not no_undo,
+        )  # fmt: skip
+        checkpoint = open_checkpoint(model, accept)
+        if swept is not None:
+            swept.refuse_other_model(checkpoint, heads, num_classes, accept)
+        plan = make_plan(
+            checkpoint, choice, adjustment, heads=heads, num_classes=num_classes, compose=compose,
             record=record,
-            accept_global=accept_global or (),
-            command=recorded_command(record_command),
-            chosen_for=swept,
-        )
+        )  # fmt: skip
+        if swept is not None:
+            swept.refuse_other_counts(plan.counts)
+        read = paths_of(counts, classes, label_order, counted.target_prior, record)
+        target = Target(
+            output or default_output(checkpoint.path), force, in_place, not no_undo,
+            recorded_command(record_command), read,
+        )  # fmt: skip
+        applied = Applied(plan, None if dry_run else apply_plan(plan, target))
     result = patch_report.apply_result(applied)
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rescale_cli.api import Applied, Inspected
+from rescale_cli.api import Inspected
 from rescale_cli.commands.console import Whole, plain, say, verbosity
 from rescale_cli.commands.tables import Bar, Grid
 from rescale_cli.core.classes import RawCounts
@@ -16,7 +16,7 @@ from rescale_cli.core.counts import correlation
 from rescale_cli.core.predictions import DataRead
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import clip
-from rescale_cli.patching.patch import Patched
+from rescale_cli.patching.patch import Applied, Patched
 from rescale_cli.patching.plan import PlannedHead
 from rescale_cli.patching.proof import Proof
 from rescale_cli.patching.record import Record

@@ -185,19 +185,14 @@ class HeadOptions:
 
     def choice(self, counts: str) -> CountsChoice:
         """The counts, and how they become those of the head's rows."""
-        from rescale_cli.data.counts import as_raw_counts
         from rescale_cli.data.labels import said_about_rows
         from rescale_cli.patching.plan import CountsChoice
 
-        return CountsChoice(
-            as_raw_counts(counts),
-            said_about_rows(self.classes, self.label_order, self.order),
-            self.zero_count.value,
-            tuple(self.exclude_class or ()),
-            None if self.target_prior is None else as_raw_counts(self.target_prior),
-            counts,
-            checked=True,
-        )
+        said = said_about_rows(self.classes, self.label_order, self.order)
+        return CountsChoice.read(
+            counts, said, zero=self.zero_count.value, exclude=self.exclude_class or (),
+            target_prior=self.target_prior, checked=True,
+        )  # fmt: skip
 
     def counted_with(self) -> dict[str, object]:
         """What `apply --gamma @sweep.json` has to repeat for the strength to mean the same."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rescale_cli.files.staging import (
     Staging,
     identities,
     refuse_existing,
+    refuse_input,
     status,
     system_errors,
     write_new,
@@ -37,6 +38,8 @@ class Target:
     """Whether to keep what `revert` needs."""
     command: str = ""
     """The command line, to be kept in the record; empty to leave it out."""
+    inputs: Sequence[Path] = ()
+    """Other files that were read, which the output may not replace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,14 @@ class Patched:
     none in place, where all of it stays."""
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What was planned, and what was written; nothing is written in a dry run."""
+
+    plan: Plan
+    patched: Patched | None
+
+
 def default_output(path: Path) -> Path:
     """`model.rescaled.pth` beside `model.pth`; `name.rescaled/` beside `name/`."""
     if path.is_dir():
@@ -69,7 +80,7 @@ def apply_plan(plan: Plan, target: Target) -> Patched:
     """Write the patched checkpoint: whole and proven, or not at all.
 
     Raises:
-        OutputExists: the output is there and may not be replaced, or it is the source.
+        OutputExists: the output exists and may not be replaced, or it is an input.
         BadHead: a factor too large for the head's dtype.
         BadCheckpoint: a checksum of the source is wrong.
         NotProven: what was written is not what was meant.
@@ -80,6 +91,8 @@ def apply_plan(plan: Plan, target: Target) -> Patched:
     with system_errors(f"writing {output}"):
         if target.in_place:
             return _in_place(plan, target)
+        for written in (output, *files_beside(output)):
+            refuse_input(written, target.inputs)
         refuse_source(path, plan.checkpoint.contents.files, output)
         refuse_existing(output, replace=target.replace, folder=path.is_dir())
         refuse_wrong_crc(plan.checkpoint.contents.checksums, plan.files)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from rescale_cli.checkpoints.read_tensors import (
 )
 from rescale_cli.core.alignment import Alignment, in_row_order, join_counts
 from rescale_cli.core.classes import NOTHING_SAID, HeadRows, RawCounts, Said, are_generic
-from rescale_cli.core.counts import ClassCounts, warnings_of
+from rescale_cli.core.counts import ClassCounts, ZeroPolicy, warnings_of
 from rescale_cli.core.head import (
     NO_BIAS,
     Head,
@@ -34,6 +34,7 @@ from rescale_cli.core.head import (
 )
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.tensors import Float64, TensorInfo
+from rescale_cli.data.counts import CountsLike, as_raw_counts
 from rescale_cli.errors import AlreadyRescaled, RescaleError
 from rescale_cli.files.reading import opened
 from rescale_cli.finding.find_head import HeadKeys
@@ -57,13 +58,30 @@ class CountsChoice:
     raw: RawCounts
     said: Said = NOTHING_SAID
     """What the user says about the head's rows."""
-    zero: Literal["error", "one", "skip"] = "error"
+    zero: ZeroPolicy = "error"
     exclude: tuple[str, ...] = ()
     target_prior: RawCounts | None = None
     typed: str = ""
     """What was typed after --counts, for a command line in an error; empty where nothing was."""
     checked: bool = False
     """Whether labels joined by the same names will be compared with predictions."""
+
+    @classmethod
+    def read(
+        cls,
+        counts: CountsLike,
+        said: Said = NOTHING_SAID,
+        *,
+        zero: ZeroPolicy = "error",
+        exclude: Sequence[str] = (),
+        target_prior: CountsLike | None = None,
+        checked: bool = False,
+    ) -> CountsChoice:
+        """The same from counts and a target prior that are still to be read; see the fields."""
+        prior = None if target_prior is None else as_raw_counts(target_prior)
+        typed = str(counts) if isinstance(counts, str | PathLike) else "FILE"
+        raw = as_raw_counts(counts)
+        return cls(raw, said, zero, tuple(exclude), prior, typed, checked)
 
     def resolve(self, rows: HeadRows) -> tuple[ClassCounts, Alignment]:
         """The counts of a head with these rows, and how they were joined."""

@@ -151,7 +151,7 @@ def test_one_command_line_says_nothing_about_the_next(work: Path) -> None:
 def test_vv_prints_the_traceback_of_a_bug_wherever_it_stands(
     place: str, work: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rescale_cli.api.apply", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("rescale_cli.patching.plan.make_plan", lambda *_, **__: 1 / 0)
     assert main(["-vv", *APPLY] if place == "before" else [*APPLY, "-vv"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
 
