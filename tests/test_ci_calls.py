@@ -20,7 +20,9 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from conftest import schema_of
 
+import rescale_cli
 from rescale_cli.cli import COMMANDS
 from rescale_cli.commands import demo_report
 
@@ -85,8 +87,7 @@ class Ended:
         """The one JSON document on stdout, which must fit its schema."""
         found: dict[str, Any] = json.loads(self.out)
         command = found["schema"].removeprefix("rescale-cli/").removesuffix("@1")
-        path = Path(demo_report.__file__).parent / "schemas" / f"{command}.json"
-        jsonschema.validate(found, json.loads(path.read_text("utf-8")))
+        jsonschema.validate(found, schema_of(command))
         return found
 
 
@@ -132,7 +133,7 @@ class Caller:
 def environment(**more: str) -> dict[str, str]:
     """What a bare CI job has."""
     bare = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"}
-    root = str(Path(demo_report.__file__).parents[1])
+    root = str(Path(rescale_cli.__file__).parents[1])
     return {**bare, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **more}
 
 
