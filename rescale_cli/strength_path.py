@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Work = Callable[[slice], None]
+BlockWork = Callable[[slice], None]
 
 
-def in_blocks(rows: int, step: int, begin: Callable[[], Work], *, on_cpu: bool = True) -> None:
+def in_blocks(rows: int, step: int, begin: Callable[[], BlockWork], *, on_cpu: bool = True) -> None:
     """Do the same work on blocks of rows until all are done; no rows are one empty block.
 
-    Torch by itself divides each operation among the cores, which then wait for one another after
+    Torch by itself divides each operation among the threads, which then wait for one another after
     each; where another program has one of them, that wait is most of the time. Here each core has
     operations, and a cache, to itself.
 
@@ -42,9 +42,9 @@ def in_blocks(rows: int, step: int, begin: Callable[[], Work], *, on_cpu: bool =
         for first in todo:
             work(slice(first, min(first + step, rows)))
 
-    cores = torch.get_num_threads()
+    threads = torch.get_num_threads()
     blocks = -(-rows // step)
-    if not on_cpu or min(cores, blocks) < 2:
+    if not on_cpu or min(threads, blocks) < 2:
         until_none_is_left()
         return
 
@@ -53,11 +53,11 @@ def in_blocks(rows: int, step: int, begin: Callable[[], Work], *, on_cpu: bool =
         until_none_is_left()
 
     try:
-        with ThreadPoolExecutor(min(cores, blocks)) as pool:
-            for thread in [pool.submit(alone) for _ in range(min(cores, blocks))]:
+        with ThreadPoolExecutor(min(threads, blocks)) as pool:
+            for thread in [pool.submit(alone) for _ in range(min(threads, blocks))]:
                 thread.result()
     finally:
-        torch.set_num_threads(cores)  # later threads begin with what was set last
+        torch.set_num_threads(threads)  # later threads begin with what was set last
 
 
 Ties = Literal["win", "first"]
@@ -111,7 +111,7 @@ def correct_intervals(
     lo, hi = torch.empty(2, len(logits), dtype=torch.float64, device=logits.device)
     step = _rows_of_a_block(logits)
 
-    def begin() -> Work:
+    def begin() -> BlockWork:
         buffers = torch.empty(3, step, logits.shape[1], dtype=torch.float64, device=logits.device)
 
         def cross(rows: slice) -> None:

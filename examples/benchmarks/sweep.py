@@ -32,7 +32,7 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.strength_path import correct_intervals
-from rescale_cli.sweeping.curves import ScoreLines
+from rescale_cli.sweeping.curves import SweptMethod
 from rescale_cli.sweeping.metric_path import by_curves, by_envelope, by_intervals
 
 EXAMPLE = Path(__file__).parent.parent / "fashion_lt"
@@ -150,7 +150,7 @@ def beside_straight_lines(runs: int) -> None:
         logits, labels = (tensor.numpy() for tensor in made_logits(20_000, counts))
         bias = np.random.default_rng(0).normal(0, 0.3, classes)
         head, training = Head(np.ones(classes), bias), ClassCounts.of(counts.tolist())
-        lines, curves = (ScoreLines(Adjustment(bias=b), head, training) for b in ("drop", "keep"))
+        lines, curves = (SweptMethod(Adjustment(bias=b), head, training) for b in ("drop", "keep"))
         ratios = []
         for _ in range(runs):
             took = [

@@ -73,32 +73,32 @@ def compare(
     )
     from rescale_cli.commands.sweep_report import left_alone
     from rescale_cli.commands.verdict_text import gain_required
-    from rescale_cli.sweeping.comparison import compare_methods, try_on
+    from rescale_cli.sweeping.comparison import compare_methods, sweep_input
     from rescale_cli.sweeping.sweep import refuse_undetermined
 
     if how.unlabeled:
         raise UsageError("methods are compared by labels", fix="leave out --unlabeled")
     outputs = Outputs(output, csv, apply, force)
     outputs.check(model, counts, on, of)
-    wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
+    selection, data, notes = how.selection(), on.choice(force=force), Notes(json)
     choice = of.choice(counts)
     with progress_bar(model.name) as progress:
-        trial = try_on(
+        given = sweep_input(
             model, choice, data, heads=of.named(),
             tried=[Adjustment(bias=bias.value if bias else "")], leave_out=True,
             write=apply is not None,
             accept=frozenset(of.accept_global or ()), progress=progress, notes=notes,
         )  # fmt: skip
-    if trial is None:
+    if given is None:
         return
-    found = compare_methods(trial, wanted, bias.value if bias else "")
+    found = compare_methods(given, selection, bias.value if bias else "")
     for entry in found.entries:
         if entry.name == "rescale" and entry.outcome is not None:
             refuse_undetermined(
-                entry.outcome, trial.predictions, wanted, notes, accept=on.accept_poor_accuracy
+                entry.outcome, given.predictions, selection, notes, accept=on.accept_poor_accuracy
             )
-    obstacles, lines = written_as(trial, found, choice, of, apply)
-    result = comparison_result(trial, found, lines, obstacles)
+    obstacles, lines = written_as(given, found, choice, of, apply)
+    result = comparison_result(given, found, lines, obstacles)
     best = found.to_write(obstacles)
     why = "" if best is not None else nothing_to_write(found)
     to_write = Adjustment() if best is None else best.decided
@@ -123,8 +123,8 @@ def compare(
     instead = "a method all the same, use `apply` with its number"
     Screen("compare", json).result(
         result,
-        [*notes.kept, *trial.warnings, *cannot, *left_alone(apply, why, instead), *unwritten()],
-        lambda: show_comparison(trial, found, lines, obstacles, patched),
+        [*notes.kept, *given.warnings, *cannot, *left_alone(apply, why, instead), *unwritten()],
+        lambda: show_comparison(given, found, lines, obstacles, patched),
         failed,
     )
     if failed is not None:

@@ -22,7 +22,7 @@ from rescale_cli.evaluating.checks import prepared_line
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.patch import Patched
-from rescale_cli.sweeping.comparison import AS_IT_IS, Comparison, Entry, Trial
+from rescale_cli.sweeping.comparison import AS_IT_IS, Comparison, RankedMethod, SweepInput
 from rescale_cli.sweeping.verdict import FEW
 
 
@@ -60,11 +60,11 @@ def nothing_to_write(found: Comparison) -> str:
     return f"no method has the verdict helps ({', '.join(kinds)})" if kinds else "none was compared"
 
 
-def _called(entry: Entry) -> str:
+def _called(entry: RankedMethod) -> str:
     return f"keeping the head {AS_IT_IS}" if entry.outcome is None else entry.name
 
 
-def _distance(entry: Entry, what: str = "difference") -> str:
+def _distance(entry: RankedMethod, what: str = "difference") -> str:
     """How far a method is from the best one: `difference 0.3 points, 95 % interval ...`."""
     gain = None if entry.behind is None else entry.behind.gain
     if entry.behind is None or gain is None or gain.difference is None:
@@ -90,26 +90,26 @@ _SHOWN = ("balanced_accuracy", "accuracy", "many", "medium", "few")
 
 
 def comparison_result(
-    trial: Trial, found: Comparison, lines: Mapping[str, str], obstacles: Mapping[str, str]
+    given: SweepInput, found: Comparison, lines: Mapping[str, str], obstacles: Mapping[str, str]
 ) -> dict[str, Any]:
     """The JSON of `compare`.
 
     Args:
-        trial: the model and what it says.
+        given: the model and what it says.
         found: what came out.
         lines: the apply line of each method that helps and can be written.
         obstacles: why a method cannot be written, by name.
     """
     chosen = found.to_write(obstacles)
     return {
-        "path": str(trial.path),
-        **tied_to(trial.provenance),
-        "data": trial.predictions.data,
-        "alignment": trial.predictions.alignment,
+        "path": str(given.path),
+        **tied_to(given.provenance),
+        "data": given.predictions.data,
+        "alignment": given.predictions.alignment,
         "metric": found.metric,
         "samples": {"chosen_on": found.chosen_on, "reported_on": found.reported_on,
                     "apart": found.apart},
-        "methods": [_entry(entry, trial, found, lines, obstacles) for entry in found.entries],
+        "methods": [_entry(entry, given, found, lines, obstacles) for entry in found.entries],
         "best": found.best.name,
         "not_told_apart": [entry.name for entry in found.level],
         "left_out": dict(found.left_out),
@@ -120,7 +120,7 @@ def comparison_result(
 
 
 def _entry(
-    entry: Entry, trial: Trial, found: Comparison, lines: Mapping[str, str],
+    entry: RankedMethod, given: SweepInput, found: Comparison, lines: Mapping[str, str],
     obstacles: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     outcome, behind, changes = entry.outcome, entry.behind, entry.verdict.changes
@@ -138,7 +138,7 @@ def _entry(
         "behind_best": None
         if gain is None
         else {"difference": gain.difference, "interval": gain.interval, "p": gain.p},
-        **verdict_result(entry.verdict, _text(entry, trial, found), trial.counts.names),
+        **verdict_result(entry.verdict, _text(entry, given, found), given.counts.names),
         "metrics": dict(entry.at.metrics),
         "changes": {
             name: {"difference": change.value, "interval": _ends(change)}
@@ -163,7 +163,7 @@ def comparison_csv(found: Comparison, obstacles: Mapping[str, str]) -> str:
     return text.getvalue()
 
 
-def _row(entry: Entry, metric: str, obstacles: Mapping[str, str]) -> dict[str, object]:
+def _row(entry: RankedMethod, metric: str, obstacles: Mapping[str, str]) -> dict[str, object]:
     gain, behind = entry.verdict.gain, entry.behind.gain if entry.behind else None
     assert gain is not None
     strength = entry.outcome.interval if entry.outcome else None
@@ -195,12 +195,12 @@ def _columns(name: str, interval: tuple[float, float] | None) -> dict[str, float
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def _text(entry: Entry, trial: Trial, found: Comparison) -> str:
+def _text(entry: RankedMethod, given: SweepInput, found: Comparison) -> str:
     """The verdict on one method in sentences."""
     (plain,) = (other for other in found.entries if other.outcome is None)
     scene = Scene(
-        entry.adjustment, unit_of(trial), "others" if found.apart else "same",
-        len(trial.predictions.logits), trial.counts.names, (plain.at.recall, entry.at.recall),
+        entry.adjustment, unit_of(given), "others" if found.apart else "same",
+        len(given.predictions.logits), given.counts.names, (plain.at.recall, entry.at.recall),
     )  # fmt: skip
     return verdict_text(entry.verdict, scene)
 
@@ -210,13 +210,13 @@ def _ends(interval: Interval | None) -> list[float] | None:
 
 
 def show_comparison(
-    trial: Trial, found: Comparison, lines: Mapping[str, str], obstacles: Mapping[str, str],
+    given: SweepInput, found: Comparison, lines: Mapping[str, str], obstacles: Mapping[str, str],
     patched: Patched | None = None,
 ) -> None:  # fmt: skip
     """`compare` for a person: the methods ranked, and what the ranking is worth."""
-    say(trial.predictions.data_line, *prepared_line(trial.predictions))
-    if trial.predictions.alignment is not None:
-        say(trial.predictions.alignment["evidence"])
+    say(given.predictions.data_line, *prepared_line(given.predictions))
+    if given.predictions.alignment is not None:
+        say(given.predictions.alignment["evidence"])
     where = f"chosen on {found.chosen_on:,} samples, reported on {found.reported_on:,} others"
     say(where if found.apart else f"chosen and reported on the same {found.chosen_on:,} (oracle)")
     names = [found.metric, *(name for name in _SHOWN if name != found.metric)]
@@ -235,7 +235,7 @@ def show_comparison(
         )  # fmt: skip
         grid.add(entry.name, strength, *cells, shown, entry.verdict.kind)
     say(grid)
-    say("", *(f"{e.name}: {_text(e, trial, found)}" for e in found.entries if e.outcome), "")
+    say("", *(f"{e.name}: {_text(e, given, found)}" for e in found.entries if e.outcome), "")
     say(ranking_text(found))
     for name, why in found.left_out.items():
         say(f"left out {name}: {why}")

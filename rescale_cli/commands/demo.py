@@ -34,10 +34,10 @@ def demo(
     )
     from rescale_cli.commands.progress import Notes, progress_bar
     from rescale_cli.commands.sweep_outputs import write_json
-    from rescale_cli.evaluating.side_by_side import Watch
+    from rescale_cli.evaluating.side_by_side import Feedback
 
     notes = Notes(json)
-    done = run_demo(output or fresh_folder(), Watch(progress_bar, notes))
+    done = run_demo(output or fresh_folder(), Feedback(progress_bar, notes))
     write_json(done.model.parent / "sweep.json", "sweep-gamma", sweep_of(done), force=False)
     warnings = [*notes.kept, *done.inspected.warnings, *done.evaluation.warnings]
     Screen("demo", json).result(demo_result(done), warnings, lambda: show_demo(done))

@@ -22,15 +22,15 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.data.counts import as_raw_counts
 from rescale_cli.errors import EnvironmentProblem
 from rescale_cli.evaluating.evaluation import DataChoice
-from rescale_cli.evaluating.scoring import Scored, Terms
-from rescale_cli.evaluating.side_by_side import Evaluation, Watch, side_by_side
+from rescale_cli.evaluating.scoring import MeasuredModel, Terms
+from rescale_cli.evaluating.side_by_side import Evaluation, Feedback, evaluate_models
 from rescale_cli.files.folders import copy_folder
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors
 from rescale_cli.foreign_code import need_torch
 from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.plan import CountsChoice
-from rescale_cli.sweeping.choose import Wanted
-from rescale_cli.sweeping.comparison import Trial, try_on
+from rescale_cli.sweeping.choose import Selection
+from rescale_cli.sweeping.comparison import SweepInput, sweep_input
 from rescale_cli.sweeping.sweep_result import Sweep, sweep
 
 #: The files of the example. Nothing else that lies in its folder is copied.
@@ -51,7 +51,7 @@ class Demo:
     test: Path
     """Other images, that both models were measured on."""
     inspected: api.Inspected
-    trial: Trial
+    given: SweepInput
     swept: Sweep
     applied: api.Applied
     rescaled: Path
@@ -82,7 +82,7 @@ def fresh_folder(name: str = "rescale-demo") -> Path:
     return next(Path(n) for n in numbers if not Path(n).exists())
 
 
-def run_demo(folder: Path, watch: Watch) -> Demo:
+def run_demo(folder: Path, watch: Feedback) -> Demo:
     """Copy the example, inspect it, choose a strength, apply it, and compare on other images.
 
     Args:
@@ -106,23 +106,23 @@ def run_demo(folder: Path, watch: Watch) -> Demo:
     chosen = CountsChoice(as_raw_counts(counts))
     with watch.bar(model.name) as progress:
         data = DataChoice(f"npz:{validation}")
-        trial = try_on(model, chosen, data, progress=progress, notes=watch.notes)
-    if trial is None:
+        given = sweep_input(model, chosen, data, progress=progress, notes=watch.notes)
+    if given is None:
         raise EnvironmentProblem("the demonstration is for one process", fix="leave out torchrun")
-    swept = sweep(trial.predictions, trial.head, trial.counts, [Adjustment()], Wanted())
+    swept = sweep(given.predictions, given.head, given.counts, [Adjustment()], Selection())
     applied = api.apply(model, counts, swept.best.choice.gamma)
     assert applied.patched is not None
     rescaled, terms, data = applied.patched.output, Terms(chosen), DataChoice(f"npz:{test}")
     base = model, data
-    evaluation = side_by_side([(rescaled, data)], terms, base, replicates=1000, watch=watch)
+    evaluation = evaluate_models([(rescaled, data)], terms, base, replicates=1000, watch=watch)
     assert evaluation is not None
     return Demo(
-        model, counts, validation, test, inspected, trial, swept, applied, rescaled, terms,
+        model, counts, validation, test, inspected, given, swept, applied, rescaled, terms,
         evaluation,
     )  # fmt: skip
 
 
-def both(demo: Demo) -> tuple[Scored, Scored]:
+def both(demo: Demo) -> tuple[MeasuredModel, MeasuredModel]:
     """The model before and after, measured."""
     before, (after,) = demo.evaluation.base, demo.evaluation.scored
     assert before is not None
@@ -141,7 +141,7 @@ def sweep_of(demo: Demo) -> dict[str, Any]:
     options, line = {"--counts": [str(demo.counts)]}, None
     if demo.swept.verdict.helps:
         line = apply_line(demo.model, demo.applied.plan.adjustment, options, None)
-    return sweep_result(demo.trial, demo.swept, line)
+    return sweep_result(demo.given, demo.swept, line)
 
 
 def demo_result(demo: Demo) -> dict[str, Any]:
@@ -175,10 +175,10 @@ def show_demo(demo: Demo) -> None:
     kept = demo.model.parent / "sweep.json"
     data = f"--data npz:{demo.validation}"
     say("", Whole(f"$ rescale-cli sweep-gamma {model} {counts} {data} -o {kept}"))
-    say(sweep_text(demo.trial, demo.swept), "")
-    show_choice(demo.trial, demo.swept)
-    show_curve(demo.trial, demo.swept)
-    say("", payers(demo.trial, demo.swept))
+    say(sweep_text(demo.given, demo.swept), "")
+    show_choice(demo.given, demo.swept)
+    show_curve(demo.given, demo.swept)
+    say("", payers(demo.given, demo.swept))
     say("", Whole(f"$ rescale-cli apply {model} {counts} --gamma @{kept}"))
     show_apply(demo.applied)
     data = f"--data npz:{demo.test}"

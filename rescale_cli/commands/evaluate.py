@@ -19,7 +19,7 @@ from rescale_cli.core.counts import few
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.data.spec import paths_of
 from rescale_cli.errors import GateFailed, UsageError
-from rescale_cli.measures.gates import Gate, Verdict, read_gates, refuse_unjudgeable
+from rescale_cli.measures.gates import Gate, GateResult, read_gates, refuse_unjudgeable
 from rescale_cli.signals import last_step
 
 if TYPE_CHECKING:
@@ -173,18 +173,18 @@ class GateOptions:
         return self.against, choice
 
 
-def judge(gates: Sequence[Gate], found: Evaluation) -> list[Verdict]:
+def judge(gates: Sequence[Gate], found: Evaluation) -> list[GateResult]:
     """Every gate, held against every model."""
     base = found.base.metrics if found.base is not None else {}
     changes = [difference.intervals for difference in found.differences]
     return [
-        gate.judge(model.name, model.metrics[gate.name], base.get(gate.name), of.get(gate.name))
+        gate.check(model.name, model.metrics[gate.name], base.get(gate.name), of.get(gate.name))
         for model, of in zip(found.scored, changes or [{}] * len(found.scored), strict=True)
         for gate in gates
     ]
 
 
-def failure(verdicts: Sequence[Verdict]) -> GateFailed | None:
+def failure(verdicts: Sequence[GateResult]) -> GateFailed | None:
     """The error that says which gates were not met."""
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if not failed:
@@ -243,7 +243,7 @@ def evaluate(
     from rescale_cli.commands.github import unwritten
     from rescale_cli.commands.progress import Notes, progress_bar
     from rescale_cli.data.labels import said_about_rows
-    from rescale_cli.evaluating.side_by_side import Watch, side_by_side
+    from rescale_cli.evaluating.side_by_side import Feedback, evaluate_models
 
     gates = bounds.gates(grouped=counts is not None)
     bases = (bounds.against, bounds.against_logits)
@@ -258,13 +258,13 @@ def evaluate(
     said = said_about_rows(classes, label_order, order)
     terms = _terms(counts, said, groups, adjust, heads, accept_global or ())
     screen, notes = Screen("evaluate", json), Notes(json)
-    found = side_by_side(
+    found = evaluate_models(
         trials,
         terms,
         bounds.base(trials),
         replicates=bootstrap,
         seed=seed,
-        watch=Watch(progress_bar, notes),
+        watch=Feedback(progress_bar, notes),
     )
     if found is None:
         return

@@ -19,14 +19,14 @@ from rescale_cli.core.head import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import printable
-from rescale_cli.measures.gates import Verdict
+from rescale_cli.measures.gates import GateResult
 from rescale_cli.measures.metric_names import ABOUT
 
 if TYPE_CHECKING:
     from rescale_cli.evaluating.side_by_side import Evaluation
 
 
-def junit(verdicts: Sequence[Verdict], suite: str) -> str:
+def junit(verdicts: Sequence[GateResult], suite: str) -> str:
     """A JUnit XML document with one test suite.
 
     Args:
@@ -258,13 +258,15 @@ class OutputOptions:
                 fix="evaluate them one by one",
             )
 
-    def write(self, found: Evaluation, verdicts: Sequence[Verdict], *, force: bool) -> None:
+    def write(self, found: Evaluation, verdicts: Sequence[GateResult], *, force: bool) -> None:
         """Write every file that was asked for."""
         from rescale_cli.files.staging import write_texts
 
         write_texts(dict(self._texts(found, verdicts)), force=force)
 
-    def _texts(self, found: Evaluation, verdicts: Sequence[Verdict]) -> Iterator[tuple[Path, str]]:
+    def _texts(
+        self, found: Evaluation, verdicts: Sequence[GateResult]
+    ) -> Iterator[tuple[Path, str]]:
         from rescale_cli.commands.evaluate_report import evaluate_csv
 
         models: dict[str, Metrics] = {model.name: model.metrics for model in found.scored}
@@ -307,7 +309,7 @@ def _columns(found: Evaluation) -> dict[str, Mapping[str, float | str | None]]:
     return columns
 
 
-def tell_github(found: Evaluation, verdicts: Sequence[Verdict]) -> None:
+def tell_github(found: Evaluation, verdicts: Sequence[GateResult]) -> None:
     """The summary page, the outputs and the annotations of a step, where one runs."""
     from rescale_cli.commands.github import annotation, append_outputs, append_summary, markdown
 

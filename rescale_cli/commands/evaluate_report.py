@@ -18,9 +18,9 @@ from rescale_cli.commands.tables import Grid
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import data_line
 from rescale_cli.evaluating.checks import prepared_line
-from rescale_cli.evaluating.scoring import Difference, Scored, Terms
+from rescale_cli.evaluating.scoring import Difference, MeasuredModel, Terms
 from rescale_cli.evaluating.side_by_side import Evaluation
-from rescale_cli.measures.gates import Verdict
+from rescale_cli.measures.gates import GateResult
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.measures.metrics import Confusion
 from rescale_cli.measures.significance import Interval
@@ -29,7 +29,9 @@ from rescale_cli.measures.significance import Interval
 MOST_DENSE = 200
 
 
-def evaluate_result(found: Evaluation, verdicts: Sequence[Verdict], terms: Terms) -> dict[str, Any]:
+def evaluate_result(
+    found: Evaluation, verdicts: Sequence[GateResult], terms: Terms
+) -> dict[str, Any]:
     """The JSON of `evaluate`."""
     many, few = terms.groups
     return {
@@ -43,7 +45,7 @@ def evaluate_result(found: Evaluation, verdicts: Sequence[Verdict], terms: Terms
     }
 
 
-def _model(model: Scored) -> dict[str, Any]:
+def _model(model: MeasuredModel) -> dict[str, Any]:
     dense = model.confusion.num_classes <= MOST_DENSE
     return {
         "path": model.name,
@@ -59,7 +61,7 @@ def _model(model: Scored) -> dict[str, Any]:
     }
 
 
-def per_class(model: Scored) -> list[dict[str, Any]]:
+def per_class(model: MeasuredModel) -> list[dict[str, Any]]:
     """One entry a row of the head; a NaN is n/a."""
     tallies, counts = model.confusion.tallies, model.counts
     columns = zip(
@@ -100,7 +102,7 @@ def _adjustment(adjustment: Adjustment) -> dict[str, Any]:
     }
 
 
-def _gate(verdict: Verdict) -> dict[str, Any]:
+def _gate(verdict: GateResult) -> dict[str, Any]:
     return {
         "name": verdict.gate.name,
         "kind": verdict.gate.kind,
@@ -113,7 +115,7 @@ def _gate(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _against(found: Evaluation, base: Scored) -> dict[str, Any]:
+def _against(found: Evaluation, base: MeasuredModel) -> dict[str, Any]:
     return {
         "path": base.name,
         "metrics": dict(base.metrics),
@@ -185,7 +187,7 @@ def _rows(found: Evaluation) -> Iterator[dict[str, object]]:
         yield from ({"model": model.name, "role": role, **row} for row in _classes(model))
 
 
-def _classes(model: Scored) -> Iterator[dict[str, object]]:
+def _classes(model: MeasuredModel) -> Iterator[dict[str, object]]:
     for entry in per_class(model):
         yield {
             name: None if isinstance(value, float) and math.isnan(value) else value
@@ -203,7 +205,7 @@ def _changes(difference: Difference) -> dict[str, float | None]:
     return found
 
 
-def show_evaluate(found: Evaluation, verdicts: Sequence[Verdict], terms: Terms) -> None:
+def show_evaluate(found: Evaluation, verdicts: Sequence[GateResult], terms: Terms) -> None:
     """`evaluate` for a person: the models side by side, then each class with -v, then the gates."""
     adjustment = terms.adjustment
     if adjustment is not None:
@@ -241,7 +243,7 @@ def show_evaluate(found: Evaluation, verdicts: Sequence[Verdict], terms: Terms) 
 
 def _metric_table(found: Evaluation, terms: Terms) -> Grid:
     """One row a metric, the most telling one first; one column a model, and a difference."""
-    columns: list[tuple[Scored, Difference | None]] = []
+    columns: list[tuple[MeasuredModel, Difference | None]] = []
     if found.base is not None:
         columns.append((found.base, None))
     differences = found.differences or (None,) * len(found.scored)
@@ -263,7 +265,7 @@ def _metric_table(found: Evaluation, terms: Terms) -> Grid:
     return grid
 
 
-def _short(models: Sequence[Scored]) -> dict[str, str]:
+def _short(models: Sequence[MeasuredModel]) -> dict[str, str]:
     """What heads each model's column: the name of its file, or its number where two are alike."""
     files = {model.name: plain(Path(model.name).name) for model in models}
     if len(set(files.values())) == len(models):
@@ -271,7 +273,7 @@ def _short(models: Sequence[Scored]) -> dict[str, str]:
     return {model.name: f"model {number}" for number, model in enumerate(models, 1)}
 
 
-def _title(name: str, model: Scored, terms: Terms) -> str:
+def _title(name: str, model: MeasuredModel, terms: Terms) -> str:
     words = name.replace("_", " ")
     if name not in model.groups:
         return words
@@ -292,7 +294,7 @@ def _difference_line(difference: Difference, name: str) -> str:
     return f"{value:+.4f}{shown}"
 
 
-def _class_table(model: Scored) -> Grid:
+def _class_table(model: MeasuredModel) -> Grid:
     titles = ["row>", "class", "count>", "support>", "recall>", "precision>", "F1>"]
     grid = Grid(titles, keys=2)
     entries = per_class(model)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 
 from rescale_cli.json_text import clip, printable
-from rescale_cli.measures.gates import Verdict
+from rescale_cli.measures.gates import GateResult
 
 #: Bytes that we add to a page; GitHub drops a page of more than 1 MiB.
 MOST_BYTES = 60 << 10
@@ -100,7 +100,7 @@ _ROWS = 100
 def markdown(
     title: str,
     columns: Mapping[str, Mapping[str, float | str | None]],
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[GateResult],
     text: str = "",
 ) -> str:
     r"""A heading, a table of metrics, and a table of the gates.

@@ -80,7 +80,7 @@ def sweep_gamma(
     from rescale_cli.commands.sweep_report import show_sweep
     from rescale_cli.commands.verdict_text import no_gain
     from rescale_cli.core.methods import Adjustment
-    from rescale_cli.sweeping.comparison import logits_alone, try_on
+    from rescale_cli.sweeping.comparison import input_of_logits, sweep_input
     from rescale_cli.sweeping.sweep import refuse_undetermined
     from rescale_cli.sweeping.sweep_result import sweep
 
@@ -88,42 +88,44 @@ def sweep_gamma(
         refuse_without_model(on, method, apply)
     outputs = Outputs(output, csv, apply, force)
     outputs.check(model, counts, on, of)
-    wanted, data, notes = how.wanted(), on.choice(force=force), Notes(json)
+    selection, data, notes = how.selection(), on.choice(force=force), Notes(json)
     choice, tried = of.choice(counts), adjustments(method, normalize, bias)
     with progress_bar("" if model is None else model.name) as progress:
-        trial = logits_alone(choice, data, labelled=not wanted.unlabeled, notes=notes) if (
+        given = input_of_logits(choice, data, labelled=not selection.unlabeled, notes=notes) if (
             model is None
-        ) else try_on(
+        ) else sweep_input(
             model, choice, data, heads=of.named(),
-            accept=frozenset(of.accept_global or ()), labelled=not wanted.unlabeled,
+            accept=frozenset(of.accept_global or ()), labelled=not selection.unlabeled,
             adjustment=None if apply is None else tried[0], tried=tried,
             write=apply is not None, progress=progress, notes=notes,
         )  # fmt: skip
-    if trial is None:
+    if given is None:
         return
-    found = sweep(trial.predictions, trial.head, trial.counts, tried, wanted, fit=fit_temperature)
-    refuse_undetermined(
-        found.best, trial.predictions, wanted, notes, accept=on.accept_poor_accuracy
+    found = sweep(
+        given.predictions, given.head, given.counts, tried, selection, fit=fit_temperature
     )
-    family = found.best.family
-    best = replace(family.adjustment, strength=found.best.choice.gamma)
+    refuse_undetermined(
+        found.best, given.predictions, selection, notes, accept=on.accept_poor_accuracy
+    )
+    swept = found.best.method
+    best = replace(swept.adjustment, strength=found.best.choice.gamma)
     best = replace(best, temperature=found.temperature or 1.0)
     helps, line = found.verdict.helps, None
-    if family.writable and helps:
+    if swept.writable and helps:
         line = sweep_report.apply_line(
-            model or "MODEL", best, {**of.of_apply(counts), **trial.compose}, apply
+            model or "MODEL", best, {**of.of_apply(counts), **given.compose}, apply
         )
     if model is None and line is not None:
         notes(f"no checkpoint was named; to write the strength into one, put it for MODEL: {line}")
         line = None
-    result = sweep_report.sweep_result(trial, found, line, of.counted_with())
+    result = sweep_report.sweep_result(given, found, line, of.counted_with())
     to_write = best if helps else Adjustment()
     texts = {output: as_json("sweep-gamma", result), csv: sweep_report.curve_csv(found)}
     with last_step():
         patched = outputs.write(model, texts, to_write, choice, of)
     if patched is not None:
         result["written"] = written_result(patched)
-    tell_github(trial, found, patched)
+    tell_github(given, found, patched)
     failed = no_gain(result) if require_gain else None
     why = "" if helps else f"the verdict is {found.verdict.kind}"
     instead = f"the chosen strength all the same, use `apply` with the number {best.strength:.12g}"
@@ -131,12 +133,12 @@ def sweep_gamma(
         result,
         [
             *notes.kept,
-            *trial.warnings,
-            *sweep_report.not_writable(family),
+            *given.warnings,
+            *sweep_report.not_writable(swept),
             *sweep_report.left_alone(apply, why, instead),
             *unwritten(),
         ],
-        lambda: show_sweep(trial, found, line, patched),
+        lambda: show_sweep(given, found, line, patched),
         failed,
     )
     if failed is not None:

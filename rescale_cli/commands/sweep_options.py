@@ -19,7 +19,7 @@ from rescale_cli.json_text import clip
 if TYPE_CHECKING:
     from rescale_cli.checkpoints.read_tensors import HeadChoice
     from rescale_cli.patching.plan import CountsChoice
-    from rescale_cli.sweeping.choose import Wanted
+    from rescale_cli.sweeping.choose import Selection
 
 
 class Normalize(StrEnum):
@@ -103,13 +103,13 @@ class ChoiceOptions:
         ),
     ] = "100,20"
 
-    def wanted(self) -> Wanted:
+    def selection(self) -> Selection:
         """The same, checked.
 
         Raises:
             UsageError: a rule, a share or a limit that is none, or one that would not be used.
         """
-        from rescale_cli.sweeping.choose import Wanted, metric_to_choose_by
+        from rescale_cli.sweeping.choose import Selection, metric_to_choose_by
 
         metric = metric_to_choose_by(self.metric)
         if self.unlabeled and (self.choose != "best" or metric != "balanced_accuracy"):
@@ -118,7 +118,7 @@ class ChoiceOptions:
                 saw=f"--metric {self.metric}, --choose {self.choose}",
                 fix="leave those two out, or leave out --unlabeled",
             )
-        return Wanted(
+        return Selection(
             metric, self.choose, self.holdout, self.bootstrap, self.unlabeled,
             self.gamma_max, self.seed, group_sizes(self.groups),
         )  # fmt: skip

@@ -28,7 +28,7 @@ from rescale_cli.files.staging import (
 )
 from rescale_cli.patching.patch import Patched, Target, apply_plan, refuse_source
 from rescale_cli.patching.plan import CountsChoice, make_plan, obstacle
-from rescale_cli.sweeping.comparison import Comparison, Trial
+from rescale_cli.sweeping.comparison import Comparison, SweepInput
 from rescale_cli.sweeping.sweep_result import Sweep
 from rescale_cli.sweeping.verdict import Verdict
 
@@ -95,13 +95,13 @@ class Outputs:
         return patched
 
 
-def tell_github(trial: Trial, found: Sweep, patched: Patched | None) -> None:
+def tell_github(given: SweepInput, found: Sweep, patched: Patched | None) -> None:
     """The outputs and the summary page of a step in which `sweep-gamma` runs."""
     gamma = found.best.choice.gamma
     names = {"0": "as it is", "chosen": f"strength {gamma:g}"}
     models = {names[key]: at.metrics for key, at in found.at.items()}
     said = {"gamma": gamma}
-    _append("sweep-gamma", said, found.verdict, models, sweep_text(trial, found), patched)
+    _append("sweep-gamma", said, found.verdict, models, sweep_text(given, found), patched)
 
 
 def tell_github_compared(
@@ -150,12 +150,12 @@ def written_result(patched: Patched) -> dict[str, Any]:
 
 
 def written_as(
-    trial: Trial, found: Comparison, choice: CountsChoice, of: HeadOptions, output: Path | None
+    given: SweepInput, found: Comparison, choice: CountsChoice, of: HeadOptions, output: Path | None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Why each method of a comparison cannot be written, and the apply line of each that helps.
 
     Args:
-        trial: the checkpoint, and what it says.
+        given: the checkpoint, and what it says.
         found: what came out.
         choice: the counts.
         of: what the user says of the head.
@@ -166,15 +166,15 @@ def written_as(
     """
     from rescale_cli.checkpoints.checkpoint import open_checkpoint
 
-    assert trial.path is not None
-    model = trial.path
+    assert given.path is not None
+    model = given.path
     checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
     obstacles = {
         entry.name: why
         for entry in found.entries
         if entry.outcome and (why := obstacle(checkpoint, choice, entry.decided, of.named()))
     }
-    best, typed = found.to_write(obstacles), {**of.of_apply(choice.typed), **trial.compose}
+    best, typed = found.to_write(obstacles), {**of.of_apply(choice.typed), **given.compose}
     lines = {
         entry.name: apply_line(model, entry.decided, typed, output if entry is best else None)
         for entry in found.entries

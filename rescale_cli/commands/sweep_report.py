@@ -22,8 +22,8 @@ from rescale_cli.evaluating.checks import prepared_line
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.patch import Patched
-from rescale_cli.sweeping.comparison import Trial
-from rescale_cli.sweeping.curves import ScoreLines
+from rescale_cli.sweeping.comparison import SweepInput
+from rescale_cli.sweeping.curves import SweptMethod
 from rescale_cli.sweeping.sweep import Outcome
 from rescale_cli.sweeping.sweep_result import At, Sweep
 
@@ -33,7 +33,7 @@ CURVES = ("accuracy", "balanced_accuracy", "target_accuracy", "macro_f1", "gmean
 
 
 def sweep_result(
-    trial: Trial,
+    given: SweepInput,
     found: Sweep,
     line: str | None,
     counted_with: Mapping[str, Any] | None = None,
@@ -41,7 +41,7 @@ def sweep_result(
     """The JSON of `sweep-gamma`.
 
     Args:
-        trial: the model and what it says.
+        given: the model and what it says.
         found: what came out.
         line: the apply line to type, where there is one.
         counted_with: `HeadOptions.counted_with`; its defaults if None.
@@ -49,14 +49,14 @@ def sweep_result(
     best, metric = found.best, found.objective.metric
     chosen = found.at.get("chosen")
     return {
-        "path": None if trial.path is None else str(trial.path),
-        **tied_to(trial.provenance),
-        "samples": len(trial.predictions.logits),
-        "data": trial.predictions.data,
-        "alignment": trial.predictions.alignment,
+        "path": None if given.path is None else str(given.path),
+        **tied_to(given.provenance),
+        "samples": len(given.predictions.logits),
+        "data": given.predictions.data,
+        "alignment": given.predictions.alignment,
         "counted_with": {
             **(counted_with or HeadOptions().counted_with()),
-            "counts": trial.counts.values.tolist(),
+            "counts": given.counts.values.tolist(),
         },
         "chosen": {
             **_method(best),
@@ -65,11 +65,11 @@ def sweep_result(
             "interval": None if chosen is None else _ends(chosen.intervals.get(metric)),
             "gamma_interval": best.interval,
             "value_where_chosen": best.choice.value,
-            "rule": "unlabeled" if found.wanted.unlabeled else found.wanted.rule,
+            "rule": "unlabeled" if found.selection.unlabeled else found.selection.rule,
             "chosen_on": part(found, chosen_on=True),
             "reported_on": None if chosen is None else part(found, chosen_on=False),
         },
-        **verdict_result(found.verdict, sweep_text(trial, found), trial.counts.names),
+        **verdict_result(found.verdict, sweep_text(given, found), given.counts.names),
         "plateau": list(best.choice.plateau),
         "oracle": None if found.oracle is None else {
             "gamma": found.oracle.gamma,
@@ -88,7 +88,7 @@ def sweep_result(
             name: {"difference": change.value, "interval": _ends(change)}
             for name, change in found.changes.items()
         },
-        "per_class": per_class(trial, found),
+        "per_class": per_class(given, found),
         "negative_true_logits": found.negative_true,
         "beyond_rescue": found.never_right,
         "temperature": found.temperature,
@@ -108,13 +108,13 @@ def part(found: Sweep, *, chosen_on: bool) -> str:
     parts = found.parts
     if not parts.apart:
         whole = f"all {len(parts.chosen):,} samples"
-        return whole if found.wanted.unlabeled else f"{whole} (oracle: the same ones)"
+        return whole if found.selection.unlabeled else f"{whole} (oracle: the same ones)"
     rows = parts.chosen if chosen_on else parts.reported
-    return f"{len(rows):,} samples, stratified, seed {found.wanted.seed}"
+    return f"{len(rows):,} samples, stratified, seed {found.selection.seed}"
 
 
 def _method(outcome: Outcome) -> dict[str, Any]:
-    adjustment = outcome.family.adjustment
+    adjustment = outcome.method.adjustment
     return {
         "gamma": outcome.choice.gamma,
         "method": adjustment.method,
@@ -131,7 +131,7 @@ def _keyed(found: Sweep) -> dict[str, At]:
     if not found.at:
         return {}
     plain, chosen = found.at["0"], found.at["chosen"]
-    key, adjustment = f"{chosen.gamma:.12g}", found.best.family.adjustment
+    key, adjustment = f"{chosen.gamma:.12g}", found.best.method.adjustment
     changes = adjustment.normalize or adjustment.bias_policy != "keep"
     return {"0": plain, "0 chosen" if key == "0" and changes else key: chosen}
 
@@ -147,18 +147,18 @@ def curve(found: Sweep) -> dict[str, list[float]]:
     return {name: found.curve[name].tolist() for name in ("gamma", *names)}
 
 
-def per_class(trial: Trial, found: Sweep) -> list[dict[str, Any]]:
+def per_class(given: SweepInput, found: Sweep) -> list[dict[str, Any]]:
     """One entry a class: who gains and who pays, on the samples that are reported on."""
     if not found.at:
         return []
     before, after = found.at["0"].recall, found.at["chosen"].recall
-    names, changes = trial.counts.names, found.verdict.changes
+    names, changes = given.counts.names, found.verdict.changes
     assert changes is not None
     return [
         {
             "class": row,
             "name": names[row] if names else None,
-            "count": int(trial.counts.values[row]),
+            "count": int(given.counts.values[row]),
             "recall": float(before[row]),
             "recall_chosen": float(after[row]),
             "difference": float(changes.difference[row]),
@@ -176,7 +176,7 @@ def curve_csv(found: Sweep) -> str:
     return "\n".join([",".join(columns), *lines]) + "\n"
 
 
-def not_writable(family: ScoreLines) -> list[tuple[str, str]]:
+def not_writable(family: SweptMethod) -> list[tuple[str, str]]:
     """The warning where a checkpoint cannot hold what was chosen."""
     if family.writable:
         return []
@@ -242,16 +242,16 @@ _MOST = 5
 
 
 def show_sweep(
-    trial: Trial, found: Sweep, line: str | None, patched: Patched | None = None
+    given: SweepInput, found: Sweep, line: str | None, patched: Patched | None = None
 ) -> None:
     """`sweep-gamma` for a person: the verdict first, at the end what was written or how to."""
-    say(sweep_text(trial, found), "")
-    show_choice(trial, found)
-    show_curve(trial, found)
+    say(sweep_text(given, found), "")
+    show_choice(given, found)
+    show_curve(given, found)
     if found.at:
-        say("", _metric_table(found), "", payers(trial, found))
+        say("", _metric_table(found), "", payers(given, found))
     if found.never_right is not None:
-        limit = f"{found.wanted.limit:g}"
+        limit = f"{found.selection.limit:g}"
         say(f"{found.never_right:.2%} of all samples are right at no strength up to {limit}")
     if patched is not None:
         say("")
@@ -260,22 +260,22 @@ def show_sweep(
         say("", "to write it:", Whole(f"  {line}"))
 
 
-def show_choice(trial: Trial, found: Sweep) -> None:
+def show_choice(given: SweepInput, found: Sweep) -> None:
     """Which rows the labels are, which strength, by what, on what."""
-    say(trial.predictions.data_line, *prepared_line(trial.predictions))
-    if trial.predictions.alignment is not None:
-        say(trial.predictions.alignment["evidence"])
-    best, wanted = found.best, found.wanted
-    adjustment, choice = best.family.adjustment, best.choice
+    say(given.predictions.data_line, *prepared_line(given.predictions))
+    if given.predictions.alignment is not None:
+        say(given.predictions.alignment["evidence"])
+    best, selection = found.best, found.selection
+    adjustment, choice = best.method.adjustment, best.choice
     normalized = "rows normalised, then " if adjustment.normalize else ""
-    bias = adjustment.bias_policy if best.family.head.bias is not None else "none"
+    bias = adjustment.bias_policy if best.method.head.bias is not None else "none"
     interval = "" if best.interval is None else f" [{best.interval[0]:.3g}, {best.interval[1]:.3g}]"
     say(
         f"{normalized}{adjustment.method}, bias {bias}: strength {choice.gamma:g}{interval}, "
         f"plateau {choice.plateau[0]:.4g} to {choice.plateau[1]:.4g}"
     )
-    how = "the predicted classes, without labels" if wanted.unlabeled else (
-        f"{found.objective.metric.replace('_', ' ')} ({wanted.rule})"
+    how = "the predicted classes, without labels" if selection.unlabeled else (
+        f"{found.objective.metric.replace('_', ' ')} ({selection.rule})"
     )  # fmt: skip
     say(f"chosen by {how}, on {part(found, chosen_on=True)}")
     if found.parts.apart:
@@ -285,13 +285,13 @@ def show_choice(trial: Trial, found: Sweep) -> None:
         say(f"temperature {found.temperature:.4g}, fitted where the strength was chosen")
 
 
-def show_curve(trial: Trial, found: Sweep) -> None:
+def show_curve(given: SweepInput, found: Sweep) -> None:
     """The metric along the strength, where there are labels."""
     metric = (
         found.objective.metric if found.objective.metric in found.curve else "balanced_accuracy"
     )
     if metric in found.curve:
-        name, samples = metric.replace("_", " "), len(trial.predictions.logits)
+        name, samples = metric.replace("_", " "), len(given.predictions.logits)
         say("", f"{name} of all {samples:,} samples, along the strength")
         wide = max(16, min(_WIDTH, width() - _LABEL))
         for text in chart(found.curve["gamma"], found.curve[metric], found.best.choice.gamma, wide):
@@ -347,7 +347,7 @@ def change_text(change: Interval) -> str:
     return f"{change.value:+.4f} [{change.low:+.4f},\u00a0{change.high:+.4f}]"
 
 
-def payers(trial: Trial, found: Sweep) -> Grid:
+def payers(given: SweepInput, found: Sweep) -> Grid:
     """The classes that lose most and those that gain most."""
     changes = found.verdict.changes
     assert changes is not None
@@ -355,7 +355,7 @@ def payers(trial: Trial, found: Sweep) -> Grid:
     order = [int(row) for row in np.argsort(change, kind="stable") if not np.isnan(change[row])]
     some = order if len(order) <= 2 * _MOST else [*order[:_MOST], None, *order[-_MOST:]]
     grid = Grid(["who pays, who gains", "count>", "recall>", "becomes>", "[95\u00a0%]>", "change"])
-    names, most = trial.counts.names, max(np.nanmax(np.abs(change)), 1e-9)
+    names, most = given.counts.names, max(np.nanmax(np.abs(change)), 1e-9)
     for row in some:
         if row is None:
             grid.add("…")
@@ -363,7 +363,7 @@ def payers(trial: Trial, found: Sweep) -> Grid:
         style, share = "red" if change[row] < 0 else "green", float(abs(change[row]) / most)
         grid.add(
             names[row] if names else f"class {row}",
-            f"{trial.counts.values[row]:,}",
+            f"{given.counts.values[row]:,}",
             f"{found.at['0'].recall[row]:.1%}",
             f"{found.at['chosen'].recall[row]:.1%}",
             f"[{changes.low[row]:+.1%},\u00a0{changes.high[row]:+.1%}]",

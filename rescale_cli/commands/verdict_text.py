@@ -10,9 +10,9 @@ from typing import Any, Literal
 from rescale_cli.core.head import Float64
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import GateFailed
-from rescale_cli.sweeping.comparison import Trial
+from rescale_cli.sweeping.comparison import SweepInput
 from rescale_cli.sweeping.sweep_result import Sweep
-from rescale_cli.sweeping.verdict import FEW, NEGLIGIBLE, Verdict, Why
+from rescale_cli.sweeping.verdict import FEW, NEGLIGIBLE, Reason, Verdict
 
 _NAMES = {
     "few": "the mean recall of the rare classes",
@@ -22,7 +22,7 @@ _NAMES = {
     "target_accuracy": "the accuracy expected under the target prior",
 }
 _METHODS = {"tau-norm": "tau-normalization", "logit-adjust": "logit adjustment"}
-_ADVICE: Mapping[Why, str] = {
+_ADVICE: Mapping[Reason, str] = {
     "same-decisions": "Keep the head as it is.",
     "negligible": f"A change of up to {100 * NEGLIGIBLE:g} points is no gain: keep the head as it "
     "is.",
@@ -77,28 +77,28 @@ class Scene:
     """(C,) before and after; None without labels."""
 
 
-def sweep_text(trial: Trial, found: Sweep) -> str:
+def sweep_text(given: SweepInput, found: Sweep) -> str:
     """The verdict of a sweep in sentences."""
     at = found.at
     return verdict_text(
         found.verdict,
         Scene(
-            found.best.family.adjustment,
-            unit_of(trial),
-            "others" if found.parts.apart else "unlabeled" if found.wanted.unlabeled else "same",
-            len(trial.predictions.logits),
-            trial.counts.names,
+            found.best.method.adjustment,
+            unit_of(given),
+            "others" if found.parts.apart else "unlabeled" if found.selection.unlabeled else "same",
+            len(given.predictions.logits),
+            given.counts.names,
             (at["0"].recall, at["chosen"].recall) if at else None,
         ),
     )
 
 
-def unit_of(trial: Trial) -> str:
+def unit_of(given: SweepInput) -> str:
     """What the samples are: images where a model was run on them, anything where logits are given.
 
     The measure of speed exists only in the first case.
     """
-    return "samples" if trial.predictions.images_per_second is None else "images"
+    return "samples" if given.predictions.images_per_second is None else "images"
 
 
 def verdict_text(verdict: Verdict, scene: Scene) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _NAMED = 5
 
 
-class Share:
+class Shard:
     """Whole batches of the data set, as evenly among the ranks as they go; one rank has them all.
 
     Args:
@@ -125,7 +125,7 @@ class Share:
             self._refuse_bad(skip_bad=skip_bad)
             team.tell(f"{number}/go", "")
         shares = [self._samples_of(rank) for rank in (0, *others)]
-        rows = [slice(share.start, share.stop) for share in shares]
+        rows = [slice(shard.start, shard.stop) for shard in shares]
         arrays = [self._logits, self._kept, *([] if self._features is None else [self._features])]
         team.bring_together(arrays, rows, number)
         return team.rank == 0
@@ -267,26 +267,26 @@ def _predict(
     )
     meter = _Meter(len(data), team.size if team else 1, progress)
     width = 0 if head_input is None else head_input.width
-    share = Share(data, batch_size, model.num_classes, team, width)
-    stream = batches(data, preprocessing, share.samples, batch_size, options.workers, device)
-    for done in _run(forward, stream, share, skip_bad=options.skip_bad):
+    shard = Shard(data, batch_size, model.num_classes, team, width)
+    stream = batches(data, preprocessing, shard.samples, batch_size, options.workers, device)
+    for done in _run(forward, stream, shard, skip_bad=options.skip_bad):
         meter.add(done)
         if team is not None:
             team.beat()
-    if share.deep_gray:
+    if shard.deep_gray:
         notes(
-            f"{share.deep_gray:,} images are gray with more than 8 bits a pixel, and Pillow's "
+            f"{shard.deep_gray:,} images are gray with more than 8 bits a pixel, and Pillow's "
             "conversion turns everything above 255 white: convert them to 8 bits as for training"
         )
-    if not share.gather(skip_bad=options.skip_bad):
+    if not shard.gather(skip_bad=options.skip_bad):
         return None
-    return share.predictions(meter.finish())
+    return shard.predictions(meter.finish())
 
 
 def _run(
-    forward: Forward, stream: Iterable[Batch], share: Share, *, skip_bad: bool
+    forward: Forward, stream: Iterable[Batch], shard: Shard, *, skip_bad: bool
 ) -> Iterator[int]:
-    """Fill the share, and tell the size of each batch.
+    """Fill the shard, and tell the size of each batch.
 
     The logits of a batch are fetched from the device while the next one is on its way there.
     """
@@ -294,13 +294,13 @@ def _run(
 
     def fetch(indices: list[int], logits: torch.Tensor, features: torch.Tensor | None) -> None:
         rows = None if features is None else features.cpu().numpy()
-        share.store(indices, logits.cpu().numpy(), rows)
+        shard.store(indices, logits.cpu().numpy(), rows)
 
     for batch in stream:
-        share.leave_out(batch.bad)
-        share.deep_gray += batch.deep
+        shard.leave_out(batch.bad)
+        shard.deep_gray += batch.deep
         # After a bad image that may not be left out, the others are only read, to count them all.
-        if batch.indices and (skip_bad or not share.has_bad):
+        if batch.indices and (skip_bad or not shard.has_bad):
             answer = forward.logits(batch.take, len(batch.indices))
             if waiting is not None:
                 fetch(*waiting)

@@ -19,7 +19,7 @@ from rescale_cli.core.predictions import Labels, Predictions, Provenance
 from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier, UsageError
 from rescale_cli.evaluating.evaluation import Known, of_result
 from rescale_cli.finding.refusals import refuse_multi_label
-from rescale_cli.measures.calibration import PerSample, measure
+from rescale_cli.measures.calibration import PerSample, measure_logits
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
 from rescale_cli.patching.find_records import ChosenFor, head_sha256, was_rescaled
@@ -80,7 +80,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scored:
+class MeasuredModel:
     """One model, measured."""
 
     name: str
@@ -193,9 +193,9 @@ def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjust
     )  # fmt: skip
 
 
-def score(
+def measure_model(
     subject: Subject, predictions: Predictions, labels: Labels, terms: Terms, *, plain: bool
-) -> Scored:
+) -> MeasuredModel:
     """Measure the predictions of one model.
 
     Args:
@@ -217,7 +217,7 @@ def score(
             update = terms.adjustment.update(head, counts)
         else:
             update = RowUpdate.identity(c).over(terms.adjustment.temperature)
-    measured = measure(
+    measured = measure_logits(
         predictions.logits,
         labels,
         None if update is None else lambda logits: update.on_logits(logits, subject.bias),
@@ -225,7 +225,7 @@ def score(
     confusion = Confusion.of(measured.predicted, labels, c)
     groups = {} if counts is None else counts.groups(*terms.groups)
     metrics = metrics_of(confusion, groups, measured)
-    return Scored(
+    return MeasuredModel(
         str(subject.path), metrics, confusion, measured.predicted, labels, measured.samples,
         predictions.names, predictions.images_per_second, predictions.skipped, subject.classes,
         counts, groups, predictions.alignment, predictions.data,
@@ -245,7 +245,9 @@ class Difference:
     """First is the base."""
 
 
-def compare_with(base: Scored, model: Scored, *, replicates: int, seed: int) -> Difference:
+def compare_with(
+    base: MeasuredModel, model: MeasuredModel, *, replicates: int, seed: int
+) -> Difference:
     """How much better or worse than the base a model is, and whether that could be chance.
 
     Raises:

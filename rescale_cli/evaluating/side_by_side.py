@@ -13,11 +13,11 @@ from rescale_cli.evaluating import ranks
 from rescale_cli.evaluating.evaluation import DataChoice, Notes, Progress, predictions_of
 from rescale_cli.evaluating.scoring import (
     Difference,
-    Scored,
+    MeasuredModel,
     Subject,
     Terms,
     compare_with,
-    score,
+    measure_model,
     subject_of,
     subject_of_logits,
 )
@@ -30,7 +30,7 @@ Trial = tuple[Path, DataChoice]
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class Feedback:
     """Who hears how it goes."""
 
     bar: Callable[[str], AbstractContextManager[Progress | None]] = lambda _: nullcontext()
@@ -38,29 +38,29 @@ class Watch:
     notes: Notes = lambda _: None
 
 
-SILENT = Watch()
+SILENT = Feedback()
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What came out."""
 
-    scored: tuple[Scored, ...]
+    scored: tuple[MeasuredModel, ...]
     """One a model, in the order they were given."""
-    base: Scored | None
+    base: MeasuredModel | None
     differences: tuple[Difference, ...]
     """Of each model to the base; none where there is no base."""
     warnings: Warnings
 
 
-def side_by_side(
+def evaluate_models(
     trials: Sequence[Trial],
     terms: Terms,
     base: Trial | None = None,
     *,
     replicates: int,
     seed: int = 0,
-    watch: Watch = SILENT,
+    watch: Feedback = SILENT,
 ) -> Evaluation | None:
     """Run each model on its data and measure it; each reads its data once.
 
@@ -92,8 +92,8 @@ def side_by_side(
         else subject_of_logits(path, terms)
         for path, choice in everything
     ]
-    scored: list[Scored] = []
-    plain: Scored | None = None
+    scored: list[MeasuredModel] = []
+    plain: MeasuredModel | None = None
     for subject, trial in zip(subjects, everything, strict=True):
         with watch.bar(trial[0].name) as progress:
             predictions = predictions_of(
@@ -105,9 +105,11 @@ def side_by_side(
         if trial[1].alone and terms.chosen_for is not None:
             terms.chosen_for.refuse_other(trial[0], predictions.provenance.head_sha256)
         if trial in trials:
-            scored.append(score(subject, predictions, predictions.labels, terms, plain=False))
+            scored.append(
+                measure_model(subject, predictions, predictions.labels, terms, plain=False)
+            )
         if trial == base:
-            plain = score(subject, predictions, predictions.labels, terms, plain=True)
+            plain = measure_model(subject, predictions, predictions.labels, terms, plain=True)
     if not ranks.is_main():
         return None
     differences = () if plain is None else tuple(
@@ -124,7 +126,7 @@ def _refuse_twice(paths: Sequence[Path]) -> None:
 
 
 def _warnings(
-    trials: Sequence[Trial], subjects: Sequence[Subject], scored: Sequence[Scored]
+    trials: Sequence[Trial], subjects: Sequence[Subject], scored: Sequence[MeasuredModel]
 ) -> Warnings:
     found = [warning for subject in subjects for warning in subject.warnings]
     for (_, choice), model in zip(trials, scored, strict=True):

@@ -160,7 +160,7 @@ class Measured:
     """The parts of them all, for the bootstrap."""
 
 
-def measure(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) -> Measured:
+def measure_logits(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) -> Measured:
     """Predicted classes, NLL, Brier score and calibration errors from logits.
 
     One pass over the rows serves all; where N x C is above 2^26, class-wise ECE reads them again
@@ -180,7 +180,7 @@ def measure(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) 
         BadInput: no samples, labels that do not fit, or NaN among the logits.
 
     Example:
-        >>> found = measure(np.log([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]))
+        >>> found = measure_logits(np.log([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]))
         >>> found.predicted.tolist(), round(found.nll, 4), round(found.brier, 4)
         ([0, 0], 0.5108, 0.37)
     """
@@ -229,7 +229,7 @@ def check_labels(labels: NDArray[Any], n: int, c: int) -> None:
         raise BadInput("a label is no row of the head", saw=saw, fix=fix)
 
 
-def blocks(logits: NDArray[Any], adjust: Adjust | None) -> Iterator[tuple[slice, Float64]]:
+def adjusted_blocks(logits: NDArray[Any], adjust: Adjust | None) -> Iterator[tuple[slice, Float64]]:
     """Rows of the logits, adjusted, in float64, free to be written on."""
     n, c = logits.shape
     rows = max(1, _BLOCK // c)
@@ -288,7 +288,7 @@ def _read_rows(logits: NDArray[Any], labels: Labels, adjust: Adjust | None, held
     """The pass over all rows; fills `held` (width, N) with the first classes' probabilities."""
     n = len(labels)
     rows = _Rows(*np.empty((2, n), np.int64), *np.zeros((5, n)))
-    for at, z in blocks(logits, adjust):
+    for at, z in adjusted_blocks(logits, adjust):
         row, own = np.arange(len(z)), labels[at]
         rows.peak[at] = peaks(z)
         rows.predicted[at] = z.argmax(axis=1)
@@ -311,7 +311,7 @@ def _read_columns(
 ) -> Float64:
     """The probabilities of some classes, (classes, N), in the space of `held`."""
     part = held[: columns.stop - columns.start]
-    for at, z in blocks(logits, adjust):
+    for at, z in adjusted_blocks(logits, adjust):
         picked = centre(z[:, columns].copy(), rows.peak[at])
         part[:, at] = (np.exp(picked, out=picked) / rows.total[at][:, None]).T
     return part

@@ -14,7 +14,7 @@ from rescale_cli.measures.metric_names import metric_name, unknown_metric
 if TYPE_CHECKING:
     from rescale_cli.measures.significance import Interval
 
-Kind = Literal["fail-under", "fail-over", "fail-drop"]
+GateKind = Literal["fail-under", "fail-over", "fail-drop"]
 
 #: Metrics of which less is better, and the largest value that each can have.
 LOWER_IS_BETTER: Mapping[str, float] = {
@@ -32,20 +32,20 @@ class Gate:
 
     name: str
     """The metric, as JSON names it: `balanced_accuracy`."""
-    kind: Kind
+    kind: GateKind
     """Lowest value, highest value, or largest loss against the base."""
     limit: float
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}={self.limit:g}"
 
-    def judge(
+    def check(
         self,
         model: str,
         value: float | None,
         base: float | None = None,
         change: Interval | None = None,
-    ) -> Verdict:
+    ) -> GateResult:
         """Whether a model keeps the bound; a metric without a value does not.
 
         Args:
@@ -55,15 +55,15 @@ class Gate:
             change: the 95 % interval of value - base, for the message of `fail-drop`.
 
         Example:
-            >>> Gate("accuracy", "fail-under", 0.7).judge("a.pth", 0.65).message
+            >>> Gate("accuracy", "fail-under", 0.7).check("a.pth", 0.65).message
             'accuracy is 0.6500, under 0.7'
-            >>> Gate("nll", "fail-drop", 0.1).judge("a.pth", 0.55, base=0.5).passed
+            >>> Gate("nll", "fail-drop", 0.1).check("a.pth", 0.55, base=0.5).passed
             True
         """
         if value is None or (self.kind == "fail-drop" and base is None):
             who = "of the base is" if value is not None else "is"
             reason = "no class of this group has samples" if self.name in GROUPS else "no value"
-            return Verdict(self, model, None, False, f"{self.name} {who} n/a: {reason}")
+            return GateResult(self, model, None, False, f"{self.name} {who} n/a: {reason}")
         found, limit = f"{self.name} is {value:.4f}", f"{self.limit:g}"
         if self.kind == "fail-drop":
             worse = self.name in LOWER_IS_BETTER
@@ -82,17 +82,17 @@ class Gate:
         if self.kind == "fail-over":
             return self._verdict(model, value, value <= self.limit + _ROUNDING, found, "over")
         passed = value >= self.limit - _ROUNDING
-        return Verdict(
+        return GateResult(
             self, model, value, passed, f"{found}, {'at least' if passed else 'under'} {limit}"
         )
 
-    def _verdict(self, model: str, value: float, passed: bool, text: str, word: str) -> Verdict:
+    def _verdict(self, model: str, value: float, passed: bool, text: str, word: str) -> GateResult:
         said = f"{text}, {'at most' if passed else word} {self.limit:g}"
-        return Verdict(self, model, value, passed, said)
+        return GateResult(self, model, value, passed, said)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateResult:
     """What became of a gate for one model."""
 
     gate: Gate
@@ -113,7 +113,7 @@ def _loss_interval(change: Interval | None, worse: bool) -> tuple[float, float] 
     return (change.low, change.high) if worse else (-change.high, -change.low)
 
 
-def read_gates(kind: Kind, words: Sequence[str]) -> list[Gate]:
+def read_gates(kind: GateKind, words: Sequence[str]) -> list[Gate]:
     """The gates of one option: `NAME=VALUE` each.
 
     Args:
@@ -130,7 +130,7 @@ def read_gates(kind: Kind, words: Sequence[str]) -> list[Gate]:
     return [_read(kind, word) for word in words]
 
 
-def _read(kind: Kind, word: str) -> Gate:
+def _read(kind: GateKind, word: str) -> Gate:
     typed, equals, text = word.partition("=")
     name = metric_name(typed)
     if not equals:
@@ -150,7 +150,7 @@ def _read(kind: Kind, word: str) -> Gate:
     return Gate(name, kind, _limit(kind, name, text.strip()))
 
 
-def _limit(kind: Kind, name: str, text: str) -> float:
+def _limit(kind: GateKind, name: str, text: str) -> float:
     """The bound as a number in the range of its metric."""
     highest = LOWER_IS_BETTER.get(name, 1.0)
     percent = text.endswith("%")

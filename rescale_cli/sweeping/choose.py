@@ -16,7 +16,7 @@ from rescale_cli.sweeping.metric_path import DecisionPath
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Selection:
     """How to choose."""
 
     metric: str = "balanced_accuracy"
@@ -185,7 +185,7 @@ def metric_to_choose_by(typed: str) -> str:
     return name
 
 
-def choose(
+def widest_plateau(
     gammas: Float64, values: Float64, limit: float, allowed: NDArray[np.bool_] | None = None
 ) -> Choice:
     """0 if no strength has a larger value, else the middle of the widest plateau of the largest.
@@ -199,9 +199,9 @@ def choose(
         allowed: (B,), which may be chosen; all if None.
 
     Example:
-        >>> choose(np.array([0.0, 0.2, 0.6]), np.array([0.5, 0.9, 0.7]), limit=2.0)
+        >>> widest_plateau(np.array([0.0, 0.2, 0.6]), np.array([0.5, 0.9, 0.7]), limit=2.0)
         Choice(gamma=0.4, value=0.9, plateau=(0.2, 0.6))
-        >>> choose(np.array([0.0, 0.2, 0.6]), np.array([0.9, 0.5, 0.9]), limit=2.0)
+        >>> widest_plateau(np.array([0.0, 0.2, 0.6]), np.array([0.9, 0.5, 0.9]), limit=2.0)
         Choice(gamma=0.0, value=0.9, plateau=(0.0, 0.2))
     """
     values = values if allowed is None else np.where(allowed, values, -np.inf)

@@ -29,15 +29,15 @@ from rescale_cli.measures.model_evidence import CODE as TRAINING_SET
 from rescale_cli.measures.model_evidence import trained_on
 from rescale_cli.patching.find_records import head_sha256
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
-from rescale_cli.sweeping.choose import Objective, Wanted
-from rescale_cli.sweeping.curves import ScoreLines
+from rescale_cli.sweeping.choose import Objective, Selection
+from rescale_cli.sweeping.curves import SweptMethod
 from rescale_cli.sweeping.sweep import Outcome, Parts, decide, parts_of
 from rescale_cli.sweeping.sweep_result import At, at_strength, objective_of
-from rescale_cli.sweeping.verdict import Verdict, judge
+from rescale_cli.sweeping.verdict import Verdict, reach_verdict
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trial:
+class SweepInput:
     """One model, ready to be adjusted without being run again."""
 
     path: Path | None
@@ -63,14 +63,14 @@ class Trial:
         return of_result(self.predictions, self.head_sha256)
 
 
-def logits_alone(
+def input_of_logits(
     counts: CountsChoice,
     choice: DataChoice,
     *,
     labelled: bool = True,
     notes: Notes = lambda _: None,
-) -> Trial | None:
-    """The trial of a file of logits without a checkpoint; the counts give the classes.
+) -> SweepInput | None:
+    """The given of a file of logits without a checkpoint; the counts give the classes.
 
     Raises:
         RescaleError: logits that cannot be read, or counts that are not those of their columns.
@@ -85,10 +85,10 @@ def logits_alone(
     resolved, _ = replace(counts, checked=False).resolve(HeadRows(c, title=title))
     head = Head.of_logits(c, binary=predictions.binary)
     warnings = doubts(predictions, resolved)
-    return Trial(None, head, resolved, predictions, warnings, JointHead((file.name,), (head,)))
+    return SweepInput(None, head, resolved, predictions, warnings, JointHead((file.name,), (head,)))
 
 
-def try_on(
+def sweep_input(
     path: Path,
     counts: CountsChoice,
     choice: DataChoice,
@@ -102,7 +102,7 @@ def try_on(
     write: bool = False,
     progress: Progress | None = None,
     notes: Notes = lambda _: None,
-) -> Trial | None:
+) -> SweepInput | None:
     """Find the head, hold the counts against it, and only then run the model on the data.
 
     Args:
@@ -153,7 +153,7 @@ def try_on(
     rows = checkpoint.rows(first.keys.classes, path.name)
     counts.refuse_unchecked(rows, (predictions.alignment or {}).get("by"))
     warnings += doubts(predictions, plan.counts)
-    return Trial(
+    return SweepInput(
         path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint, own
     )
 
@@ -188,7 +188,7 @@ METHODS_COMPARED: Mapping[str, Adjustment] = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Entry:
+class RankedMethod:
     """One method."""
 
     name: str
@@ -226,7 +226,7 @@ class Comparison:
     """All of them, the best first."""
 
     metric: str
-    entries: tuple[Entry, ...]
+    entries: tuple[RankedMethod, ...]
     """The head as it is among them."""
     left_out: Mapping[str, str]
     """Methods that this head cannot take, and why."""
@@ -237,16 +237,16 @@ class Comparison:
     apart: bool
 
     @property
-    def best(self) -> Entry:
+    def best(self) -> RankedMethod:
         """The method with the largest metric on the samples to report on."""
         return self.entries[0]
 
     @property
-    def level(self) -> tuple[Entry, ...]:
+    def level(self) -> tuple[RankedMethod, ...]:
         """The methods that cannot be distinguished from the best."""
         return tuple(entry for entry in self.entries if entry.level)
 
-    def to_write(self, obstacles: Mapping[str, str]) -> Entry | None:
+    def to_write(self, obstacles: Mapping[str, str]) -> RankedMethod | None:
         """The best method that helps and can be written; None if there is no such method.
 
         Args:
@@ -257,7 +257,7 @@ class Comparison:
 
 
 def compare_methods(
-    trial: Trial, wanted: Wanted, bias: str = "", device: str = "cpu"
+    given: SweepInput, selection: Selection, bias: str = "", device: str = "cpu"
 ) -> Comparison:
     """Choose each method's strength on some samples, and compare them on the others.
 
@@ -265,35 +265,35 @@ def compare_methods(
     intervals do not include that the best was picked on the same samples, which favours it.
 
     Args:
-        trial: the model on N labelled samples.
-        wanted: how to choose.
+        given: the model on N labelled samples.
+        selection: how to choose.
         bias: keep, scale or drop; each method's own default if empty.
         device: where the arithmetic is done.
 
     Raises:
         UsageError, BadInput: as `sweep`.
     """
-    labels = trial.predictions.labels
+    labels = given.predictions.labels
     assert labels is not None
-    objective = objective_of(wanted, trial.counts)
-    parts = parts_of(labels, len(labels), wanted)
-    found, left_out = _choose_each(trial, wanted, objective, parts, bias, device)
+    objective = objective_of(selection, given.counts)
+    parts = parts_of(labels, len(labels), selection)
+    found, left_out = _choose_each(given, selection, objective, parts, bias, device)
     ats = {
         name: at_strength(
-            family, outcome.choice.gamma if outcome else 0.0, trial.predictions, parts, objective,
-            wanted,
+            swept, outcome.choice.gamma if outcome else 0.0, given.predictions, parts, objective,
+            selection,
         )
-        for name, (family, outcome) in found.items()
+        for name, (swept, outcome) in found.items()
     }  # fmt: skip
     order = sorted(ats, key=lambda name: -(ats[name].metrics[objective.metric] or 0.0))
 
     def against(before: str, after: str, *, independent: bool) -> Verdict:
-        shown, seed = labels[parts.reported], wanted.seed
+        shown, seed = labels[parts.reported], selection.seed
         one, two = ats[before].predicted, ats[after].predicted
-        return judge(one, two, shown, objective, independent=independent, seed=seed)
+        return reach_verdict(one, two, shown, objective, independent=independent, seed=seed)
 
     entries = tuple(
-        Entry(
+        RankedMethod(
             name, found[name][0].adjustment, found[name][1], ats[name],
             None if name == order[0] else against(name, order[0], independent=True),
             against(AS_IT_IS, name, independent=parts.apart),
@@ -305,30 +305,35 @@ def compare_methods(
 
 
 def _choose_each(
-    trial: Trial, wanted: Wanted, objective: Objective, parts: Parts, bias: str, device: str
-) -> tuple[dict[str, tuple[ScoreLines, Outcome | None]], dict[str, str]]:
+    given: SweepInput,
+    selection: Selection,
+    objective: Objective,
+    parts: Parts,
+    bias: str,
+    device: str,
+) -> tuple[dict[str, tuple[SweptMethod, Outcome | None]], dict[str, str]]:
     """Each method at the strength chosen for it, and why the others are left out."""
-    target = trial.counts.target
-    target = np.ones(trial.head.num_classes) if target is None else target
-    found: dict[str, tuple[ScoreLines, Outcome | None]] = {}
+    target = given.counts.target
+    target = np.ones(given.head.num_classes) if target is None else target
+    found: dict[str, tuple[SweptMethod, Outcome | None]] = {}
     left_out: dict[str, str] = {}
     for name, adjustment in METHODS_COMPARED.items():
         policy = bias if name != AS_IT_IS and adjustment.method == "rescale" else ""
-        family = ScoreLines(_with_bias(adjustment, policy), trial.head, trial.counts)
+        swept = SweptMethod(_with_bias(adjustment, policy), given.head, given.counts)
         if name == AS_IT_IS:
-            found[name] = family, None
+            found[name] = swept, None
             continue
         try:
-            if trial.head.binary and adjustment.method != "logit-adjust":
+            if given.head.binary and adjustment.method != "logit-adjust":
                 refuse_rescaling(adjustment.method, adjusting_line())
-            trial.joint.refuse(family.adjustment)
+            given.joint.refuse(swept.adjustment)
             outcome = decide(
-                family, trial.predictions, parts, wanted, objective, target / target.sum(), device
+                swept, given.predictions, parts, selection, objective, target / target.sum(), device
             )
         except (BadHead, NeedsDecision) as error:
             left_out[name] = error.what
         else:
-            found[name] = family, outcome
+            found[name] = swept, outcome
     return found, left_out
 
 

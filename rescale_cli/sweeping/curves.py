@@ -189,7 +189,7 @@ def _sums(basis: Basis, weight: Tensor, label: Tensor, at: Tensor, order: int = 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ScoreLines:
+class SweptMethod:
     """One method with its policies, at every strength."""
 
     adjustment: Adjustment

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from rescale_cli.core.head import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.measures.metrics import Tallies
-from rescale_cli.strength_path import Work, in_blocks
-from rescale_cli.sweeping.curves import ScoreLines
+from rescale_cli.strength_path import BlockWork, in_blocks
+from rescale_cli.sweeping.curves import SweptMethod
 
 if TYPE_CHECKING:
     from rescale_cli.strength_path import PredictedPath
@@ -121,18 +121,18 @@ class DecisionPath:
 
 
 def by_intervals(
-    family: ScoreLines, logits: NDArray[Any], labels: Labels, limit: float, device: str = "cpu"
+    swept: SweptMethod, logits: NDArray[Any], labels: Labels, limit: float, device: str = "cpu"
 ) -> DecisionPath:
     """The path of rightness of N samples, exact, from one pass over the logits (N, C)."""
     import torch
 
     from rescale_cli.strength_path import correct_intervals
 
-    slopes, log = _lines(family)
+    slopes, log = _lines(swept)
     lo, hi = np.empty((2, len(logits)))
 
     def find(rows: slice) -> None:
-        scores = torch.from_numpy(family.scores(logits[rows])).to(device)
+        scores = torch.from_numpy(swept.scores(logits[rows])).to(device)
         truth = torch.from_numpy(labels[rows])
         both = correct_intervals(scores, truth, torch.from_numpy(slopes), log, ties="first")
         lo[rows], hi[rows] = torch.stack(both).cpu().numpy()
@@ -154,7 +154,7 @@ def by_intervals(
 
 
 def by_envelope(
-    family: ScoreLines,
+    swept: SweptMethod,
     logits: NDArray[Any],
     labels: Labels | None,
     limit: float,
@@ -165,10 +165,10 @@ def by_envelope(
 
     from rescale_cli.strength_path import predicted_path
 
-    slopes, log = _lines(family)
+    slopes, log = _lines(swept)
 
     def follow(rows: slice) -> PredictedPath:
-        scores = torch.from_numpy(family.scores(logits[rows])).to(device)
+        scores = torch.from_numpy(swept.scores(logits[rows])).to(device)
         return predicted_path(scores, torch.from_numpy(slopes), log, limit)
 
     steps = _steps(logits, follow, device, _BLOCK)
@@ -176,18 +176,18 @@ def by_envelope(
 
 
 def by_curves(
-    family: ScoreLines,
+    swept: SweptMethod,
     logits: NDArray[Any],
     labels: Labels | None,
     limit: float,
     device: str = "cpu",
 ) -> DecisionPath:
-    """The same for a family of curves, such as one that keeps a bias."""
+    """The same for a swept of curves, such as one that keeps a bias."""
     import torch
 
     from rescale_cli.sweeping.curved_path import curved_path
 
-    curves, scores = family.curves()
+    curves, scores = swept.curves()
 
     def follow(rows: slice) -> PredictedPath:
         return curved_path(torch.from_numpy(scores(logits[rows])).to(device), curves, limit)
@@ -233,14 +233,14 @@ def _of_steps(
     )  # fmt: skip
 
 
-def _lines(family: ScoreLines) -> tuple[Float64, bool]:
-    lines = family.slopes()
+def _lines(swept: SweptMethod) -> tuple[Float64, bool]:
+    lines = swept.slopes()
     if lines is None:
         raise ValueError("the scores are no straight lines")
     return lines
 
 
-def _in_blocks(logits: NDArray[Any], work: Work, device: str, block: int = _BLOCK) -> None:
+def _in_blocks(logits: NDArray[Any], work: BlockWork, device: str, block: int = _BLOCK) -> None:
     """Some rows at a time, so that memory does not grow with N."""
     on_cpu = device == "cpu"
     step = max(1, (block if on_cpu else _LARGE_BLOCK) // logits.shape[1])

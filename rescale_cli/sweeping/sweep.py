@@ -22,13 +22,13 @@ from rescale_cli.sweeping.choose import (
     OF_PREDICTIONS,
     Choice,
     Objective,
-    Wanted,
-    choose,
+    Selection,
     distance_to,
     first_within,
     halves,
+    widest_plateau,
 )
-from rescale_cli.sweeping.curves import ScoreLines
+from rescale_cli.sweeping.curves import SweptMethod
 from rescale_cli.sweeping.metric_path import DecisionPath, by_curves, by_envelope, by_intervals
 
 _ERROR_REPLICATES = 100
@@ -38,7 +38,7 @@ _ERROR_REPLICATES = 100
 class Outcome:
     """One method at its own strength."""
 
-    family: ScoreLines
+    method: SweptMethod
     choice: Choice
     """On the samples to choose on."""
     path: DecisionPath
@@ -57,22 +57,24 @@ class Parts:
     """Whether they are different samples."""
 
 
-def families(head: Head, counts: ClassCounts, methods: Sequence[Adjustment]) -> list[ScoreLines]:
+def swept_methods(
+    head: Head, counts: ClassCounts, methods: Sequence[Adjustment]
+) -> list[SweptMethod]:
     """Each method with what it reads; those that do the same to this head only once."""
-    kept: dict[tuple[str, bool, str], ScoreLines] = {}
+    kept: dict[tuple[str, bool, str], SweptMethod] = {}
     for adjustment in methods:
         policy = adjustment.bias_policy if head.bias is not None else "none"
         key = (adjustment.method, adjustment.normalize, policy)
-        kept.setdefault(key, ScoreLines(adjustment, head, counts))
+        kept.setdefault(key, SweptMethod(adjustment, head, counts))
     return list(kept.values())
 
 
-def parts_of(labels: Labels | None, samples: int, wanted: Wanted) -> Parts:
+def parts_of(labels: Labels | None, samples: int, selection: Selection) -> Parts:
     """Divide the samples as `--holdout` says."""
     everything = np.arange(samples)
-    if wanted.holdout == 0 or labels is None:
+    if selection.holdout == 0 or labels is None:
         return Parts(everything, everything, False)
-    chosen, reported = halves(labels, wanted.holdout, wanted.seed)
+    chosen, reported = halves(labels, selection.holdout, selection.seed)
     if not len(chosen) or not len(reported):
         raise BadInput(
             "there are too few samples to choose on some and report on others",
@@ -82,10 +84,10 @@ def parts_of(labels: Labels | None, samples: int, wanted: Wanted) -> Parts:
 
 
 def decide(
-    family: ScoreLines,
+    swept: SweptMethod,
     predictions: Predictions,
     parts: Parts,
-    wanted: Wanted,
+    selection: Selection,
     objective: Objective,
     target: Float64,
     device: str = "cpu",
@@ -93,42 +95,42 @@ def decide(
     """Choose the strength of one method on the samples to choose on.
 
     Args:
-        family: the method.
+        swept: the method.
         predictions: of all samples.
         parts: which of them to choose on.
-        wanted: how.
+        selection: how.
         objective: what is to be large.
         target: shares (C,) that predictions without labels should have.
         device: where the arithmetic is done.
     """
-    family.at(1.0)  # refuses what this head cannot take
+    swept.at(1.0)  # refuses what this head cannot take
     logits, labels = predictions.logits, predictions.labels
-    right = right_as_it_is(predictions, parts.chosen) if wanted.head_drop is not None else None
-    with long_work(f"trying every strength of {family.adjustment.method}"):
-        if family.slopes() is None:
-            path = by_curves(family, logits, labels, wanted.limit, device)
-        elif labels is None or wanted.unlabeled or objective.metric in OF_PREDICTIONS:
-            path = by_envelope(family, logits, labels, wanted.limit, device)
+    right = right_as_it_is(predictions, parts.chosen) if selection.head_drop is not None else None
+    with long_work(f"trying every strength of {swept.adjustment.method}"):
+        if swept.slopes() is None:
+            path = by_curves(swept, logits, labels, selection.limit, device)
+        elif labels is None or selection.unlabeled or objective.metric in OF_PREDICTIONS:
+            path = by_envelope(swept, logits, labels, selection.limit, device)
         else:
-            path = by_intervals(family, logits, labels, wanted.limit, device)
+            path = by_intervals(swept, logits, labels, selection.limit, device)
     part = path.of(parts.chosen)
     error = 0.0
-    if wanted.rule == "one-se" and not wanted.unlabeled:
+    if selection.rule == "one-se" and not selection.unlabeled:
         error = _standard_error(part, objective)
-    choice = pick(part, wanted, objective, target, right, error=error)
-    if wanted.unlabeled or not wanted.replicates or predictions.labels is None:
-        return Outcome(family, choice, path, None)
+    choice = choose_strength(part, selection, objective, target, right, error=error)
+    if selection.unlabeled or not selection.replicates or predictions.labels is None:
+        return Outcome(swept, choice, path, None)
     found = [
-        pick(part, wanted, objective, target, right, times, error).gamma
-        for times in drawn_again(part.labels, wanted.replicates, wanted.seed)
+        choose_strength(part, selection, objective, target, right, times, error).gamma
+        for times in drawn_again(part.labels, selection.replicates, selection.seed)
     ]
     low, high = np.percentile(found, [2.5, 97.5])
-    return Outcome(family, choice, path, (float(low), float(high)))
+    return Outcome(swept, choice, path, (float(low), float(high)))
 
 
-def pick(
+def choose_strength(
     path: DecisionPath,
-    wanted: Wanted,
+    selection: Selection,
     objective: Objective,
     target: Float64,
     right: NDArray[np.bool_] | None = None,
@@ -139,7 +141,7 @@ def pick(
 
     Args:
         path: of N samples.
-        wanted: the rule.
+        selection: the rule.
         objective: what is to be large.
         target: shares (C,) that predictions without labels should have.
         right: (N,), whether the head as it is has each right: what max-head-drop is measured from.
@@ -149,15 +151,15 @@ def pick(
     Raises:
         UsageError: no strength costs the frequent classes as little as that.
     """
-    if wanted.unlabeled:
+    if selection.unlabeled:
         gammas, divergence = distance_to(path, target)
-        return choose(gammas, -divergence, path.limit)
+        return widest_plateau(gammas, -divergence, path.limit)
     gammas, values = objective.along(path, times)
-    if wanted.rule == "one-se":
+    if selection.rule == "one-se":
         return first_within(gammas, values, path.limit, error)
-    drop = wanted.head_drop
+    drop = selection.head_drop
     if drop is None or right is None:
-        return choose(gammas, values, path.limit)
+        return widest_plateau(gammas, values, path.limit)
     left = _head_left(path, objective, right, times, gammas)
     allowed = left >= -drop - 1e-12
     if not allowed.any() and times is None:
@@ -166,7 +168,9 @@ def pick(
             saw=f"{-left.max():.4f} at the least, rows and bias treated as asked",
             fix="--choose max-head-drop=F with a larger F, or another --bias",
         )
-    return choose(gammas, values if allowed.any() else left, path.limit, allowed | ~allowed.any())
+    return widest_plateau(
+        gammas, values if allowed.any() else left, path.limit, allowed | ~allowed.any()
+    )
 
 
 def _head_left(
@@ -201,7 +205,7 @@ def right_as_it_is(predictions: Predictions, rows: NDArray[np.int64]) -> NDArray
 
 def _standard_error(path: DecisionPath, objective: Objective) -> float:
     """Of the metric at its best strength, over samples drawn again."""
-    best = choose(*objective.along(path), path.limit).gamma
+    best = widest_plateau(*objective.along(path), path.limit).gamma
     values = []
     for times in drawn_again(path.labels, _ERROR_REPLICATES, 1):
         gammas, along = objective.along(path, times)
@@ -219,7 +223,7 @@ _SOUND = 0.5
 def refuse_undetermined(
     outcome: Outcome,
     predictions: Predictions,
-    wanted: Wanted,
+    selection: Selection,
     notes: Callable[[str], None],
     *,
     accept: bool = False,
@@ -229,7 +233,7 @@ def refuse_undetermined(
     Args:
         outcome: of the method.
         predictions: what it was chosen on.
-        wanted: how, with the limit of the range.
+        selection: how, with the limit of the range.
         notes: told of what was accepted.
         accept: go on all the same.
 
@@ -239,7 +243,7 @@ def refuse_undetermined(
     if outcome.interval is None or predictions.labels is None:
         return
     low, high = outcome.interval
-    if low > _LEFT * wanted.limit or high < (1 - _LEFT) * wanted.limit:
+    if low > _LEFT * selection.limit or high < (1 - _LEFT) * selection.limit:
         return
     if model_evidence(predictions.logits, predictions.labels).known < _SOUND:
         why = f"any strength from {low:.3g} to {high:.3g} may be the best, which is the whole range"

@@ -17,26 +17,26 @@ from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures.calibration import (
     Adjust,
     PerSample,
-    blocks,
+    adjusted_blocks,
     centre,
     check_labels,
-    measure,
+    measure_logits,
     peaks,
 )
 from rescale_cli.measures.metrics import Confusion, metrics_of, table_of
 from rescale_cli.measures.significance import Interval, bootstrap, bootstrap_difference
-from rescale_cli.sweeping.choose import Choice, Objective, Wanted, metric_to_choose_by
-from rescale_cli.sweeping.curves import ScoreLines
+from rescale_cli.sweeping.choose import Choice, Objective, Selection, metric_to_choose_by
+from rescale_cli.sweeping.curves import SweptMethod
 from rescale_cli.sweeping.sweep import (
     Outcome,
     Parts,
+    choose_strength,
     decide,
-    families,
     parts_of,
-    pick,
     right_as_it_is,
+    swept_methods,
 )
-from rescale_cli.sweeping.verdict import Verdict, judge, without_labels
+from rescale_cli.sweeping.verdict import Verdict, reach_verdict, without_labels
 
 
 def fit_temperature(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) -> float:
@@ -93,7 +93,7 @@ def _slope(
     Samples whose largest logits are infinite have the same NLL at every beta: nothing is added.
     """
     rise = bend = steepest = 0.0
-    for at, z in blocks(logits, adjust):
+    for at, z in adjusted_blocks(logits, adjust):
         centre(z, peaks(z))
         own = z[np.arange(len(z)), labels[at]]
         weight = np.exp(beta * z) if beta else np.ones_like(z)
@@ -140,7 +140,7 @@ class At:
 class Sweep:
     """The best method of those that were tried, at its best strength."""
 
-    wanted: Wanted
+    selection: Selection
     objective: Objective
     best: Outcome
     others: tuple[Outcome, ...]
@@ -170,7 +170,7 @@ def sweep(
     head: Head,
     counts: ClassCounts,
     methods: Sequence[Adjustment],
-    wanted: Wanted,
+    selection: Selection,
     *,
     fit: bool = False,
     device: str = "cpu",
@@ -182,7 +182,7 @@ def sweep(
         head: of the checkpoint.
         counts: of its classes; with a target prior they say what the choice is for.
         methods: to choose among; their strengths are of no account.
-        wanted: how to choose.
+        selection: how to choose.
         fit: fit a temperature on the samples to choose on.
         device: where the arithmetic is done.
 
@@ -191,38 +191,38 @@ def sweep(
         UsageError: a metric of classes that do not occur.
     """
     labels = predictions.labels
-    if labels is None and not wanted.unlabeled:
+    if labels is None and not selection.unlabeled:
         raise BadInput(
             f"{predictions.source} has no labels to choose with",
             fix="choose by the predicted classes alone: --unlabeled, or give labels",
         )
-    objective = objective_of(wanted, counts)
+    objective = objective_of(selection, counts)
     target = counts.target if counts.target is not None else np.ones(head.num_classes)
     target = target / target.sum()
-    parts = parts_of(labels, len(predictions.logits), wanted)
+    parts = parts_of(labels, len(predictions.logits), selection)
     tried = [
-        decide(family, predictions, parts, wanted, objective, target, device)
-        for family in families(head, counts, methods)
+        decide(swept, predictions, parts, selection, objective, target, device)
+        for swept in swept_methods(head, counts, methods)
     ]
     best = max(tried, key=lambda outcome: outcome.choice.value)
-    plain = ScoreLines(Adjustment(), head, counts)
-    strengths = (("0", plain, 0.0), ("chosen", best.family, best.choice.gamma))
-    curve, oracle, at = _curve(best, wanted), None, {}
+    plain = SweptMethod(Adjustment(), head, counts)
+    strengths = (("0", plain, 0.0), ("chosen", best.method, best.choice.gamma))
+    curve, oracle, at = _curve(best, selection), None, {}
     if labels is not None:
         curve |= table_of(best.path.tallies(curve["gamma"]), objective.shares)
         at = {
-            name: at_strength(family, gamma, predictions, parts, objective, wanted)
-            for name, family, gamma in strengths
+            name: at_strength(swept, gamma, predictions, parts, objective, selection)
+            for name, swept, gamma in strengths
         }
-        if not wanted.unlabeled:
+        if not selection.unlabeled:
             rows = parts.reported
-            right = right_as_it_is(predictions, rows) if wanted.head_drop is not None else None
-            oracle = pick(best.path.of(rows), wanted, objective, target, right)
-    verdict = _verdict(best, at, labels, parts, objective, wanted)
+            right = right_as_it_is(predictions, rows) if selection.head_drop is not None else None
+            oracle = choose_strength(best.path.of(rows), selection, objective, target, right)
+    verdict = _verdict(best, at, labels, parts, objective, selection)
     return Sweep(
-        wanted, objective, best, tuple(o for o in tried if o is not best), parts, at,
-        verdict, _changes(at, verdict, labels, parts, objective, wanted), oracle, curve,
-        len(best.path.breakpoints()) - 1, _negative(best.family, predictions),
+        selection, objective, best, tuple(o for o in tried if o is not best), parts, at,
+        verdict, _changes(at, verdict, labels, parts, objective, selection), oracle, curve,
+        len(best.path.breakpoints()) - 1, _negative(best.method, predictions),
         None if labels is None else best.path.never_right,
         _temperature(best, predictions, parts) if fit else None,
     )  # fmt: skip
@@ -230,22 +230,22 @@ def sweep(
 
 def _verdict(
     best: Outcome, at: Mapping[str, At], labels: Labels | None, parts: Parts,
-    objective: Objective, wanted: Wanted,
+    objective: Objective, selection: Selection,
 ) -> Verdict:  # fmt: skip
     """On the samples to report on."""
     if labels is None:
-        adjustment, bias = best.family.adjustment, best.family.head.bias
+        adjustment, bias = best.method.adjustment, best.method.head.bias
         other = adjustment.normalize or (bias is not None and adjustment.bias_policy != "keep")
         return without_labels(changes=other or best.choice.gamma > 0)
-    return judge(
+    return reach_verdict(
         at["0"].predicted, at["chosen"].predicted, labels[parts.reported], objective,
-        independent=parts.apart or wanted.unlabeled, seed=wanted.seed,
+        independent=parts.apart or selection.unlabeled, seed=selection.seed,
     )  # fmt: skip
 
 
 def _changes(
     at: Mapping[str, At], verdict: Verdict, labels: Labels | None, parts: Parts,
-    objective: Objective, wanted: Wanted,
+    objective: Objective, selection: Selection,
 ) -> dict[str, Interval]:  # fmt: skip
     """Of every metric; where the verdict has an interval, it is that one."""
     if labels is None or verdict.changes is None or verdict.gain is None:
@@ -254,66 +254,66 @@ def _changes(
     found = bootstrap_difference(
         before.predicted, after.predicted, labels[parts.reported], len(before.recall),
         objective.shares, (before.samples, after.samples),
-        replicates=wanted.replicates, seed=wanted.seed,
-    ) if wanted.replicates else {}  # fmt: skip
+        replicates=selection.replicates, seed=selection.seed,
+    ) if selection.replicates else {}  # fmt: skip
     found |= verdict.changes.means
     if gain.difference is not None and gain.interval is not None:
         found[gain.metric] = Interval(gain.difference, *gain.interval)
     return {name: change for name, change in found.items() if change is not None}
 
 
-def objective_of(wanted: Wanted, counts: ClassCounts) -> Objective:
+def objective_of(selection: Selection, counts: ClassCounts) -> Objective:
     """What is to be large: with a target prior, the accuracy to expect under it."""
-    metric = metric_to_choose_by(wanted.metric)
-    groups = counts.groups(*wanted.sizes)
+    metric = metric_to_choose_by(selection.metric)
+    groups = counts.groups(*selection.sizes)
     if counts.target is not None and metric == "balanced_accuracy":
         return Objective("target_accuracy", groups, counts.target)
     return Objective(metric, groups)
 
 
-def _curve(best: Outcome, wanted: Wanted) -> dict[str, Float64]:
+def _curve(best: Outcome, selection: Selection) -> dict[str, Float64]:
     """The strengths that are shown: evenly spaced ones and the chosen one."""
-    even = np.linspace(0, wanted.limit, CURVE)
+    even = np.linspace(0, selection.limit, CURVE)
     return {"gamma": np.unique(np.append(even, best.choice.gamma))}
 
 
 def at_strength(
-    family: ScoreLines,
+    swept: SweptMethod,
     gamma: float,
     predictions: Predictions,
     parts: Parts,
     objective: Objective,
-    wanted: Wanted,
+    selection: Selection,
 ) -> At:
     """Everything that can be measured at one strength, on the samples to report on."""
     assert predictions.labels is not None
     rows = parts.reported if parts.apart else slice(None)
     labels = predictions.labels[rows]
-    measured = measure(
-        predictions.logits[rows], labels, lambda logits: family.scores(logits, gamma)
+    measured = measure_logits(
+        predictions.logits[rows], labels, lambda logits: swept.scores(logits, gamma)
     )
     classes = predictions.num_classes
     confusion = Confusion.of(measured.predicted, labels, classes)
     intervals = bootstrap(
         measured.predicted, labels, classes, objective.shares, measured.samples,
-        replicates=wanted.replicates, seed=wanted.seed,
-    ) if wanted.replicates else {}  # fmt: skip
+        replicates=selection.replicates, seed=selection.seed,
+    ) if selection.replicates else {}  # fmt: skip
     metrics = metrics_of(confusion, objective.shares, measured)
     recall = confusion.tallies.recall
     return At(gamma, metrics, intervals, recall, measured.predicted, measured.samples)
 
 
-def _negative(family: ScoreLines, predictions: Predictions) -> float | None:
+def _negative(swept: SweptMethod, predictions: Predictions) -> float | None:
     """The share of samples with a negative true score."""
-    if predictions.labels is None or family.adjustment.method == "logit-adjust":
+    if predictions.labels is None or swept.adjustment.method == "logit-adjust":
         return None
-    kept = family.adjustment.bias_policy == "keep"
-    bias = family.head.bias if kept else None
+    kept = swept.adjustment.bias_policy == "keep"
+    bias = swept.head.bias if kept else None
     negative = 0
     step = max(1, _HELD // predictions.num_classes)
     for first in range(0, len(predictions.logits), step):
         rows = slice(first, first + step)
-        scores = family.scores(predictions.logits[rows])
+        scores = swept.scores(predictions.logits[rows])
         scores = scores if bias is None else scores - bias
         true = np.take_along_axis(scores, predictions.labels[rows, None], 1)[:, 0]
         negative += int((true < 0).sum())
@@ -325,7 +325,7 @@ def _temperature(best: Outcome, predictions: Predictions, parts: Parts) -> float
     if predictions.labels is None:
         raise UsageError("a temperature cannot be fitted without labels", fix="give labels")
     rows = parts.chosen if parts.apart else slice(None)
-    family, gamma = best.family, best.choice.gamma
+    swept, gamma = best.method, best.choice.gamma
     return fit_temperature(
-        predictions.logits[rows], predictions.labels[rows], lambda z: family.scores(z, gamma)
+        predictions.logits[rows], predictions.labels[rows], lambda z: swept.scores(z, gamma)
     )

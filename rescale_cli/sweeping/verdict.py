@@ -17,7 +17,7 @@ from rescale_cli.measures.significance import Interval, bootstrap_difference, mc
 from rescale_cli.sweeping.choose import Objective
 
 #: Replicates of the bootstrap, whatever `--bootstrap` says.
-REPLICATES = 10_000
+VERDICT_REPLICATES = 10_000
 #: Differences are rounded to this many digits, so that sums of shares that are equal look equal.
 DIGITS = 12
 
@@ -72,7 +72,7 @@ def recall_changes(
     change = rightness(before, after, labels)
     gained, lost = (np.bincount(labels, change == sign, num_classes) for sign in (1, -1))
     weights = _weights(shares, support)
-    sums = np.zeros((len(weights), REPLICATES))
+    sums = np.zeros((len(weights), VERDICT_REPLICATES))
     with np.errstate(invalid="ignore"):
         difference = (gained - lost) / np.where(support > 0, support, np.nan)
     low, high = difference.copy(), difference.copy()
@@ -82,7 +82,7 @@ def recall_changes(
     for row in np.flatnonzero((gained + lost > 0) & (support > 1)):
         n = int(support[row])
         kinds = np.array([gained[row], lost[row], n - gained[row] - lost[row]]) / n
-        drawn = generator.multinomial(n, kinds, REPLICATES)
+        drawn = generator.multinomial(n, kinds, VERDICT_REPLICATES)
         net = drawn[:, 0] - drawn[:, 1]
         sums += weights[:, row, None] * net
         low[row], high[row] = _ends(net / n)
@@ -133,15 +133,15 @@ def _ends(drawn: Float64) -> tuple[float, float]:
     return round(float(low), DIGITS), round(float(high), DIGITS)
 
 
-Kind = Literal["helps", "no-gain", "undecided", "harms"]
-Why = Literal[
+VerdictKind = Literal["helps", "no-gain", "undecided", "harms"]
+Reason = Literal[
     "interval", "same-decisions", "negligible", "same-samples", "one-class", "few-changes",
     "no-value", "no-labels",
 ]  # fmt: skip
 
 #: Replicates of the bootstrap behind a verdict, whatever `--bootstrap` says, of a metric that is no
 #: mean of recalls: each of them costs a whole table.
-REPLICATES_OF_TABLES = 2000
+TABLE_REPLICATES = 2000
 #: A change of a metric that is smaller than this does not matter: 0.1 points.
 NEGLIGIBLE = 0.001
 #: So many samples prove nothing: even if all of them change in one direction, chance does that in
@@ -179,10 +179,10 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a sweep recommends, and why. See `judge`."""
+    """What a sweep recommends, and why. See `reach_verdict`."""
 
-    kind: Kind
-    why: Why
+    kind: VerdictKind
+    why: Reason
     gain: Gain | None
     """None without labels."""
     samples: int
@@ -208,7 +208,7 @@ def without_labels(*, changes: bool) -> Verdict:
     return Verdict("no-gain", "same-decisions", None, 0)
 
 
-def judge(
+def reach_verdict(
     before: Labels,
     after: Labels,
     labels: Labels,
@@ -264,7 +264,7 @@ def judge(
     return Verdict(kind, why, gain, len(labels), needed, losers, changes)
 
 
-def _verdict(gain: Gain, samples: int) -> tuple[Kind, Why, int | None]:
+def _verdict(gain: Gain, samples: int) -> tuple[VerdictKind, Reason, int | None]:
     """From the interval alone, with the samples needed where it does not decide."""
     difference, interval = gain.difference, gain.interval
     if difference is None or interval is None:
@@ -310,7 +310,7 @@ def _interval(
     """95 % of the difference of a metric that is no mean of recalls."""
     classes, shares = len(objective.groups["few"]), objective.shares
     found = bootstrap_difference(
-        before, after, labels, classes, shares, replicates=REPLICATES_OF_TABLES, seed=seed
+        before, after, labels, classes, shares, replicates=TABLE_REPLICATES, seed=seed
     )[objective.metric]
     if found is None:
         return None

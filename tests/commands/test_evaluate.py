@@ -23,7 +23,7 @@ from sklearn import metrics as sk
 
 from rescale_cli.cli import main
 from rescale_cli.commands.schema import schema_text
-from rescale_cli.measures.calibration import measure
+from rescale_cli.measures.calibration import measure_logits
 from rescale_cli.measures.metric_names import ABOUT
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_lt"
@@ -240,7 +240,7 @@ def test_a_temperature_alone_needs_no_counts(run: Run) -> None:
     assert code == 0
     logits, labels = example()
     (model,) = document["result"]["models"]
-    assert model["metrics"]["nll"] == pytest.approx(measure(logits / 1.5, labels).nll)
+    assert model["metrics"]["nll"] == pytest.approx(measure_logits(logits / 1.5, labels).nll)
     _, counted = run(*LOGITS, *COUNTED, "--temperature", "1.5")
     expected = counted["result"]["models"][0]["metrics"]["nll"]
     assert model["metrics"]["nll"] == pytest.approx(expected, rel=1e-12)

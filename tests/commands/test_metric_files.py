@@ -29,7 +29,7 @@ from rescale_cli.commands.github import (
 )
 from rescale_cli.errors import BadInput, OutputExists
 from rescale_cli.files.staging import refuse_output, write_text
-from rescale_cli.measures.gates import Gate, Verdict
+from rescale_cli.measures.gates import Gate, GateResult
 from rescale_cli.measures.metric_names import ABOUT
 
 #: Any name that a file system may have, half characters of a broken encoding with it.
@@ -38,8 +38,8 @@ numbers = st.floats(allow_nan=True, allow_infinity=True)
 HOSTILE = 'a|b"\\\n\r\x00\x1b[31m\u2028\udc80</x>&::error::%0A`<script>'
 
 
-def verdict(passed: bool, model: str = "a.pth", message: str = "accuracy is 0.6") -> Verdict:
-    return Verdict(Gate("accuracy", "fail-under", 0.7), model, 0.6, passed, message)
+def verdict(passed: bool, model: str = "a.pth", message: str = "accuracy is 0.6") -> GateResult:
+    return GateResult(Gate("accuracy", "fail-under", 0.7), model, 0.6, passed, message)
 
 
 def as_utf8(text: str) -> str:

@@ -23,7 +23,7 @@ from rescale_cli.commands.schema import schema_text
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head, two_columns, two_rows
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.measures.calibration import measure
+from rescale_cli.measures.calibration import measure_logits
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -242,7 +242,7 @@ def test_two_rows_and_one_row_decide_alike(negatives: int, positives: int, tau: 
     hnp.arrays(np.int64, 30, elements=st.integers(0, 1)),
 )
 def test_ties_are_ranked_as_scikit_learn_does(logits: np.ndarray, labels: np.ndarray) -> None:
-    found, score = measure(logits, labels), logits[:, 1] - logits[:, 0]
+    found, score = measure_logits(logits, labels), logits[:, 1] - logits[:, 0]
     if len(np.unique(labels)) == 1:
         assert found.roc_auc is found.average_precision is None
         return

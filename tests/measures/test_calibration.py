@@ -19,7 +19,7 @@ from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadInput
 from rescale_cli.measures import calibration
-from rescale_cli.measures.calibration import BINS, Measured, measure
+from rescale_cli.measures.calibration import BINS, Measured, measure_logits
 
 INF = np.inf
 
@@ -68,19 +68,19 @@ def test_the_parts_of_the_samples_make_the_metrics_however_often_each_counts(
     case: Any, seed: int
 ) -> None:
     logits, labels = case
-    found = measure(logits, labels)
+    found = measure_logits(logits, labels)
     times = np.random.default_rng(seed).integers(0, 3, len(labels)) + (labels == labels[0])
     once, more = np.ones((1, len(labels))), times[None].astype(float)
     for name, (value,) in found.samples.metrics(once).items():
         assert value == pytest.approx(getattr(found, name), abs=1e-12)
-    again = measure(np.repeat(logits, times, axis=0), np.repeat(labels, times))
+    again = measure_logits(np.repeat(logits, times, axis=0), np.repeat(labels, times))
     for name in found.samples.means.keys() - {"classwise_ece"}:  # there, the signs are held fixed
         (value,) = found.samples.metrics(more)[name]
         assert value == pytest.approx(getattr(again, name), abs=1e-12)
 
 
 def test_replicates_of_ece_keep_the_bins_of_the_samples(fashion: Any) -> None:
-    found, p = measure(*fashion), softmax(fashion[0])
+    found, p = measure_logits(*fashion), softmax(fashion[0])
     times = np.random.default_rng(0).integers(0, 3, len(p)).astype(float)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == fashion[1]
     gap = (times * (confidence - right))[np.argsort(confidence, kind="stable")]
@@ -92,7 +92,7 @@ def test_replicates_of_ece_keep_the_bins_of_the_samples(fashion: Any) -> None:
 def test_every_number_is_its_definition_even_where_logits_tie(case: Any) -> None:
     logits, labels = case
     n, c = logits.shape
-    found, p = measure(logits, labels), softmax(logits)
+    found, p = measure_logits(logits, labels), softmax(logits)
     assert found.predicted.tolist() == logits.argmax(axis=1).tolist()
     tensor = torch.from_numpy(logits)
     nll = torch.nn.functional.cross_entropy(tensor, torch.from_numpy(labels))
@@ -113,7 +113,7 @@ def test_real_logits_give_what_scikit_learn_torch_and_torchmetrics_give(fashion:
     from torchmetrics.functional.classification import multiclass_accuracy
 
     logits, labels = fashion
-    found, p = measure(logits, labels), softmax(logits)
+    found, p = measure_logits(logits, labels), softmax(logits)
     assert found.nll == pytest.approx(oracle.log_loss(labels, p), rel=1e-9)
     assert found.top_5 == oracle.top_k_accuracy_score(labels, logits, k=5)
     tensors = torch.from_numpy(logits), torch.from_numpy(labels)
@@ -129,7 +129,7 @@ def test_a_well_calibrated_model_has_no_error_and_a_boastful_one_has() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20_000, 4)) * 2
     labels = np.array([rng.choice(4, p=p) for p in softmax(logits)])
-    honest, boastful = measure(logits, labels), measure(3 * logits, labels)
+    honest, boastful = measure_logits(logits, labels), measure_logits(3 * logits, labels)
     assert honest.ece < 0.015
     assert honest.classwise_ece < 0.015
     assert boastful.ece > 0.1
@@ -140,7 +140,7 @@ def test_a_well_calibrated_model_has_no_error_and_a_boastful_one_has() -> None:
 def test_the_order_of_the_samples_changes_nothing(case: Any, seed: int) -> None:
     logits, labels = case
     order = np.random.default_rng(seed).permutation(len(labels))
-    found, shuffled = measure(logits, labels), measure(logits[order], labels[order])
+    found, shuffled = measure_logits(logits, labels), measure_logits(logits[order], labels[order])
     assert shuffled.predicted.tolist() == found.predicted[order].tolist()
     for name in ("top_5", "nll", "ece", "classwise_ece", "brier"):
         assert getattr(shuffled, name) == pytest.approx(getattr(found, name), abs=1e-9), name
@@ -150,10 +150,10 @@ def test_the_order_of_the_samples_changes_nothing(case: Any, seed: int) -> None:
 def test_the_size_of_the_blocks_changes_nothing(
     fashion: Any, monkeypatch: pytest.MonkeyPatch, block: int, held: int
 ) -> None:
-    expected = measure(*fashion)
+    expected = measure_logits(*fashion)
     monkeypatch.setattr(calibration, "_BLOCK", block)
     monkeypatch.setattr(calibration, "_HELD", held)
-    same(measure(*fashion), expected)
+    same(measure_logits(*fashion), expected)
 
 
 @pytest.mark.parametrize("held", [1 << 26, 4000])
@@ -167,31 +167,34 @@ def test_an_adjustment_by_blocks_is_that_of_the_whole(
     whole = update.on_logits(logits.astype(np.float64), head.bias)
     monkeypatch.setattr(calibration, "_BLOCK", 123)
     monkeypatch.setattr(calibration, "_HELD", held)
-    same(measure(logits, labels, lambda z: update.on_logits(z, head.bias)), measure(whole, labels))
+    same(
+        measure_logits(logits, labels, lambda z: update.on_logits(z, head.bias)),
+        measure_logits(whole, labels),
+    )
 
 
 def test_the_logits_that_were_given_stay_as_they_are() -> None:
     logits = np.array([[1.0, 2.0], [3.0, INF]])
     before = logits.copy()
-    measure(logits, np.array([0, 1]))
-    measure(logits, np.array([0, 1]), lambda z: z)
+    measure_logits(logits, np.array([0, 1]))
+    measure_logits(logits, np.array([0, 1]), lambda z: z)
     assert np.array_equal(logits, before)
 
 
 def test_infinite_logits_are_certain_and_never_nan() -> None:
     logits = np.array([[INF, 0, 1], [INF, INF, 0], [-INF, 0, -INF], [-INF, -INF, -INF]])
-    found = measure(logits, np.array([0, 1, 1, 2]))
+    found = measure_logits(logits, np.array([0, 1, 1, 2]))
     assert found.predicted.tolist() == [0, 0, 1, 0]
     assert found.nll == pytest.approx((np.log(2) + np.log(3)) / 4)
     assert found.brier == pytest.approx((0.5 + 2 / 3) / 4)
     assert np.isfinite([found.ece, found.classwise_ece]).all()
-    assert measure(logits, np.array([1, 1, 1, 2])).nll == INF
+    assert measure_logits(logits, np.array([1, 1, 1, 2])).nll == INF
 
 
 @given(scale=st.sampled_from([1e-300, 1e-10, 1e10, 1e300]), case=logit_tables())
 def test_logits_of_any_size_give_finite_errors(scale: float, case: Any) -> None:
     logits, labels = case
-    found = measure(logits * scale, labels)
+    found = measure_logits(logits * scale, labels)
     assert 0 <= found.brier <= 2 + 1e-12
     assert 0 <= found.ece <= 1
     assert 0 <= found.classwise_ece <= 1
@@ -199,8 +202,8 @@ def test_logits_of_any_size_give_finite_errors(scale: float, case: Any) -> None:
 
 
 def test_few_classes_have_no_top_5() -> None:
-    assert measure(np.eye(5), np.arange(5)).top_5 is None
-    assert measure(np.zeros((6, 6)), np.arange(6)).top_5 == 1.0  # none is strictly above
+    assert measure_logits(np.eye(5), np.arange(5)).top_5 is None
+    assert measure_logits(np.zeros((6, 6)), np.arange(6)).top_5 == 1.0  # none is strictly above
 
 
 def test_memory_stays_below_the_size_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +211,7 @@ def test_memory_stays_below_the_size_of_the_logits(monkeypatch: pytest.MonkeyPat
     logits[:] = np.arange(2000) % 7
     monkeypatch.setattr(calibration, "_HELD", 1 << 19)
     tracemalloc.start()
-    measure(logits, np.arange(4000) % 2000)
+    measure_logits(logits, np.arange(4000) % 2000)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 16 << 20
@@ -225,6 +228,6 @@ def test_memory_stays_below_the_size_of_the_logits(monkeypatch: pytest.MonkeyPat
 )
 def test_what_cannot_be_measured_is_refused(logits: Any, labels: Any, words: str) -> None:
     with pytest.raises(BadInput, match=words) as error:
-        measure(np.array(logits), np.array(labels))
+        measure_logits(np.array(logits), np.array(labels))
     assert error.value.saw
     assert error.value.fix

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rescale_cli.errors import UsageError
-from rescale_cli.measures.gates import LOWER_IS_BETTER, Gate, Kind, read_gates, refuse_unjudgeable
+from rescale_cli.measures.gates import (
+    LOWER_IS_BETTER,
+    Gate,
+    GateKind,
+    read_gates,
+    refuse_unjudgeable,
+)
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.measures.metrics import Confusion, metrics_of
 
@@ -62,7 +68,7 @@ def test_metrics_of_which_less_is_better_have_an_upper_bound(name: str, limit: f
         ("fail-drop", "many=-2", "--fail-drop many=0.05"),
     ],
 )
-def test_what_makes_no_sense_is_an_error_with_a_fix(kind: Kind, word: str, fix: str) -> None:
+def test_what_makes_no_sense_is_an_error_with_a_fix(kind: GateKind, word: str, fix: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_gates(kind, [word])
     assert fix in caught.value.fix
@@ -76,20 +82,20 @@ def test_an_unknown_metric_lists_those_that_there_are() -> None:
 
 @given(shares, shares)
 def test_a_lower_bound_passes_what_is_not_under_it(value: float, limit: float) -> None:
-    assert Gate("accuracy", "fail-under", limit).judge("m", value).passed == (value >= limit - 1e-9)
+    assert Gate("accuracy", "fail-under", limit).check("m", value).passed == (value >= limit - 1e-9)
 
 
 @given(st.floats(0, 100), st.floats(0, 100))
 def test_an_upper_bound_passes_what_is_not_over_it(value: float, limit: float) -> None:
-    assert Gate("nll", "fail-over", limit).judge("m", value).passed == (value <= limit + 1e-9)
+    assert Gate("nll", "fail-over", limit).check("m", value).passed == (value <= limit + 1e-9)
 
 
 @given(shares, shares, shares)
 def test_a_drop_is_measured_in_the_direction_that_is_worse(
     base: float, value: float, limit: float
 ) -> None:
-    fall = Gate("accuracy", "fail-drop", limit).judge("m", value, base)
-    rise = Gate("nll", "fail-drop", limit).judge("m", base, value)
+    fall = Gate("accuracy", "fail-drop", limit).check("m", value, base)
+    rise = Gate("nll", "fail-drop", limit).check("m", base, value)
     assert fall.passed == rise.passed == (base - value <= limit + 1e-9)
     assert fall.value == rise.value
 
@@ -99,20 +105,20 @@ def test_a_drop_of_exactly_the_limit_passes_whatever_float64_makes_of_it(
     base: float, value: float, limit: float
 ) -> None:
     assert base - value > limit
-    assert Gate("many", "fail-drop", limit).judge("m", value, base).passed
-    assert not Gate("many", "fail-drop", limit).judge("m", value - 1e-6, base).passed
+    assert Gate("many", "fail-drop", limit).check("m", value, base).passed
+    assert not Gate("many", "fail-drop", limit).check("m", value - 1e-6, base).passed
 
 
 @pytest.mark.parametrize("kind", ["fail-under", "fail-drop"])
-def test_a_metric_without_a_value_fails_and_says_why(kind: Kind) -> None:
-    verdict = Gate("few", kind, 0.1).judge("m", None, 0.5)
+def test_a_metric_without_a_value_fails_and_says_why(kind: GateKind) -> None:
+    verdict = Gate("few", kind, 0.1).check("m", None, 0.5)
     assert (verdict.passed, verdict.value) == (False, None)
     assert verdict.message == "few is n/a: no class of this group has samples"
-    assert "no value" in Gate("top_5", kind, 0.1).judge("m", None, 0.5).message
+    assert "no value" in Gate("top_5", kind, 0.1).check("m", None, 0.5).message
 
 
 def test_a_base_without_a_value_fails_and_says_whose_it_is() -> None:
-    verdict = Gate("few", "fail-drop", 0.1).judge("m", 0.5, None)
+    verdict = Gate("few", "fail-drop", 0.1).check("m", 0.5, None)
     assert not verdict.passed
     assert verdict.message.startswith("few of the base is n/a")
 
@@ -128,7 +134,7 @@ def test_a_base_without_a_value_fails_and_says_whose_it_is() -> None:
 def test_a_verdict_says_what_happened(
     limit: float, value: float, base: float, message: str
 ) -> None:
-    assert Gate("many", "fail-drop", limit).judge("m", value, base).message == message
+    assert Gate("many", "fail-drop", limit).check("m", value, base).message == message
 
 
 def test_a_gate_that_cannot_be_judged_stops_before_the_work() -> None:

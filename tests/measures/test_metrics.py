@@ -16,7 +16,7 @@ from sklearn import metrics as oracle
 
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import BadInput
-from rescale_cli.measures.calibration import measure
+from rescale_cli.measures.calibration import measure_logits
 from rescale_cli.measures.metrics import (
     METRICS,
     Confusion,
@@ -162,7 +162,7 @@ def test_the_flat_table_always_has_every_name_in_one_order() -> None:
     labels = np.arange(6)
     confusion = Confusion.of(labels, labels, 6)
     bare = metrics_of(confusion)
-    measured = measure(9 * np.eye(6), labels)
+    measured = measure_logits(9 * np.eye(6), labels)
     masks = ClassCounts.of([200, 200, 50, 50, 3, 3]).groups()
     whole = metrics_of(confusion, masks, measured)
     assert list(bare) == list(whole) == names

@@ -16,7 +16,7 @@ from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures import significance
-from rescale_cli.measures.calibration import measure
+from rescale_cli.measures.calibration import measure_logits
 from rescale_cli.measures.metrics import METRICS, Confusion, metrics_of
 from rescale_cli.measures.significance import (
     MOST_EXACT,
@@ -183,7 +183,7 @@ def test_exchanging_the_two_models_turns_the_difference_round(case: Any) -> None
 def test_the_interval_of_a_mean_is_scipys_and_an_infinite_one_has_none(fashion: Any) -> None:
     predicted, _, labels = fashion
     logits = np.random.default_rng(0).normal(size=(len(labels), 10)) + 3 * np.eye(10)[labels]
-    found = measure(logits, labels)
+    found = measure_logits(logits, labels)
     ours = bootstrap(predicted, labels, 10, None, found.samples, replicates=4000)["brier"]
     parts = [found.samples.means["brier"][labels == row] for row in range(10)]
     shares = np.bincount(labels) / len(labels)
@@ -194,7 +194,7 @@ def test_the_interval_of_a_mean_is_scipys_and_an_infinite_one_has_none(fashion: 
     ).confidence_interval  # fmt: skip
     assert [ours.low, ours.high] == pytest.approx([*theirs], abs=0.0015)
     logits[0, labels[0]] = -np.inf
-    endless = measure(logits, labels)
+    endless = measure_logits(logits, labels)
     assert endless.nll == np.inf
     table = bootstrap(predicted, labels, 10, None, endless.samples, replicates=5)
     assert table["nll"] is None
@@ -266,7 +266,7 @@ def test_the_interval_of_classwise_ece_is_that_of_a_bootstrap_that_sorts_again()
         logits, labels = file["logits"].astype(np.float64), file["labels"].astype(np.int64)
     update = Adjustment("rescale", 0.2).update(Head.of(np.ones((10, 3))), COUNTS)
     tables = [logits, update.on_logits(logits)]
-    one, two = (measure(table, labels) for table in tables)
+    one, two = (measure_logits(table, labels) for table in tables)
     found = bootstrap_difference(
         one.predicted, two.predicted, labels, 10, samples=(one.samples, two.samples)
     )["classwise_ece"]
@@ -275,7 +275,7 @@ def test_the_interval_of_classwise_ece_is_that_of_a_bootstrap_that_sorts_again()
     drawn = []
     for times in drawn_again(labels, 300, seed=7):
         at = np.repeat(np.arange(len(labels)), times.astype(int))
-        first, second = (measure(table[at], labels[at]).classwise_ece for table in tables)
+        first, second = (measure_logits(table[at], labels[at]).classwise_ece for table in tables)
         drawn.append(second - first)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert [found.low, found.high] == pytest.approx([low, high], abs=0.2 * (high - low))

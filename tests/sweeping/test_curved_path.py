@@ -14,7 +14,7 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.strength_path import PredictedPath, predicted_path
 from rescale_cli.sweeping import curved_path as module
 from rescale_cli.sweeping.curved_path import curved_path
-from rescale_cli.sweeping.curves import Curves, ScoreLines
+from rescale_cli.sweeping.curves import Curves, SweptMethod
 from rescale_cli.sweeping.metric_path import by_curves
 
 ADJUSTMENTS = [
@@ -42,7 +42,7 @@ def problem(seed: int, samples: int, classes: int) -> tuple[Head, ClassCounts, F
     return Head(norms, bias), ClassCounts.of(counts.tolist()), logits
 
 
-def assert_brute_force(family: ScoreLines, logits: Float64, limit: float, seed: int) -> None:
+def assert_brute_force(family: SweptMethod, logits: Float64, limit: float, seed: int) -> None:
     """Equal decisions, but where the two largest scores differ by rounding alone."""
     path = by_curves(family, logits, None, limit)
     for gamma in [0.0, *np.random.default_rng(seed).uniform(0, limit, 25), limit]:
@@ -64,7 +64,7 @@ def test_decisions_are_those_of_brute_force(
 ) -> None:
     head, counts, logits = problem(seed, samples, classes)
     counts = counts.exclude([0]) if left_out else counts
-    assert_brute_force(ScoreLines(adjustment, head, counts), logits, limit, seed)
+    assert_brute_force(SweptMethod(adjustment, head, counts), logits, limit, seed)
 
 
 @given(
@@ -77,7 +77,7 @@ def test_decisions_are_those_of_brute_force(
 def test_ties_zeros_and_infinities_are_those_of_brute_force(
     values: list[float], counts: list[int], bias: list[float]
 ) -> None:
-    family = ScoreLines(Adjustment(), Head(np.ones(4), np.array(bias)), ClassCounts.of(counts))
+    family = SweptMethod(Adjustment(), Head(np.ones(4), np.array(bias)), ClassCounts.of(counts))
     logits = np.array([values])
     path = by_curves(family, logits, None, 4.0)
     for gamma in (0.0, 0.3, 0.77, 2.2, 3.9):  # at others curves may cross: who is first is moot
@@ -102,13 +102,13 @@ def test_large_strengths_and_ratios_do_not_overflow() -> None:
     counts = ClassCounts.of([10**15, 1, 1000])
     logits = np.random.default_rng(0).normal(size=(200, 3)) * 1e30
     for adjustment in ADJUSTMENTS:
-        assert_brute_force(ScoreLines(adjustment, head, counts), logits, 4.0, 1)
+        assert_brute_force(SweptMethod(adjustment, head, counts), logits, 4.0, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_short_dtypes_are_taken_as_the_numbers_they_are(dtype: torch.dtype) -> None:
     head, counts, logits = problem(5, 300, 20)
-    curves, _ = ScoreLines(Adjustment(), head, counts).curves()
+    curves, _ = SweptMethod(Adjustment(), head, counts).curves()
     scores = torch.from_numpy(logits).to(dtype)
     for one, other in zip(
         curved_path(scores, curves), curved_path(scores.double(), curves), strict=True
@@ -118,7 +118,7 @@ def test_short_dtypes_are_taken_as_the_numbers_they_are(dtype: torch.dtype) -> N
 
 def test_steps_of_batches_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     head, counts, logits = problem(11, 500, 30)
-    curves, scores = ScoreLines(Adjustment(), head, counts).curves()
+    curves, scores = SweptMethod(Adjustment(), head, counts).curves()
     u = torch.from_numpy(scores(logits))
     whole = curved_path(u, curves)
     parts = [curved_path(part, curves) for part in u.split(77)]
@@ -133,7 +133,7 @@ def test_steps_of_batches_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch
 
 def test_no_samples_have_no_steps() -> None:
     head, counts, _ = problem(11, 1, 30)
-    curves, _ = ScoreLines(Adjustment(), head, counts).curves()
+    curves, _ = SweptMethod(Adjustment(), head, counts).curves()
     none = torch.empty(0, 30)
     for path in (curved_path(none, curves), predicted_path(none, torch.from_numpy(curves.rates))):
         assert [len(column) for column in path] == [0, 0, 0]
@@ -144,7 +144,7 @@ def test_no_samples_have_no_steps() -> None:
 @pytest.mark.parametrize("adjustment", ADJUSTMENTS, ids=str)
 def test_cuda_gives_the_path_of_the_cpu(adjustment: Adjustment) -> None:
     head, counts, logits = problem(3, 3000, 200)
-    curves, scores = ScoreLines(adjustment, head, counts).curves()
+    curves, scores = SweptMethod(adjustment, head, counts).curves()
     u = torch.from_numpy(scores(logits))
     here, there = curved_path(u, curves), curved_path(u.cuda(), curves)
     assert torch.equal(here.label, there.label.cpu())

@@ -32,8 +32,15 @@ from rescale_cli.core.predictions import Predictions
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures.gates import Gate, read_gates
 from rescale_cli.measures.metric_names import ABOUT, ALIASES
-from rescale_cli.sweeping.choose import CHOICES, Wanted, choose, distance_to, first_within, halves
-from rescale_cli.sweeping.curves import ScoreLines
+from rescale_cli.sweeping.choose import (
+    CHOICES,
+    Selection,
+    distance_to,
+    first_within,
+    halves,
+    widest_plateau,
+)
+from rescale_cli.sweeping.curves import SweptMethod
 from rescale_cli.sweeping.metric_path import by_curves, by_envelope, by_intervals
 from rescale_cli.sweeping.sweep_result import sweep
 
@@ -72,7 +79,7 @@ def test_both_exact_paths_are_brute_force_at_every_strength(
 ) -> None:
     head, counts, found = example
     assert found.labels is not None
-    family = ScoreLines(adjustment, head, counts)
+    family = SweptMethod(adjustment, head, counts)
     right = by_intervals(family, found.logits, found.labels, 2.0)
     path = by_envelope(family, found.logits, found.labels, 2.0)
     gammas = np.linspace(0, 2, 101)
@@ -101,7 +108,7 @@ def test_the_curved_path_is_brute_force_at_every_strength(
     excluded: tuple[int, ...],
 ) -> None:
     head, counts, found = example
-    family = ScoreLines(adjustment, head, counts.exclude(excluded))
+    family = SweptMethod(adjustment, head, counts.exclude(excluded))
     path = by_curves(family, found.logits, found.labels, 4.0)
     for gamma in np.random.default_rng(0).uniform(0, 4, 100):
         predicted = family.scores(found.logits, gamma).argmax(axis=1)
@@ -112,8 +119,8 @@ def test_a_kept_bias_is_no_straight_line_and_one_of_zeros_is_none(
     example: tuple[Head, ClassCounts, Predictions],
 ) -> None:
     head, counts, _ = example
-    assert ScoreLines(Adjustment(), head, counts).slopes() is None
-    zero = ScoreLines(Adjustment(), replace(head, bias=np.zeros(10)), counts)
+    assert SweptMethod(Adjustment(), head, counts).slopes() is None
+    zero = SweptMethod(Adjustment(), replace(head, bias=np.zeros(10)), counts)
     assert zero.slopes() is not None
 
 
@@ -122,7 +129,7 @@ def test_curves_and_straight_lines_give_the_same_events(
     example: tuple[Head, ClassCounts, Predictions], adjustment: Adjustment
 ) -> None:
     head, counts, found = example
-    family = ScoreLines(adjustment, head, counts)
+    family = SweptMethod(adjustment, head, counts)
     straight = by_envelope(family, found.logits, found.labels, 2.0)
     curved = by_curves(family, found.logits, found.labels, 2.0)
     np.testing.assert_array_equal(curved.start, straight.start)
@@ -136,8 +143,8 @@ def test_each_point_of_a_curve_is_what_evaluating_that_strength_gives(
 ) -> None:
     head, counts, found = example
     for adjustment in (Adjustment(), Adjustment(bias="drop")):
-        swept = sweep(found, head, counts, [adjustment], Wanted(replicates=0))
-        curve, family = swept.curve, ScoreLines(adjustment, head, counts)
+        swept = sweep(found, head, counts, [adjustment], Selection(replicates=0))
+        curve, family = swept.curve, SweptMethod(adjustment, head, counts)
         for gamma, value in zip(curve["gamma"], curve["balanced_accuracy"], strict=True):
             predicted = family.scores(found.logits, gamma).argmax(axis=1)
             assert value == pytest.approx(balanced_accuracy_score(found.labels, predicted))
@@ -147,9 +154,9 @@ def test_the_choice_is_the_best_of_all_strengths(
     example: tuple[Head, ClassCounts, Predictions],
 ) -> None:
     head, counts, found = example
-    wanted = Wanted(holdout=0, replicates=0)
-    swept = sweep(found, head, counts, [Adjustment(bias="drop")], wanted)
-    family = ScoreLines(Adjustment(bias="drop"), head, counts)
+    selection = Selection(holdout=0, replicates=0)
+    swept = sweep(found, head, counts, [Adjustment(bias="drop")], selection)
+    family = SweptMethod(Adjustment(bias="drop"), head, counts)
     brute = [
         balanced_accuracy_score(found.labels, family.scores(found.logits, gamma).argmax(axis=1))
         for gamma in np.linspace(0, 2, 2001)
@@ -169,9 +176,9 @@ def test_every_metric_is_that_of_scikit_learn_where_it_was_chosen(
     example: tuple[Head, ClassCounts, Predictions], metric: str
 ) -> None:
     head, counts, found = example
-    wanted = Wanted(metric, holdout=0, replicates=0, sizes=(1000, 300))
-    swept = sweep(found, head, counts, [Adjustment(bias="drop")], wanted)
-    family, gamma = swept.best.family, swept.best.choice.gamma
+    selection = Selection(metric, holdout=0, replicates=0, sizes=(1000, 300))
+    swept = sweep(found, head, counts, [Adjustment(bias="drop")], selection)
+    family, gamma = swept.best.method, swept.best.choice.gamma
     predicted = family.scores(found.logits, gamma).argmax(axis=1)
     recalls = recall_score(found.labels, predicted, average=None)
     groups = counts.groups(1000, 300)
@@ -198,20 +205,20 @@ def test_metric_and_gates_take_the_same_names_in_both_spellings(name: str) -> No
     wanted = ALIASES.get(name, name)
     for typed in (name, name.replace("_", "-"), name.upper()):
         if wanted in CHOICES:
-            assert ChoiceOptions(metric=typed).wanted().metric == wanted
+            assert ChoiceOptions(metric=typed).selection().metric == wanted
         else:
             with pytest.raises(UsageError, match="cannot be chosen") as caught:
-                ChoiceOptions(metric=typed).wanted()
+                ChoiceOptions(metric=typed).selection()
             assert "few" in caught.value.fix
         assert read_gates("fail-drop", [f"{typed}=0.1"]) == [Gate(wanted, "fail-drop", 0.1)]
 
 
 def test_an_unknown_metric_names_the_nearest_ones() -> None:
     with pytest.raises(UsageError, match="no metric 'ballanced accuracy'") as caught:
-        ChoiceOptions(metric="ballanced accuracy").wanted()
+        ChoiceOptions(metric="ballanced accuracy").selection()
     assert caught.value.fix.startswith("--metric balanced_accuracy")
     with pytest.raises(UsageError) as caught:
-        ChoiceOptions(metric="recall").wanted()
+        ChoiceOptions(metric="recall").selection()
     assert caught.value.fix == "--metric few, or --metric many, or --metric worst_recall"
 
 
@@ -220,22 +227,22 @@ def test_a_choice_without_labels_is_within_two_points_of_the_best(
 ) -> None:
     head, counts, found = example
     bare = replace(found, labels=None)
-    swept = sweep(bare, head, counts, [Adjustment(bias="drop")], Wanted(unlabeled=True))
+    swept = sweep(bare, head, counts, [Adjustment(bias="drop")], Selection(unlabeled=True))
     assert swept.at == {}
     assert swept.oracle is None
-    best = sweep(found, head, counts, [Adjustment(bias="drop")], Wanted(holdout=0, replicates=0))
+    best = sweep(found, head, counts, [Adjustment(bias="drop")], Selection(holdout=0, replicates=0))
     predicted = best.best.path.predicted(swept.best.choice.gamma)
     reached = (predicted == found.labels).mean()
     assert reached >= best.best.choice.value - 0.02
     with pytest.raises(BadInput, match="no labels"):
-        sweep(bare, head, counts, [Adjustment()], Wanted())
+        sweep(bare, head, counts, [Adjustment()], Selection())
 
 
 def test_the_divergence_is_least_where_the_predictions_are_as_wanted(
     example: tuple[Head, ClassCounts, Predictions],
 ) -> None:
     head, counts, found = example
-    path = by_envelope(ScoreLines(Adjustment(bias="drop"), head, counts), found.logits, None, 2.0)
+    path = by_envelope(SweptMethod(Adjustment(bias="drop"), head, counts), found.logits, None, 2.0)
     gammas, divergence = distance_to(path, np.full(10, 0.1))
     for i in range(0, len(gammas), 97):
         shares = np.bincount(path.predicted(gammas[i]), minlength=10) / len(found.logits)
@@ -262,7 +269,7 @@ def test_the_chosen_strength_has_the_best_value(steps: list[tuple[float, int]], 
     gammas = np.unique([0.0, *(gamma for gamma, _ in steps)])
     values = np.array([first, *(value for _, value in steps)], float)[: len(gammas)]
     values = np.resize(values, len(gammas))
-    choice = choose(gammas, values, 2.0)
+    choice = widest_plateau(gammas, values, 2.0)
     assert values[np.searchsorted(gammas, choice.gamma, side="right") - 1] == values.max()
     cautious = first_within(gammas, values, 2.0, 1.0)
     assert cautious.gamma <= choice.gamma + 1e-12
@@ -273,12 +280,12 @@ def test_a_bounded_loss_of_the_head_is_kept_where_it_was_chosen(
     example: tuple[Head, ClassCounts, Predictions],
 ) -> None:
     head, counts, found = example
-    wanted = Wanted(rule="max-head-drop=0.01", holdout=0, replicates=20, sizes=(1000, 300))
-    swept = sweep(found, head, counts, [Adjustment(bias="drop")], wanted)
+    selection = Selection(rule="max-head-drop=0.01", holdout=0, replicates=20, sizes=(1000, 300))
+    swept = sweep(found, head, counts, [Adjustment(bias="drop")], selection)
     many = swept.objective.groups["many"]
     before, after = (np.nanmean(swept.at[name].recall[many]) for name in ("0", "chosen"))
     assert after >= before - 0.01 - 1e-9
-    free = sweep(found, head, counts, [Adjustment(bias="drop")], replace(wanted, rule="best"))
+    free = sweep(found, head, counts, [Adjustment(bias="drop")], replace(selection, rule="best"))
     assert swept.best.choice.value <= free.best.choice.value
 
 
@@ -287,12 +294,12 @@ def test_a_group_of_one_sample_can_be_chosen_by_and_an_empty_one_is_named() -> N
     logits = np.stack([np.ones(61), np.linspace(0.1, 1.1, 61)], axis=1)
     found = Predictions(logits, labels, "made")
     head, counts = Head.of(np.eye(2)), ClassCounts.of([500, 5])
-    one = Wanted("few-recall", holdout=0, replicates=50)
+    one = Selection("few-recall", holdout=0, replicates=50)
     assert sweep(found, head, counts, [Adjustment()], one).best.interval is not None
     none = replace(found, labels=np.zeros(61, np.int64))
     with pytest.raises(UsageError, match="no sample is of a class with few training samples"):
         sweep(none, head, counts, [Adjustment()], one)
-    bounded = Wanted(rule="max-head-drop=0.1", holdout=0, replicates=0)
+    bounded = Selection(rule="max-head-drop=0.1", holdout=0, replicates=0)
     with pytest.raises(UsageError, match="a class with many training samples"):
         sweep(replace(found, labels=np.ones(61, np.int64)), head, counts, [Adjustment()], bounded)
 
@@ -302,8 +309,8 @@ def test_the_samples_beyond_rescue_are_those_that_no_strength_makes_right(
 ) -> None:
     head, counts, found = example
     for adjustment in (Adjustment(bias="drop"), Adjustment("logit-adjust"), Adjustment()):
-        swept = sweep(found, head, counts, [adjustment], Wanted(replicates=0))
-        family = ScoreLines(adjustment, head, counts)
+        swept = sweep(found, head, counts, [adjustment], Selection(replicates=0))
+        family = SweptMethod(adjustment, head, counts)
         ever = np.zeros(len(found.logits), bool)
         for gamma in np.linspace(0, 2, 1001):
             ever |= family.scores(found.logits, gamma).argmax(axis=1) == found.labels
@@ -315,9 +322,9 @@ def test_a_target_prior_is_what_the_choice_is_for(
 ) -> None:
     head, counts, found = example
     as_trained = counts.against_target(counts.values)
-    swept = sweep(found, head, as_trained, [Adjustment(bias="drop")], Wanted(replicates=0))
+    swept = sweep(found, head, as_trained, [Adjustment(bias="drop")], Selection(replicates=0))
     assert swept.objective.metric == "target_accuracy"
-    assert swept.best.family.at(1.0).scale == pytest.approx(1.0), "nothing is to be corrected"
+    assert swept.best.method.at(1.0).scale == pytest.approx(1.0), "nothing is to be corrected"
 
 
 def test_the_sweep_prints_what_its_schema_says_and_a_line_that_works(
@@ -546,7 +553,7 @@ def test_the_labels_below_a_chart_stand_apart_and_within_it(limit: float, share:
 
 def test_unknown_metrics_are_refused_by_name() -> None:
     with pytest.raises(UsageError):
-        Wanted(rule="max-head-drop=x")
+        Selection(rule="max-head-drop=x")
 
 
 def test_a_swept_strength_takes_what_it_was_chosen_with_along(

@@ -16,7 +16,7 @@ from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadInput
 from rescale_cli.measures import calibration
-from rescale_cli.measures.calibration import measure
+from rescale_cli.measures.calibration import measure_logits
 from rescale_cli.sweeping.sweep_result import fit_temperature
 
 INF = np.inf
@@ -41,7 +41,7 @@ def by_scipy(logits: Any, labels: Any) -> float:
     """Brent's method on the log of T."""
 
     def nll(log_t: float) -> float:
-        return measure(logits, labels, lambda z: z / np.exp(log_t)).nll
+        return measure_logits(logits, labels, lambda z: z / np.exp(log_t)).nll
 
     found = minimize_scalar(nll, bracket=(-1, 1), tol=1e-10)
     return float(np.exp(found.x))
@@ -50,7 +50,7 @@ def by_scipy(logits: Any, labels: Any) -> float:
 def test_real_logits_get_the_temperature_that_scipy_finds(fashion: Any) -> None:
     temperature = fit_temperature(*fashion)
     assert temperature == pytest.approx(by_scipy(*fashion), rel=1e-5)
-    before, after = measure(*fashion), measure(*fashion, lambda z: z / temperature)
+    before, after = measure_logits(*fashion), measure_logits(*fashion, lambda z: z / temperature)
     assert after.nll < before.nll
     assert after.predicted.tolist() == before.predicted.tolist()
 
@@ -88,8 +88,8 @@ def test_folded_into_the_head_it_changes_no_decision(fashion: Any) -> None:
     plain = Adjustment("rescale", 0.2).update(head, counts)
     t = fit_temperature(logits, labels, lambda z: plain.on_logits(z, head.bias))
     folded = Adjustment("rescale", 0.2, temperature=t).update(head, counts)
-    before = measure(logits, labels, lambda z: plain.on_logits(z, head.bias))
-    after = measure(logits, labels, lambda z: folded.on_logits(z, head.bias))
+    before = measure_logits(logits, labels, lambda z: plain.on_logits(z, head.bias))
+    after = measure_logits(logits, labels, lambda z: folded.on_logits(z, head.bias))
     assert after.predicted.tolist() == before.predicted.tolist()
     assert after.nll < before.nll
 

@@ -27,7 +27,7 @@ from rescale_cli.cli import main
 from rescale_cli.commands.schema import schema_text
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.sweeping.choose import Objective
-from rescale_cli.sweeping.verdict import NEGLIGIBLE, Verdict, judge
+from rescale_cli.sweeping.verdict import NEGLIGIBLE, Verdict, reach_verdict
 
 Capture = pytest.CaptureFixture[str]
 Ints = NDArray[np.int64]
@@ -57,7 +57,7 @@ def verdict_of(
     independent: bool = True,
     seed: int = 0,
 ) -> Verdict:
-    return judge(*decisions(*classes), objective, independent=independent, seed=seed)
+    return reach_verdict(*decisions(*classes), objective, independent=independent, seed=seed)
 
 
 def plain_bootstrap(before: Ints, after: Ints, labels: Ints, name: str) -> Any:
@@ -114,7 +114,7 @@ def test_the_interval_is_that_of_a_plain_stratified_bootstrap(
     before, after = (np.where(rng.random(235) < p, labels, rng.integers(0, 3, 235))
                      for p in (0.6, 0.7))  # fmt: skip
     objective = Objective(name, GROUPS, np.array([0.2, 0.3, 0.5]))
-    found = judge(before, after, labels, objective, independent=True).gain
+    found = reach_verdict(before, after, labels, objective, independent=True).gain
     assert found is not None
     assert found.interval is not None
     assert found.before == pytest.approx(metric(labels, before))
@@ -194,7 +194,8 @@ def test_classes_of_one_sample_are_drawn_together() -> None:
     before, after = (np.where(rng.random(400) < p, labels, (labels + 1) % 400)
                      for p in (0.5, 0.6))  # fmt: skip
     groups = ClassCounts.of(np.full(400, 50)).groups()
-    found = judge(before, after, labels, Objective("balanced_accuracy", groups), independent=True)
+    objective = Objective("balanced_accuracy", groups)
+    found = reach_verdict(before, after, labels, objective, independent=True)
     change = (after == labels).astype(float) - (before == labels)
     spread = 1.96 * change.std() / np.sqrt(400)
     assert found.gain is not None
