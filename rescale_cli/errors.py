@@ -198,12 +198,34 @@ class Interrupted(RescaleError):
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 
 
-def again(*more: str) -> str:
-    """The same command with more options, ready to paste; the options alone if there is none.
+def again(*more: str, without: tuple[str, ...] = ()) -> str:
+    """The command that was typed, with other options, ready to paste.
+
+    Args:
+        more: options, each followed by its value if it takes one. They replace the same options of
+            the command.
+        without: options that take a value and are removed from the command.
+
+    Returns:
+        Only the options where no command was typed.
 
     Example:
         >>> again("--size", "32")
         '--size 32'
+        >>> known = typed.set(("evaluate", "m.pth", "--size", "28", "--mean=0.5"))
+        >>> again("--size", "32", without=("--mean",))
+        'rescale-cli evaluate m.pth --size 32'
+        >>> typed.reset(known)
     """
-    words = typed.get()
-    return shlex.join(["rescale-cli", *words, *more] if words else more)
+    if not typed.get():
+        return shlex.join(more)
+    before = typed.get().index("--") if "--" in typed.get() else len(typed.get())
+    words, arguments = list(typed.get()[:before]), typed.get()[before:]
+    pairs = zip(more, [*more[1:], "--"], strict=True)
+    with_value = {word: not value.startswith("--") for word, value in pairs if word[:2] == "--"}
+    for option, has_value in {**dict.fromkeys(without, True), **with_value}.items():
+        while option in words:
+            at = words.index(option)
+            del words[at : at + 1 + has_value]
+        words = [word for word in words if not word.startswith(f"{option}=")]
+    return shlex.join(["rescale-cli", *words, *more, *arguments])

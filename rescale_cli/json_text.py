@@ -65,3 +65,18 @@ def printable(text: str) -> str:
         'a\\x1b[31m\\nb'
     """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def percent(share: float, digits: int = 1, sign: str = "") -> str:
+    """A share as percent, with a space and without a negative zero.
+
+    Args:
+        share: 1 is 100 %.
+        digits: after the point.
+        sign: `+` shows the sign of a positive share, too.
+
+    Example:
+        >>> percent(0.831), percent(0.5, 0), percent(0.02, sign="+"), percent(-1e-9)
+        ('83.1 %', '50 %', '+2.0 %', '0.0 %')
+    """
+    return f"{100 * share:{sign}z.{digits}f} %"

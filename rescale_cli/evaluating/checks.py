@@ -11,10 +11,10 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.predictions import Predictions, Preprocessing, Provenance
 from rescale_cli.errors import PoorAccuracy, UnknownClassOrder, again
 from rescale_cli.files.arrays import row_blocks
-from rescale_cli.json_text import clip
+from rescale_cli.json_text import clip, percent
 from rescale_cli.measures.label_evidence import Moved, label_evidence, swapped
 from rescale_cli.measures.model_evidence import Evidence, model_evidence
-from rescale_cli.models.preprocessing import SMALL
+from rescale_cli.models.preprocessing import OF_A_PRESET, SMALL, WHAT_N_IS
 from rescale_cli.models.preprocessing_config import from_run
 
 #: What goes on in spite of it.
@@ -115,10 +115,11 @@ def prepared_line(result: HasProvenance) -> list[str]:
 
 def _words(found: Evidence, classes: int) -> str:
     if found.poor == "chance":
-        return f"accuracy is {found.accuracy:.1%}; guessing gives {found.chance:.1%}"
+        return f"accuracy is {percent(found.accuracy)}; guessing gives {percent(found.chance)}"
     return (
-        f"accuracy is {found.accuracy:.1%}, but the model claims {found.confidence:.1%} (its mean "
-        f"confidence); guessing one of {classes} classes gives {found.chance:.1%}"
+        f"accuracy is {percent(found.accuracy)}, but the model claims "
+        f"{percent(found.confidence)} (its mean confidence); guessing one of {classes} "
+        f"classes gives {percent(found.chance)}"
     )
 
 
@@ -126,13 +127,12 @@ def _fix(used: Preprocessing | None, image: tuple[int, int] | None, *, ran: bool
     if not ran or used is None:
         wrong = "if not, compute the logits again, with the preprocessing of the training"
         wrong += "" if used else " and with the labels in the order of the columns"
-    elif image is not None and image[0] == image[1] and image != used.size:
-        line = again("--size", str(image[0]))
-        wrong = f"if the network was trained at the size of these images: {line}"
-    elif min(used.size) > SMALL:
-        wrong = f"if the network was trained at another size, such as 32: {again('--size', '32')}"
     else:
-        wrong = f"if it was trained as is usual for ImageNet: {again('--preset', 'imagenet')}"
+        line = again("--size", "N")
+        wrong = f"if the network was trained at another size: {line} ({WHAT_N_IS})"
+        if min(used.size) <= SMALL and (image is None or image == used.size):
+            line = again("--preset", "imagenet", without=OF_A_PRESET)
+            wrong += f"; if it was trained as is usual for ImageNet: {line}"
     return f"{wrong}; if this is what the model does: {again(ACCEPT)}"
 
 
@@ -190,8 +190,8 @@ def check_order(
     if found.order:
         saw = f"{found.order}: {saw}"
     saw += (
-        f"; the mean recall is {found.diagonal:.0%} with these labels and, in the other order, "
-        f"{found.permuted:.0%}, on samples that were not used to find it"
+        f"; the mean recall is {percent(found.diagonal, 0)} with these labels and, in the other "
+        f"order, {percent(found.permuted, 0)}, on samples that were not used to find it"
     )
     if accept:
         notes(f"{what}, which --accept-order allows: {saw}")
@@ -219,7 +219,7 @@ def _listed(moved: Sequence[Moved], names: Sequence[str]) -> str:
     """What the labels call one class and the model another, the clearest first."""
     parts = [
         f"{clip(names[one.label], 40)!r} is predicted as {clip(names[one.row], 40)!r} in "
-        f"{one.rate:.0%} of its samples"
+        f"{percent(one.rate, 0)} of its samples"
         for one in moved[:_NAMED]
     ]
     more = len(moved) - len(parts)

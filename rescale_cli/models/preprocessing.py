@@ -6,7 +6,7 @@ CenterCrop, ToTensor, Normalize.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +156,7 @@ def _from_nothing(
             "the checkpoint does not say how images are prepared for this network, and a wrong "
             "guess looks like a bad model",
             saw=_seen(lacking, hints),
-            fix=_lines(preset, size, hints),
+            fix=_lines(given, hints, preset),
         )
     made = Preprocessing(size, tuple(mean), tuple(std), source="options")
     return checked(replace(made, **_resized_to(None, size)))
@@ -171,31 +171,34 @@ def _seen(lacking: str, hints: Hints) -> str:
     return "; ".join(seen)
 
 
-def _lines(preset: str | None, size: tuple[int, int] | None, hints: Hints) -> str:
-    """What to type, the likeliest first."""
-    values = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
-    gray, named = hints.channels == 1, "the usual mean and std"
-    if gray:
-        values, named = ["--mean", "0.5", "--std", "0.5"], "one channel between -1 and 1"
-    usual, square = hints.usual, hints.image is not None and hints.image[0] == hints.image[1]
-    small = str(hints.image[0]) if hints.image and square and hints.image[0] <= SMALL else ""
+#: What `N` stands for in a line that asks for the size.
+WHAT_N_IS = "N: the size that the network was trained at, in pixels"
+#: Options that a preset takes the place of.
+OF_A_PRESET = ("--size", "--mean", "--std", "--preprocessing")
+
+
+def _lines(given: Mapping[str, object], hints: Hints, preset: str | None) -> str:
+    """What to type. The size of the training comes first, which the images at hand do not tell."""
+    gray = hints.channels == 1
+    mean, std = ("0.5", "0.5") if gray else ("0.485,0.456,0.406", "0.229,0.224,0.225")
+    values = {"--mean": mean, "--std": std}
+    if hints.usual is not None and given["--size"] is None:
+        values = {}  # a size alone takes those of the library
+    named = "one channel between -1 and 1" if gray else "the usual mean and std"
+    missing = [w for o, v in values.items() if given[o] is None for w in (o, v)]
+    with_values = f", with {named}" if missing else ""
+    if given["--size"] is not None:
+        return f"for {named}: {again(*missing)}"
+    fix = f"{again('--size', 'N', *missing)} ({WHAT_N_IS}{with_values})"
     if preset == "none":
-        return again("--size", small or "224")
-    if size is not None:
-        return f"for {named}: {again(*values)}"
-    if small or gray:
-        line = again("--size", small or "224", *(() if usual else values))
-        of = "of the images" if small else "224"
-        kind = of if usual else f"{of}{', with' if gray else ' and'} {named}"
-        first = f"if it was trained at the size {kind}: {line}"
-    else:
+        return fix
+    if not gray:
+        usual = hints.usual
         same = usual is None or replace(usual, source="") == replace(_imagenet(), source="")
-        line = again("--preset", "imagenet" if same else "library")
-        first = f"if it was trained as is usual for ImageNet: {line}" if same else (
-            f"if it was trained as the published weights: {line}"
-        )  # fmt: skip
-    other = "give --preset, --size with --mean and --std, or --preprocessing FILE"
-    return f"{first}; otherwise {other}"
+        line = again("--preset", "imagenet" if same else "library", without=OF_A_PRESET)
+        trained = "as is usual for ImageNet" if same else "like the published weights"
+        fix += f"; or, if it was trained {trained}: {line}"
+    return f"{fix}; or give --preset, --size with --mean and --std, or --preprocessing FILE"
 
 
 def _imagenet() -> Preprocessing:

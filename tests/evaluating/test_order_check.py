@@ -37,7 +37,7 @@ def test_another_order_stops_with_the_permutation_and_its_name() -> None:
     with pytest.raises(UnknownClassOrder) as caught:
         check_order(predictions(rows), lambda _: None)
     assert "the rows are in text order" in caught.value.saw
-    assert "'class 2' is predicted as 'class 4' in 100% of its samples" in caught.value.saw
+    assert "'class 2' is predicted as 'class 4' in 100 % of its samples" in caught.value.saw
     assert "--accept-order" in caught.value.fix
 
 

@@ -140,6 +140,8 @@ def test_predictions_at_chance_stop_with_the_line_that_continues(run: Run, work:
         assert "resized to 28 x 28" in error["saw"]
         line = f"rescale-cli {shlex.join(map(str, typed))} --json --accept-poor-accuracy"
         assert error["fix"].endswith(line)
+        assert "--size N (N: the size that the network was trained at" in error["fix"]
+        assert "--size 28" not in error["fix"], "the size of the images is not that of the training"
     code, document = run("evaluate", "run", "--data", "npz:shuffled.npz", "--accept-poor-accuracy")
     assert code == 0
     assert "--accept-poor-accuracy continues" in document["warnings"][-1]["message"]

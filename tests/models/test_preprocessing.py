@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from torchvision import transforms as tv
 
+from rescale_cli import errors
 from rescale_cli.cli import main
 from rescale_cli.commands.data_options import DataOptions
 from rescale_cli.core.predictions import Image, Preprocessing
@@ -395,7 +396,7 @@ def test_the_preset_none_leaves_values_between_0_and_1() -> None:
     assert override(None, "none", size=(28, 28), hints=Hints(channels=1)).channels == 1
     with pytest.raises(NeedsDecision, match="how images are prepared") as caught:
         override(None, "none")
-    assert caught.value.fix == "--size 224"
+    assert caught.value.fix == "--size N (N: the size that the network was trained at, in pixels)"
 
 
 def test_size_mean_and_std_are_enough_without_a_checkpoint() -> None:
@@ -408,15 +409,15 @@ def test_size_mean_and_std_are_enough_without_a_checkpoint() -> None:
     [
         ({}, Hints(), "--preset imagenet"),
         ({}, Hints(image=(500, 375)), "--preset imagenet"),
-        ({}, Hints(image=(32, 32)), "--size 32 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
-        ({}, Hints(IMAGENET, image=(32, 32)), "--size 32"),
+        ({}, Hints(image=(32, 32)), "--size N --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
+        ({}, Hints(IMAGENET, image=(32, 32)), "--size N"),
         ({}, Hints(IMAGENET, image=(500, 375)), "--preset imagenet"),
         ({}, Hints(from_torchvision("efficientnet_b1")), "--preset library"),
         ({"size": (8, 8)}, Hints(), "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
         ({"size": (8, 8), "mean": (0.5,)}, Hints(), "--std 0.229,0.224,0.225"),
         ({"mean": (0.5,), "std": (0.5,)}, Hints(IMAGENET), "--preset imagenet"),
-        ({}, Hints(image=(28, 28), channels=1), "--size 28 --mean 0.5 --std 0.5"),
-        ({}, Hints(image=(500, 375), channels=1), "--size 224 --mean 0.5 --std 0.5"),
+        ({}, Hints(image=(28, 28), channels=1), "--size N --mean 0.5 --std 0.5"),
+        ({"mean": (0.3,)}, Hints(image=(28, 28), channels=1), "--size N --std 0.5"),
         ({"size": (28, 28)}, Hints(channels=1), "--mean 0.5 --std 0.5"),
     ],
 )
@@ -426,7 +427,12 @@ def test_what_nobody_says_is_asked_for_with_the_line_to_type(
     with pytest.raises(NeedsDecision) as caught:
         override(None, **given, hints=hints)
     assert "no preprocessing beside the checkpoint" in caught.value.saw
-    assert f"{line};" in f"{caught.value.fix};"
+    assert re.search(rf"{re.escape(line)}( \(N: the size that the network was trained at|;|$)",
+                     caught.value.fix)  # fmt: skip
+    if "N" in line:
+        assert caught.value.fix.startswith("--size N"), "the size of the training comes first"
+    if hints.image is not None:
+        assert str(hints.image[0]) not in caught.value.fix, "the images do not tell it"
 
 
 def test_the_librarys_own_values_are_used_only_when_they_are_asked_for() -> None:
@@ -562,6 +568,21 @@ def test_the_line_for_a_network_with_one_channel_runs_as_it_is_typed(
     words = ["evaluate", "m.safetensors", "--data", "npz:d.npz", "--arch", "python:gray_net:net"]
     assert main([*words, "--json"]) == 4
     fix = json.loads(capsys.readouterr().out)["error"]["fix"]
-    line = shlex.split(fix.partition("rescale-cli ")[2].partition(";")[0])
-    assert line == [*words, "--json", "--size", "28", "--mean", "0.5", "--std", "0.5"]
+    line = shlex.split(fix.partition("rescale-cli ")[2].partition(" (N: ")[0])
+    assert line == [*words, "--json", "--size", "N", "--mean", "0.5", "--std", "0.5"]
+    line[line.index("N")] = "28"
     assert main([*line, "--accept-poor-accuracy"]) == 0
+
+
+def test_a_line_to_type_replaces_what_was_typed() -> None:
+    typed = ("evaluate", "m.pth", "--size", "28", "--mean=0.5", "--std", "0.2", "--", "--size")
+    known = errors.typed.set(typed)
+    try:
+        assert errors.again("--size", "N", "--accept-poor-accuracy") == (
+            "rescale-cli evaluate m.pth --mean=0.5 --std 0.2 --size N --accept-poor-accuracy "
+            "-- --size"
+        )
+        line = errors.again("--preset", "imagenet", without=("--size", "--mean", "--std"))
+        assert line == "rescale-cli evaluate m.pth --preset imagenet -- --size"
+    finally:
+        errors.typed.reset(known)
