@@ -121,7 +121,7 @@ def show_trained(trained: Trained) -> None:
     last = trained.lines[-1]
     speed = trained.images_per_second
     rate = f", {speed:,.0f} images/s" if speed else ""
-    say(f"{folder.path}: {recipe.epochs} epochs on {trained.device}{rate}")
+    say(f"{folder.path}: {_epochs(recipe)} on {trained.device}{rate}")
     if trained.alignment is not None:
         say(trained.alignment.evidence)
     say(f"training error {_percent(last['error'])}, loss {last['loss']:.4f}")
@@ -135,9 +135,7 @@ def show_trained(trained: Trained) -> None:
             f"{_percent(last['val_balanced_error'])}; of the classes: {', '.join(named)}"
         )
     say(_norms(trained))
-    kept = f", {folder.rescaled.name} (gamma {recipe.gamma:g})" if recipe.gamma is not None else ""
-    kept += f", {folder.val_logits.name}" if folder.val_logits.is_file() else ""
-    say(f"written: {folder.model.name}{kept}, {folder.counts.name}, {folder.config.name}")
+    say(f"written: {', '.join(_written(folder, recipe))}")
     if line := sweep_line(folder, recipe, trained.sweep_data or "DATA"):
         known = trained.sweep_data or folder.val_logits.is_file()
         other = "" if known else " on validation data that it was not trained on"
@@ -146,6 +144,14 @@ def show_trained(trained: Trained) -> None:
         if on:
             line = compare_line(folder, recipe, on)
             say(Whole(f"after `apply`, compare the two models: {line}"))
+
+
+def _written(folder: RunFolder, recipe: Recipe) -> list[str]:
+    """The files of the run, and what is special about one."""
+    files = (folder.model, folder.rescaled, folder.counts, folder.config, folder.metrics,
+             folder.norms, folder.val_logits, folder.last, folder.events)  # fmt: skip
+    about = {folder.rescaled: f" (gamma {recipe.gamma})", folder.last: " (to resume the run)"}
+    return [f"{file.name}{about.get(file, '')}" for file in files if file.exists()]
 
 
 def compare_line(folder: RunFolder, recipe: Recipe, data: str) -> str:
@@ -215,21 +221,32 @@ def watching(recipe: Recipe, notes: Notes) -> Iterator[Watch]:
 
 
 def doubts(recipe: Recipe) -> list[str]:
-    """What in a recipe never takes effect: likely a slip."""
+    """Warnings about choices of a recipe that never take effect, probably by mistake."""
     late = [m for m in recipe.milestones if m >= recipe.epochs]
     found = []
     if recipe.schedule == "step" and late:
-        shown = ", ".join(map(str, late))
+        shown = f"milestone {late[0]} is"
+        if len(late) > 1:
+            shown = f"milestones {', '.join(map(str, late[:-1]))} and {late[-1]} are"
         found.append(
-            f"the rate does not fall at {shown}: the run ends before, --epochs {recipe.epochs}"
+            f"with --epochs {recipe.epochs} the {shown} never reached, so the learning rate does "
+            "not fall there"
         )
     if recipe.drw_epoch is not None and recipe.drw_epoch >= recipe.epochs:
-        found.append(f"class weights never set in: --drw-epoch {recipe.drw_epoch} is past the end")
+        found.append(
+            f"with --epochs {recipe.epochs} the epoch {recipe.drw_epoch} of --drw-epoch is never "
+            "reached, so classes are not weighted"
+        )
     if recipe.warmup_epochs >= recipe.epochs:
         found.append(
-            f"the rate only climbs: --warmup-epochs {recipe.warmup_epochs} is all there is"
+            f"--warmup-epochs {recipe.warmup_epochs} covers all of --epochs {recipe.epochs}, so "
+            "the learning rate only rises"
         )
     return found
+
+
+def _epochs(recipe: Recipe) -> str:
+    return "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
 
 
 def _percent(share: float | None) -> str:
@@ -271,8 +288,8 @@ def show_seeds(series: SeedRuns) -> None:
         for end, title in enumerate(("95 % from", "95 % to")):
             ends = (found["interval"][name] for name in names)
             table.add(title, *(_percent(both and both[end]) for both in ends))
-    epochs = "1 epoch" if series.recipe.epochs == 1 else f"{series.recipe.epochs} epochs"
-    say(f"{series.path}: {len(series.runs)} seeds, {epochs} each", table)
+    seeds = "1 seed" if len(series.runs) == 1 else f"{len(series.runs)} seeds"
+    say(f"{series.path}: {seeds}, {_epochs(series.recipe)} each", table)
     if "error" in found["mean"]:
         say("on the validation data; many, medium and few are mean recalls of their classes")
     if len(series.runs) > 1:

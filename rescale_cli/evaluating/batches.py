@@ -14,6 +14,7 @@ from rescale_cli.data.images import DeepGrayWarning
 from rescale_cli.errors import BadImage, BadInput, EnvironmentProblem, RescaleError, UsageError
 from rescale_cli.evaluating.ranks import as_text, from_text
 from rescale_cli.json_text import clip
+from rescale_cli.models.networks import input_channels
 from rescale_cli.models.preprocessing import (
     apply_preprocessing,
     batch_preprocessing,
@@ -323,6 +324,17 @@ class Forward:
 
     def _refused(self, shape: tuple[int, ...], error: Exception) -> BadInput:
         lines = str(error).strip().splitlines() or ["it says no more"]
+        given, wanted = shape[1], input_channels(self._model.module)
+        if wanted in (1, 3) and given in (1, 3) and wanted != given:
+            presets = "mnist or fashion-mnist" if wanted == 1 else "cifar10, cifar100 or imagenet"
+            half = ",".join(["0.5"] * wanted)
+            return BadInput(
+                f"the preprocessing gives images with {given} channel{'s'[: given - 1]}, but the "
+                f"network takes {wanted}",
+                saw=clip(f"{self._model.arch}; {type(error).__name__}: {lines[0]}", 500),
+                fix=f"name a preset with as many channels: --preset {presets}; or give {wanted} "
+                f"value{'s'[: wanted - 1]} each, such as --mean {half} --std {half}",
+            )
         fix = "give the images the size and channels that it was trained on: --size, --mean, --std"
         return BadInput(
             f"the model {self._model.arch} failed on images of shape {shape}",

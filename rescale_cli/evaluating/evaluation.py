@@ -36,6 +36,7 @@ from rescale_cli.evaluating.head_input import head_input_of
 from rescale_cli.evaluating.predict import RunOptions, predict
 from rescale_cli.models.classifiers import load_classifier
 from rescale_cli.models.hugging_face import refuse_other_input
+from rescale_cli.models.networks import input_channels
 from rescale_cli.models.preprocessing import Hints, override
 from rescale_cli.models.preprocessing_config import save_preprocessing, to_run
 from rescale_cli.patching.find_records import find_records, refuse_other_head
@@ -354,7 +355,7 @@ def _prepared(
 
 def _channels(classifier: Classifier, shape: tuple[int, ...] | None) -> int | None:
     """The channels of the network's first convolution; of the images if it has none."""
-    first = next((p.shape[1] for p in classifier.module.parameters() if p.ndim == 4), None)
+    first = input_channels(classifier.module)
     if first is None and shape is not None:
         first = shape[2] if len(shape) > 2 else 1
     return first if first in (1, 3) else None

@@ -134,8 +134,8 @@ def load_classifier(
         the classifier, in evaluation mode, on the CPU, in float32.
 
     Raises:
-        BadInput: not this network's weights, or no network known for them.
-        NeedsDecision: several networks have these names and shapes.
+        BadInput: not this network's weights.
+        NeedsDecision: no known network has these names and shapes, or several have.
         UsageError: no source or no network of that name.
         EnvironmentProblem: a library is missing, or torchvision does not fit torch.
     """
@@ -177,7 +177,7 @@ def _arch_of(file: ModelFile) -> str:
     refuse_unbuilt(origin, file.path.name)
     try:
         return network_named(origin, file.tensors) or recognize(file.tensors)
-    except BadInput as error:
+    except NeedsDecision as error:
         if origin.library == "mmpretrain":
             error.saw += "; mmpretrain wrote the file, and only its ResNets are known by name"
         raise

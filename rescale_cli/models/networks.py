@@ -217,6 +217,11 @@ class HeadKind:
         return network
 
 
+def input_channels(network: nn.Module) -> int | None:
+    """Channels of the images that a network takes, by its first convolution; None without one."""
+    return next((p.shape[1] for p in network.parameters() if p.ndim == 4), None)
+
+
 def as_trained(build: Build, config: Mapping[str, Any]) -> Build:
     """How the network of a run is built: as its library does, but for its head."""
     head = HeadKind.read(config)

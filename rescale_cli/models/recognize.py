@@ -172,8 +172,7 @@ def recognize(tensors: Sequence[TensorInfo]) -> str:
     are built, and without memory.
 
     Raises:
-        BadInput: no network of torchvision's or ours has them.
-        NeedsDecision: several have.
+        NeedsDecision: no network of torchvision's or ours has them, or several have.
     """
     kept = in_model(tensors)
     first = next(iter(copies(kept)), "")
@@ -188,8 +187,9 @@ def recognize(tensors: Sequence[TensorInfo]) -> str:
             fix=f"name one: --arch {found[0]}",
         )
     shown = ", ".join(f"{info.name} {info.shape}" for info in model[:3])
-    raise BadInput(
-        "no network of torchvision has these names and shapes",
+    raise NeedsDecision(
+        "the network of this checkpoint is not known: no network of torchvision has these names "
+        "and shapes",
         saw=f"{len(model)} tensors: {clip(shown)}",
         fix="name the network: --arch timm:NAME, torchvision:NAME or python:module:callable",
     )

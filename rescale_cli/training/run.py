@@ -120,7 +120,7 @@ class Watch:
     notes: Callable[[str], None] = lambda text: None
     """What the user should know."""
     begun: Callable[[], None] = lambda: None
-    """A new run is known to work; nothing of it is written yet."""
+    """The first step of a new run has succeeded; nothing of the run is written yet."""
 
 
 class Run:
@@ -158,6 +158,8 @@ class Run:
         self.lines: list[dict[str, Any]] = []
         self._images, self._seconds, self._kept = 0, 0.0, time.monotonic()
         self._resumed = False
+        self.begun = False
+        """Whether the folder holds this run, so that it can be resumed."""
 
     def _order(self, epoch: int) -> NDArray[Any]:
         return epoch_order(self.recipe.sampler, self.data.labels, self.recipe.seed, epoch)
@@ -196,20 +198,30 @@ class Run:
         self._kept = time.monotonic()
 
     def go(self) -> None:
-        """All steps and epochs that are left."""
+        """Take all steps and epochs that are left.
+
+        A new run writes nothing before its first step has succeeded; what is in its folder stays.
+        """
         self._try()
-        if self.ranks.is_main:
-            if not self._resumed:
-                self.watch.begun()
-                self.folder.clear()
-            # First of all, so that whatever stops it from here on, there is a run to go on with.
-            self.keep()
-            self.folder.describe(self.recipe, self.data, self.head)
-            self.folder.write_lines(self.lines)
+        if self._resumed:
+            self._begin()
         while self.epoch < self.recipe.epochs:
             self._steps()
             self._end_epoch()
             self.keep()
+
+    def _begin(self) -> None:
+        """Take the folder: whatever stops the run from here on, it can be resumed."""
+        with undisturbed():
+            self.begun = True
+            if not self.ranks.is_main:
+                return
+            if not self._resumed:
+                self.watch.begun()
+                self.folder.clear()
+            self.keep()
+            self.folder.describe(self.recipe, self.data, self.head)
+            self.folder.write_lines(self.lines)
 
     def _try(self) -> None:
         """See that the network takes the images, before hours are spent."""
@@ -239,7 +251,10 @@ class Run:
                 self.sums += torch.stack([loss.double() * (size / self.ranks.world), hits.double()])
                 self.step = step + 1
             self._images += size
-            self._seconds, begun = self._seconds + time.perf_counter() - begun, time.perf_counter()
+            self._seconds += time.perf_counter() - begun
+            if not self.begun:
+                self._begin()
+            begun = time.perf_counter()
             self._watch_steps()
 
     def _watch_steps(self) -> None:

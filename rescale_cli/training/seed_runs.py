@@ -253,9 +253,8 @@ class _Claim:
         try:
             yield
         except (Interrupted, KeyboardInterrupt) as error:
-            if isinstance(error, KeyboardInterrupt) and not self._claimed:
+            if not self._claimed:
                 raise
-            self()
             what = error.what if isinstance(error, Interrupted) else "interrupted"
             fix = f"go on with all seeds: rescale-cli train --resume {self._series.path}"
             raise Interrupted(f"seed {run.seed}: {what}", fix=fix) from None

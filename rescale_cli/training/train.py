@@ -195,6 +195,8 @@ def train(
         try:
             run.go()
         except KeyboardInterrupt:
+            if not run.begun:
+                raise
             run.keep()
             raise Interrupted(
                 f"interrupted in epoch {run.epoch + 1} of {recipe.epochs}, after {run.step} steps "

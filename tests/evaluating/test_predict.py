@@ -249,12 +249,25 @@ def test_an_allocation_that_is_really_too_large_is_noticed() -> None:
     np.testing.assert_allclose(found.logits, by_hand(files(5)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_fails_is_quoted_with_the_sizes() -> None:
-    grey = replace(PREPROCESSING, mean=(0.5,), std=(0.5,))
-    with pytest.raises(BadInput, match=r"failed on images of shape \(4, 1, 12, 12\)") as caught:
-        predict(classifier(), files(), grey, CPU)
+def test_a_preprocessing_with_other_channels_than_the_network_is_named() -> None:
+    gray = replace(PREPROCESSING, mean=(0.5,), std=(0.5,))
+    with pytest.raises(BadInput, match="images with 1 channel, but the network takes 3") as caught:
+        predict(classifier(), files(), gray, CPU)
     assert "expected input" in caught.value.saw
-    assert "--mean" in caught.value.fix
+    assert "--preset cifar10" in caught.value.fix
+    assert "--mean 0.5,0.5,0.5 --std 0.5,0.5,0.5" in caught.value.fix
+    one = nn.Sequential(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with pytest.raises(BadInput, match="images with 3 channels, but the network takes 1") as caught:
+        run(files(), model=classifier(one))
+    assert "--mean 0.5 --std 0.5" in caught.value.fix
+
+
+def test_a_model_that_fails_is_quoted_with_the_sizes() -> None:
+    one_size = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    with pytest.raises(BadInput, match=r"failed on images of shape \(4, 3, 12, 12\)") as caught:
+        run(files(), model=classifier(one_size))
+    assert "mat1 and mat2" in caught.value.saw
+    assert "--size" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,10 @@ def test_networks_with_the_same_names_and_shapes_are_listed(
 def test_an_unknown_network_is_asked_for(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, C))
     path = save(network.state_dict(), tmp_path / "m.pth")
-    refused(path, None, BadInput, "--arch timm:NAME")
+    refused(path, None, NeedsDecision, "--arch timm:NAME")
+    lightning = {"state_dict": network.state_dict(), "pytorch-lightning_version": "2.5",
+                 "hyper_parameters": {"lr": 0.1}}  # fmt: skip
+    refused(save(lightning, tmp_path / "m.ckpt"), None, NeedsDecision, "--arch timm:NAME")
 
 
 def test_weights_of_another_network_are_refused_with_what_differs(tmp_path: Path) -> None:

@@ -157,6 +157,31 @@ def test_the_command_that_is_printed_works_word_for_word(
     assert "--logits" in line
 
 
+@pytest.mark.parametrize("seeds", [[], ["--seeds", "0,1"]], ids=["one run", "several seeds"])
+def test_a_first_step_that_fails_leaves_the_folder_as_it_was(
+    words: list[str], seeds: list[str], tmp_path: Path, capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The network answers in evaluation mode, so that only the first step shows what is wrong."""
+    (tmp_path / "failing.py").write_text(
+        "import torch\n\n\nclass Network(torch.nn.Module):\n"
+        "    def __init__(self, num_classes):\n        super().__init__()\n"
+        "        self.fc = torch.nn.Linear(1, num_classes)\n\n    def forward(self, x):\n"
+        "        if self.training:\n            raise ValueError('no training')\n"
+        "        return self.fc(x.mean((1, 2, 3))[:, None])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [*words, "--arch", "python:failing:Network", *seeds]
+    assert main([*words, "-o", str(tmp_path / "run")]) != 0
+    assert not (tmp_path / "run").exists()
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "last.ckpt").write_bytes(b"of an earlier run")
+    assert main([*words, "-o", str(old), "--force"]) != 0
+    assert [file.name for file in old.iterdir()] == ["last.ckpt"]
+    capsys.readouterr()
+
+
 # ------------------------------------------------------------------------------------- it goes on
 
 

@@ -585,12 +585,17 @@ def test_options_go_before_the_file_and_the_file_before_the_preset(
     assert capsys.readouterr().out == printed
 
 
-def test_milestones_past_the_end_are_told(digits: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_one_epoch_warns_of_its_milestones_and_lists_every_file(
+    digits: Path, tmp_path: Path, capsys: Capture
+) -> None:
     words = ["train", "--data", f"npz:{digits / 'val.npz'}", "--arch", "rescale:resnet8"]
     words += ["--epochs", "1", "-b", "128", "--device", "cpu", "-o", str(tmp_path / "run")]
     assert main(words) == 0
     out, err = capsys.readouterr()
-    assert "the rate does not fall at 80, 150" in err
+    assert "with --epochs 1 the milestones 80 and 150 are never reached" in err
     assert "validated on (--val-split 0.1)" in err
     assert "epoch: 1/1" in err
     assert "choose a gamma: rescale-cli sweep-gamma" in out
+    assert "run: 1 epoch on cpu" in out
+    listed = out.partition("written: ")[2].partition("\n")[0].replace(" (to resume the run)", "")
+    assert sorted(listed.split(", ")) == sorted(file.name for file in (tmp_path / "run").iterdir())
