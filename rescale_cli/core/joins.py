@@ -128,14 +128,18 @@ def _no_count(case: Join, strange: list[str]) -> BadCounts:
     fix = f"name the classes in {case.source} as the head does: {few(names)}"
     for wanted in missing[:1]:
         if close := _close([wanted], strange):
-            fix = f"did you mean it by {clip(close, 80)!r}? write {clip(wanted, 80)!r} instead"
+            fix = f"{case.source} has {clip(close, 80)!r}: is that {clip(wanted, 80)!r}? "
+            fix += "Then rename it there."
     return BadCounts(what, saw=f"{case.source} counts {few(strange)}, not in the head", fix=fix)
 
 
 def unknown_order(case: Join, maps: dict[str, tuple[int, ...]]) -> UnknownClassOrder:
     """The error for names without a proven order: with both readings, where there are two."""
     what = f"{case.source} names its classes, and nothing says which row of the head each name is"
-    names, c = case.classes.names, case.head.size
+    names, c, order = case.classes.names, case.head.size, case.classes.order
+    if case.counts and order in FOLDER_ORDERS:
+        what = f"{case.source} lists its classes in {order} order, and nothing says that the rows "
+        what += "of the head are in that order, too"
     ways = list(dict.fromkeys(maps.values()))
     saw = f"it has {few(names)}; the head has {c} rows without names"
     fix = _SORT
@@ -150,6 +154,9 @@ def unknown_order(case: Join, maps: dict[str, tuple[int, ...]]) -> UnknownClassO
     elif not ways:
         fix = "give the names in the order of the head's rows: --classes FILE; `rescale-cli counts`"
         fix += " of the training folder writes such a file with -o"
+    elif case.counts and order in FOLDER_ORDERS:
+        fix = f"if the model was trained on class folders in this order: --order {order}; "
+        fix += "otherwise give the names in the order of the head's rows: --classes FILE"
     elif case.counts:
         fix += "; if the model was trained on this data in this order, that is the same file"
     return UnknownClassOrder(what, saw=saw, fix=fix)

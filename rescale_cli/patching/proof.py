@@ -163,9 +163,9 @@ def _without_record(
     first, (beside, missing) = found[0], _prove_side_files(after, before)
     if all((head.factors == 1).all() and not head.shifts.any() for head in found):
         raise NotProven(
-            f"{after.path.name} has no record, and its head is that of {before.path.name}",
-            saw="no row was re-scaled, and no other byte differs",
-            fix="give the file that rescale-cli apply wrote",
+            f"{after.path.name} and {before.path.name} are equal, and there is no record",
+            saw="no byte differs, so no row was re-scaled",
+            fix=f"give a re-scaled one: rescale-cli verify PATCHED --against {before.path}",
         )
     home = before.tensor(first.keys.weight).file
     return Proof(

@@ -251,7 +251,7 @@ def test_whatever_else_happens_is_one_clear_error(
     def fail(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr(api, "apply", fail)
+    monkeypatch.setattr("rescale_cli.patching.plan.make_plan", fail)
     assert main([*APPLY, "--json"]) == code
     said, err = document(capsys)
     assert said["error"]["code"] == name

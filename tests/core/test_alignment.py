@@ -428,9 +428,12 @@ def test_the_hint_that_it_is_the_same_file_holds(tmp_path):
 
 def test_counts_by_names_need_an_order_that_somebody_said():
     raw = RawCounts.keyed([("cat", 1), ("dog", 2)], "folder train/", "imagefolder")
-    with pytest.raises(UnknownClassOrder, match="nothing says which row") as caught:
+    with pytest.raises(UnknownClassOrder, match="in imagefolder order, and nothing") as caught:
         in_row_order(raw, HeadRows(2))
-    assert "--order imagefolder" in caught.value.fix
+    assert "in this order: --order imagefolder; otherwise" in caught.value.fix
+    unsorted = RawCounts.keyed([("cat", 1), ("dog", 2)], "counts.csv")
+    with pytest.raises(UnknownClassOrder, match=r"counts\.csv names its classes, and nothing"):
+        in_row_order(unsorted, HeadRows(2))
     for head, said in (
         (HeadRows(2, tool="timm"), Said()),
         (HeadRows(2), Said(sort="natural")),

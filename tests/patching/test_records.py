@@ -272,9 +272,10 @@ def test_only_rows_times_one_number_pass_without_a_record(model: Path, tmp_path:
         assert not (tmp_path / "back.pth").exists()
 
 
-def test_a_file_equal_to_the_original_is_no_re_scaling(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotProven, match="its head is that of"):
+def test_a_file_equal_to_the_original_is_not_re_scaled(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotProven, match=r"same\.pth and model\.pth are equal") as caught:
         verify(shutil.copy(model, tmp_path / "same.pth"), model)
+    assert caught.value.fix.endswith(f"rescale-cli verify PATCHED --against {model}")
 
 
 def test_a_record_of_another_head_beside_a_file_is_not_passed_over(
