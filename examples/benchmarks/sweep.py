@@ -32,8 +32,7 @@ from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.strength_path import correct_intervals
-from rescale_cli.sweeping.curves import SweptMethod
-from rescale_cli.sweeping.metric_path import by_curves, by_envelope, by_intervals
+from rescale_cli.sweeping.decisions import SweptMethod, by_curves, by_envelope, by_intervals
 
 EXAMPLE = Path(__file__).parent.parent / "fashion_lt"
 

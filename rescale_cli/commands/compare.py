@@ -73,8 +73,8 @@ def compare(
     )
     from rescale_cli.commands.sweep_report import left_alone
     from rescale_cli.commands.verdict_text import gain_required
+    from rescale_cli.evaluating.checks import check_strength
     from rescale_cli.sweeping.comparison import compare_methods, sweep_input
-    from rescale_cli.sweeping.sweep import refuse_undetermined
 
     if how.unlabeled:
         raise UsageError("methods are compared by labels", fix="leave out --unlabeled")
@@ -94,9 +94,10 @@ def compare(
     found = compare_methods(given, selection, bias.value if bias else "")
     for entry in found.entries:
         if entry.name == "rescale" and entry.outcome is not None:
-            refuse_undetermined(
-                entry.outcome, given.predictions, selection, notes, accept=on.accept_poor_accuracy
-            )
+            check_strength(
+                entry.outcome.interval, selection.limit, given.predictions, notes,
+                accept=on.accept_poor_accuracy,
+            )  # fmt: skip
     obstacles, lines = written_as(given, found, choice, of, apply)
     result = comparison_result(given, found, lines, obstacles)
     best = found.to_write(obstacles)

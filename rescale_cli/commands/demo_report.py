@@ -29,9 +29,9 @@ from rescale_cli.files.staging import Staging, refuse_existing, system_errors
 from rescale_cli.foreign_code import need_torch
 from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.plan import CountsChoice
-from rescale_cli.sweeping.choose import Selection
 from rescale_cli.sweeping.comparison import SweepInput, sweep_input
-from rescale_cli.sweeping.sweep_result import Sweep, sweep
+from rescale_cli.sweeping.selection import Selection
+from rescale_cli.sweeping.sweep import Sweep, sweep
 
 #: The files of the example. Nothing else that lies in its folder is copied.
 EXAMPLE = (

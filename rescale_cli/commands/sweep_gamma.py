@@ -80,9 +80,9 @@ def sweep_gamma(
     from rescale_cli.commands.sweep_report import show_sweep
     from rescale_cli.commands.verdict_text import no_gain
     from rescale_cli.core.methods import Adjustment
+    from rescale_cli.evaluating.checks import check_strength
     from rescale_cli.sweeping.comparison import input_of_logits, sweep_input
-    from rescale_cli.sweeping.sweep import refuse_undetermined
-    from rescale_cli.sweeping.sweep_result import sweep
+    from rescale_cli.sweeping.sweep import sweep
 
     if model is None:
         refuse_without_model(on, method, apply)
@@ -104,9 +104,10 @@ def sweep_gamma(
     found = sweep(
         given.predictions, given.head, given.counts, tried, selection, fit=fit_temperature
     )
-    refuse_undetermined(
-        found.best, given.predictions, selection, notes, accept=on.accept_poor_accuracy
-    )
+    check_strength(
+        found.best.interval, selection.limit, given.predictions, notes,
+        accept=on.accept_poor_accuracy,
+    )  # fmt: skip
     swept = found.best.method
     best = replace(swept.adjustment, strength=found.best.choice.gamma)
     best = replace(best, temperature=found.temperature or 1.0)

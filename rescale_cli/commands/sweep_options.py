@@ -19,7 +19,7 @@ from rescale_cli.json_text import clip
 if TYPE_CHECKING:
     from rescale_cli.checkpoints.read_tensors import HeadChoice
     from rescale_cli.patching.plan import CountsChoice
-    from rescale_cli.sweeping.choose import Selection
+    from rescale_cli.sweeping.selection import Selection
 
 
 class Normalize(StrEnum):
@@ -109,7 +109,7 @@ class ChoiceOptions:
         Raises:
             UsageError: a rule, a share or a limit that is none, or one that would not be used.
         """
-        from rescale_cli.sweeping.choose import Selection, metric_to_choose_by
+        from rescale_cli.sweeping.selection import Selection, metric_to_choose_by
 
         metric = metric_to_choose_by(self.metric)
         if self.unlabeled and (self.choose != "best" or metric != "balanced_accuracy"):

@@ -29,7 +29,7 @@ from rescale_cli.files.staging import (
 from rescale_cli.patching.patch import Patched, Target, apply_plan, refuse_source
 from rescale_cli.patching.plan import CountsChoice, make_plan, obstacle
 from rescale_cli.sweeping.comparison import Comparison, SweepInput
-from rescale_cli.sweeping.sweep_result import Sweep
+from rescale_cli.sweeping.sweep import Sweep
 from rescale_cli.sweeping.verdict import Verdict
 
 

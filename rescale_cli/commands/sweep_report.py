@@ -23,9 +23,8 @@ from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.patch import Patched
 from rescale_cli.sweeping.comparison import SweepInput
-from rescale_cli.sweeping.curves import SweptMethod
-from rescale_cli.sweeping.sweep import Outcome
-from rescale_cli.sweeping.sweep_result import At, Sweep
+from rescale_cli.sweeping.decisions import SweptMethod
+from rescale_cli.sweeping.sweep import At, Outcome, Sweep
 
 #: What a curve shows, where it is known.
 CURVES = ("accuracy", "balanced_accuracy", "target_accuracy", "macro_f1", "gmean_multiclass",

@@ -11,7 +11,7 @@ from rescale_cli.core.head import Float64
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import GateFailed
 from rescale_cli.sweeping.comparison import SweepInput
-from rescale_cli.sweeping.sweep_result import Sweep
+from rescale_cli.sweeping.sweep import Sweep
 from rescale_cli.sweeping.verdict import FEW, NEGLIGIBLE, Reason, Verdict
 
 _NAMES = {

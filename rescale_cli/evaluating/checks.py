@@ -95,6 +95,43 @@ def refuse_or_note(
     )
 
 
+#: An interval covers the whole range if at most this share of it is left over at either end.
+_LEFT = 0.1
+#: Predictions with this share of the attainable accuracy above chance are those of a sound model,
+#: for which no strength is better than another.
+_SOUND = 0.5
+
+
+def check_strength(
+    interval: tuple[float, float] | None,
+    limit: float,
+    predictions: Predictions,
+    notes: Callable[[str], None],
+    *,
+    accept: bool = False,
+) -> None:
+    """Stop if any strength may be the best, and the model hardly works.
+
+    Args:
+        interval: 95 % interval of the chosen strength; None: not known, and nothing is checked.
+        limit: the largest strength.
+        predictions: what it was chosen on; without labels nothing is checked.
+        notes: called with what was accepted.
+        accept: whether to go on all the same.
+
+    Raises:
+        PoorAccuracy: as a model does that is not run the way it was trained.
+    """
+    if interval is None or predictions.labels is None:
+        return
+    low, high = interval
+    if low > _LEFT * limit or high < (1 - _LEFT) * limit:
+        return
+    if model_evidence(predictions.logits, predictions.labels).known < _SOUND:
+        why = f"any strength from {low:.3g} to {high:.3g} may be the best, which is the whole range"
+        refuse_or_note(why, predictions, notes, accept=accept)
+
+
 def preprocessing_of(known: Provenance) -> Preprocessing | None:
     """How the images were prepared; None where that is not known.
 

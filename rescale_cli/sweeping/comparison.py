@@ -29,10 +29,17 @@ from rescale_cli.measures.model_evidence import CODE as TRAINING_SET
 from rescale_cli.measures.model_evidence import trained_on
 from rescale_cli.patching.find_records import head_sha256
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
-from rescale_cli.sweeping.choose import Objective, Selection
-from rescale_cli.sweeping.curves import SweptMethod
-from rescale_cli.sweeping.sweep import Outcome, Parts, decide, parts_of
-from rescale_cli.sweeping.sweep_result import At, at_strength, objective_of
+from rescale_cli.sweeping.decisions import SweptMethod
+from rescale_cli.sweeping.selection import Objective, Selection
+from rescale_cli.sweeping.sweep import (
+    At,
+    Outcome,
+    Parts,
+    at_strength,
+    decide,
+    objective_of,
+    parts_of,
+)
 from rescale_cli.sweeping.verdict import Verdict, reach_verdict
 
 
@@ -256,9 +263,7 @@ class Comparison:
         return next(able, None)
 
 
-def compare_methods(
-    given: SweepInput, selection: Selection, bias: str = "", device: str = "cpu"
-) -> Comparison:
+def compare_methods(given: SweepInput, selection: Selection, bias: str = "") -> Comparison:
     """Choose each method's strength on some samples, and compare them on the others.
 
     The best method is compared with each of the others by the paired bootstrap of a verdict; these
@@ -268,7 +273,6 @@ def compare_methods(
         given: the model on N labelled samples.
         selection: how to choose.
         bias: keep, scale or drop; each method's own default if empty.
-        device: where the arithmetic is done.
 
     Raises:
         UsageError, BadInput: as `sweep`.
@@ -277,7 +281,7 @@ def compare_methods(
     assert labels is not None
     objective = objective_of(selection, given.counts)
     parts = parts_of(labels, len(labels), selection)
-    found, left_out = _choose_each(given, selection, objective, parts, bias, device)
+    found, left_out = _choose_each(given, selection, objective, parts, bias)
     ats = {
         name: at_strength(
             swept, outcome.choice.gamma if outcome else 0.0, given.predictions, parts, objective,
@@ -310,11 +314,8 @@ def _choose_each(
     objective: Objective,
     parts: Parts,
     bias: str,
-    device: str,
 ) -> tuple[dict[str, tuple[SweptMethod, Outcome | None]], dict[str, str]]:
     """Each method at the strength chosen for it, and why the others are left out."""
-    target = given.counts.target
-    target = np.ones(given.head.num_classes) if target is None else target
     found: dict[str, tuple[SweptMethod, Outcome | None]] = {}
     left_out: dict[str, str] = {}
     for name, adjustment in METHODS_COMPARED.items():
@@ -327,9 +328,7 @@ def _choose_each(
             if given.head.binary and adjustment.method != "logit-adjust":
                 refuse_rescaling(adjustment.method, adjusting_line())
             given.joint.refuse(swept.adjustment)
-            outcome = decide(
-                swept, given.predictions, parts, selection, objective, target / target.sum(), device
-            )
+            outcome = decide(swept, given.predictions, parts, selection, objective)
         except (BadHead, NeedsDecision) as error:
             left_out[name] = error.what
         else:

@@ -1,9 +1,9 @@
-"""Every strength of a method at once on one set of predictions, and an honest choice among them."""
+"""Every strength of a method at once on one set of predictions, one chosen, and what it does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,25 +13,29 @@ from rescale_cli.core.head import Float64, Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.evaluating.checks import refuse_or_note
 from rescale_cli.files.arrays import row_blocks
 from rescale_cli.long_work import long_work
-from rescale_cli.measures.model_evidence import model_evidence
-from rescale_cli.measures.significance import drawn_again
-from rescale_cli.sweeping.choose import (
+from rescale_cli.measures.calibration import PerSample, measure_logits
+from rescale_cli.measures.metrics import Confusion, metrics_of, table_of
+from rescale_cli.measures.significance import (
+    Interval,
+    bootstrap,
+    bootstrap_difference,
+    drawn_again,
+)
+from rescale_cli.measures.temperature import fit_temperature
+from rescale_cli.sweeping.decisions import DecisionPath, SweptMethod, decisions_of
+from rescale_cli.sweeping.selection import (
     OF_PREDICTIONS,
     Choice,
     Objective,
     Selection,
-    distance_to,
-    first_within,
+    choose_strength,
     halves,
-    widest_plateau,
+    metric_to_choose_by,
+    standard_error,
 )
-from rescale_cli.sweeping.curves import SweptMethod
-from rescale_cli.sweeping.metric_path import DecisionPath, by_curves, by_envelope, by_intervals
-
-_ERROR_REPLICATES = 100
+from rescale_cli.sweeping.verdict import Verdict, reach_verdict, without_labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,8 +93,6 @@ def decide(
     parts: Parts,
     selection: Selection,
     objective: Objective,
-    target: Float64,
-    device: str = "cpu",
 ) -> Outcome:
     """Choose the strength of one method on the samples to choose on.
 
@@ -100,98 +102,25 @@ def decide(
         parts: which of them to choose on.
         selection: how.
         objective: what is to be large.
-        target: shares (C,) that predictions without labels should have.
-        device: where the arithmetic is done.
     """
     swept.at(1.0)  # refuses what this head cannot take
-    logits, labels = predictions.logits, predictions.labels
     right = right_as_it_is(predictions, parts.chosen) if selection.head_drop is not None else None
     with long_work(f"trying every strength of {swept.adjustment.method}"):
-        if swept.slopes() is None:
-            path = by_curves(swept, logits, labels, selection.limit, device)
-        elif labels is None or selection.unlabeled or objective.metric in OF_PREDICTIONS:
-            path = by_envelope(swept, logits, labels, selection.limit, device)
-        else:
-            path = by_intervals(swept, logits, labels, selection.limit, device)
+        classes = selection.unlabeled or objective.metric in OF_PREDICTIONS
+        path = decisions_of(swept, predictions, selection.limit, classes=classes)
     part = path.of(parts.chosen)
     error = 0.0
     if selection.rule == "one-se" and not selection.unlabeled:
-        error = _standard_error(part, objective)
-    choice = choose_strength(part, selection, objective, target, right, error=error)
+        error = standard_error(part, objective)
+    choice = choose_strength(part, selection, objective, right, error=error)
     if selection.unlabeled or not selection.replicates or predictions.labels is None:
         return Outcome(swept, choice, path, None)
     found = [
-        choose_strength(part, selection, objective, target, right, times, error).gamma
+        choose_strength(part, selection, objective, right, times, error).gamma
         for times in drawn_again(part.labels, selection.replicates, selection.seed)
     ]
     low, high = np.percentile(found, [2.5, 97.5])
     return Outcome(swept, choice, path, (float(low), float(high)))
-
-
-def choose_strength(
-    path: DecisionPath,
-    selection: Selection,
-    objective: Objective,
-    target: Float64,
-    right: NDArray[np.bool_] | None = None,
-    times: Float64 | None = None,
-    error: float = 0.0,
-) -> Choice:
-    """The strength by the rule of the user.
-
-    Args:
-        path: of N samples.
-        selection: the rule.
-        objective: what is to be large.
-        target: shares (C,) that predictions without labels should have.
-        right: (N,), whether the head as it is has each right: what max-head-drop is measured from.
-        times: (N,), how often each counts, in a replicate of the bootstrap.
-        error: the standard error for one-se.
-
-    Raises:
-        UsageError: no strength costs the frequent classes as little as that.
-    """
-    if selection.unlabeled:
-        gammas, divergence = distance_to(path, target)
-        return widest_plateau(gammas, -divergence, path.limit)
-    gammas, values = objective.along(path, times)
-    if selection.rule == "one-se":
-        return first_within(gammas, values, path.limit, error)
-    drop = selection.head_drop
-    if drop is None or right is None:
-        return widest_plateau(gammas, values, path.limit)
-    left = _head_left(path, objective, right, times, gammas)
-    allowed = left >= -drop - 1e-12
-    if not allowed.any() and times is None:
-        raise UsageError(
-            f"no strength costs the frequent classes {drop:g} or less of their recall",
-            saw=f"{-left.max():.4f} at the least, rows and bias treated as asked",
-            fix="--choose max-head-drop=F with a larger F, or another --bias",
-        )
-    return widest_plateau(
-        gammas, values if allowed.any() else left, path.limit, allowed | ~allowed.any()
-    )
-
-
-def _head_left(
-    path: DecisionPath,
-    objective: Objective,
-    right: NDArray[np.bool_],
-    times: Float64 | None,
-    gammas: Float64,
-) -> Float64:
-    """The recall of the frequent classes at each strength (B,), less that of the head as it is."""
-    many = replace(objective, metric="many")
-    if not objective.groups["many"].any():
-        raise UsageError(
-            "no class counts as frequent, so there is no head whose loss could be bounded",
-            fix="set the sizes of the groups: --groups 100,20, or --choose best",
-        )
-    weights = many.weights(path.labels, np.ones(len(right)) if times is None else times)
-    assert weights is not None
-    at, recall = many.along(path, times)
-    left: Float64 = recall[np.searchsorted(at, gammas, side="right") - 1] - weights[right].sum()
-    return left
 
 
 def right_as_it_is(predictions: Predictions, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -203,48 +132,209 @@ def right_as_it_is(predictions: Predictions, rows: NDArray[np.int64]) -> NDArray
     return right
 
 
-def _standard_error(path: DecisionPath, objective: Objective) -> float:
-    """Of the metric at its best strength, over samples drawn again."""
-    best = widest_plateau(*objective.along(path), path.limit).gamma
-    values = []
-    for times in drawn_again(path.labels, _ERROR_REPLICATES, 1):
-        gammas, along = objective.along(path, times)
-        values.append(along[np.searchsorted(gammas, best, side="right") - 1])
-    return float(np.std(values))
+#: Points of the curve that is shown.
+CURVE = 401
 
 
-#: The interval covers the whole range if at most this share of it is left over at either end.
-_LEFT = 0.1
-#: Predictions with this share of the attainable accuracy above chance are those of a sound model,
-#: for which no strength is better than another.
-_SOUND = 0.5
+@dataclass(frozen=True, slots=True, eq=False)
+class At:
+    """One strength, on the samples to report on."""
+
+    gamma: float
+    metrics: Mapping[str, float | None]
+    intervals: Mapping[str, Interval | None]
+    recall: Float64
+    """(C,), NaN for a class without samples."""
+    predicted: Labels
+    """Of the samples that are reported on."""
+    samples: PerSample
+    """What their probabilities add to the metrics."""
 
 
-def refuse_undetermined(
-    outcome: Outcome,
+@dataclass(frozen=True, slots=True, eq=False)
+class Sweep:
+    """The best method of those that were tried, at its best strength."""
+
+    selection: Selection
+    objective: Objective
+    best: Outcome
+    others: tuple[Outcome, ...]
+    parts: Parts
+    at: Mapping[str, At]
+    """`0`, the head as it is, and `chosen`; empty without labels."""
+    verdict: Verdict
+    """Whether the chosen strength is better than the head as it is."""
+    changes: Mapping[str, Interval]
+    """How much each metric changes from the head as it is, paired; without the metrics that have no
+    interval: those that are n/a and, with no bootstrap, those that are no mean of recalls."""
+    oracle: Choice | None
+    """The best strength on the samples that are reported on."""
+    curve: Mapping[str, Float64]
+    """Metrics of all samples, (G,) each, and `gamma`, (G,)."""
+    breakpoints: int
+    """Strengths up to the limit at which a decision changes."""
+    negative_true: float | None
+    """The share of samples whose true class has a negative score: they sink as gamma grows."""
+    never_right: float | None
+    """The share of samples that are right at no strength up to the limit; None without labels."""
+    temperature: float | None
+
+
+def sweep(
     predictions: Predictions,
+    head: Head,
+    counts: ClassCounts,
+    methods: Sequence[Adjustment],
     selection: Selection,
-    notes: Callable[[str], None],
     *,
-    accept: bool = False,
-) -> None:
-    """Stop if the interval of the strength is the whole range, and the model hardly works.
+    fit: bool = False,
+) -> Sweep:
+    """Try every strength of the methods on N samples, choose one, and report what it does.
 
     Args:
-        outcome: of the method.
-        predictions: what it was chosen on.
-        selection: how, with the limit of the range.
-        notes: told of what was accepted.
-        accept: go on all the same.
+        predictions: of the head as it is.
+        head: of the checkpoint.
+        counts: of its classes; with a target prior they say what the choice is for.
+        methods: to choose among; their strengths are of no account.
+        selection: how to choose.
+        fit: whether to fit a temperature on the samples to choose on.
 
     Raises:
-        PoorAccuracy: as a model does that is not run the way it was trained.
+        BadInput: no labels where they are needed, or too few samples.
+        UsageError: a metric of classes that do not occur.
     """
-    if outcome.interval is None or predictions.labels is None:
-        return
-    low, high = outcome.interval
-    if low > _LEFT * selection.limit or high < (1 - _LEFT) * selection.limit:
-        return
-    if model_evidence(predictions.logits, predictions.labels).known < _SOUND:
-        why = f"any strength from {low:.3g} to {high:.3g} may be the best, which is the whole range"
-        refuse_or_note(why, predictions, notes, accept=accept)
+    labels = predictions.labels
+    if labels is None and not selection.unlabeled:
+        raise BadInput(
+            f"{predictions.source} has no labels to choose with",
+            fix="choose by the predicted classes alone: --unlabeled, or give labels",
+        )
+    objective = objective_of(selection, counts)
+    parts = parts_of(labels, len(predictions.logits), selection)
+    tried = [
+        decide(swept, predictions, parts, selection, objective)
+        for swept in swept_methods(head, counts, methods)
+    ]
+    best = max(tried, key=lambda outcome: outcome.choice.value)
+    plain = SweptMethod(Adjustment(), head, counts)
+    strengths = (("0", plain, 0.0), ("chosen", best.method, best.choice.gamma))
+    curve, oracle, at = _curve(best, selection), None, {}
+    if labels is not None:
+        curve |= table_of(best.path.tallies(curve["gamma"]), objective.shares)
+        at = {
+            name: at_strength(swept, gamma, predictions, parts, objective, selection)
+            for name, swept, gamma in strengths
+        }
+        if not selection.unlabeled:
+            rows = parts.reported
+            right = right_as_it_is(predictions, rows) if selection.head_drop is not None else None
+            oracle = choose_strength(best.path.of(rows), selection, objective, right)
+    verdict = _verdict(best, at, labels, parts, objective, selection)
+    return Sweep(
+        selection, objective, best, tuple(o for o in tried if o is not best), parts, at,
+        verdict, _changes(at, verdict, labels, parts, objective, selection), oracle, curve,
+        len(best.path.breakpoints()) - 1, _negative(best.method, predictions),
+        None if labels is None else best.path.never_right,
+        _temperature(best, predictions, parts) if fit else None,
+    )  # fmt: skip
+
+
+def _verdict(
+    best: Outcome, at: Mapping[str, At], labels: Labels | None, parts: Parts,
+    objective: Objective, selection: Selection,
+) -> Verdict:  # fmt: skip
+    """On the samples to report on."""
+    if labels is None:
+        adjustment, bias = best.method.adjustment, best.method.head.bias
+        other = adjustment.normalize or (bias is not None and adjustment.bias_policy != "keep")
+        return without_labels(changes=other or best.choice.gamma > 0)
+    return reach_verdict(
+        at["0"].predicted, at["chosen"].predicted, labels[parts.reported], objective,
+        independent=parts.apart or selection.unlabeled, seed=selection.seed,
+    )  # fmt: skip
+
+
+def _changes(
+    at: Mapping[str, At], verdict: Verdict, labels: Labels | None, parts: Parts,
+    objective: Objective, selection: Selection,
+) -> dict[str, Interval]:  # fmt: skip
+    """Of every metric; where the verdict has an interval, it is that one."""
+    if labels is None or verdict.changes is None or verdict.gain is None:
+        return {}
+    before, after, gain = at["0"], at["chosen"], verdict.gain
+    found = bootstrap_difference(
+        before.predicted, after.predicted, labels[parts.reported], len(before.recall),
+        objective.shares, (before.samples, after.samples),
+        replicates=selection.replicates, seed=selection.seed,
+    ) if selection.replicates else {}  # fmt: skip
+    found |= verdict.changes.means
+    if gain.difference is not None and gain.interval is not None:
+        found[gain.metric] = Interval(gain.difference, *gain.interval)
+    return {name: change for name, change in found.items() if change is not None}
+
+
+def objective_of(selection: Selection, counts: ClassCounts) -> Objective:
+    """What is to be large: with a target prior, the accuracy to expect under it."""
+    metric = metric_to_choose_by(selection.metric)
+    groups = counts.groups(*selection.sizes)
+    if counts.target is not None and metric == "balanced_accuracy":
+        return Objective("target_accuracy", groups, counts.target)
+    return Objective(metric, groups)
+
+
+def _curve(best: Outcome, selection: Selection) -> dict[str, Float64]:
+    """The strengths that are shown: evenly spaced ones and the chosen one."""
+    even = np.linspace(0, selection.limit, CURVE)
+    return {"gamma": np.unique(np.append(even, best.choice.gamma))}
+
+
+def at_strength(
+    swept: SweptMethod,
+    gamma: float,
+    predictions: Predictions,
+    parts: Parts,
+    objective: Objective,
+    selection: Selection,
+) -> At:
+    """Everything that can be measured at one strength, on the samples to report on."""
+    assert predictions.labels is not None
+    rows = parts.reported if parts.apart else slice(None)
+    labels = predictions.labels[rows]
+    measured = measure_logits(
+        predictions.logits[rows], labels, lambda logits: swept.scores(logits, gamma)
+    )
+    classes = predictions.num_classes
+    confusion = Confusion.of(measured.predicted, labels, classes)
+    intervals = bootstrap(
+        measured.predicted, labels, classes, objective.shares, measured.samples,
+        replicates=selection.replicates, seed=selection.seed,
+    ) if selection.replicates else {}  # fmt: skip
+    metrics = metrics_of(confusion, objective.shares, measured)
+    recall = confusion.tallies.recall
+    return At(gamma, metrics, intervals, recall, measured.predicted, measured.samples)
+
+
+def _negative(swept: SweptMethod, predictions: Predictions) -> float | None:
+    """The share of samples with a negative true score."""
+    if predictions.labels is None or swept.adjustment.method == "logit-adjust":
+        return None
+    kept = swept.adjustment.bias_policy == "keep"
+    bias = swept.head.bias if kept else None
+    negative = 0
+    for rows in row_blocks(predictions.logits):
+        scores = swept.scores(predictions.logits[rows])
+        scores = scores if bias is None else scores - bias
+        true = np.take_along_axis(scores, predictions.labels[rows, None], 1)[:, 0]
+        negative += int((true < 0).sum())
+    return negative / len(predictions.logits)
+
+
+def _temperature(best: Outcome, predictions: Predictions, parts: Parts) -> float:
+    """Fitted on the samples to choose on, at the chosen strength."""
+    if predictions.labels is None:
+        raise UsageError("a temperature cannot be fitted without labels", fix="give labels")
+    rows = parts.chosen if parts.apart else slice(None)
+    swept, gamma = best.method, best.choice.gamma
+    return fit_temperature(
+        predictions.logits[rows], predictions.labels[rows], lambda z: swept.scores(z, gamma)
+    )

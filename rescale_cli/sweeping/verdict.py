@@ -14,7 +14,7 @@ from rescale_cli.core.head import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.measures.metrics import Confusion, Shares, table_of
 from rescale_cli.measures.significance import Interval, bootstrap_difference, mcnemar
-from rescale_cli.sweeping.choose import Objective
+from rescale_cli.sweeping.selection import Objective
 
 #: Replicates of the bootstrap, whatever `--bootstrap` says.
 VERDICT_REPLICATES = 10_000

@@ -14,8 +14,8 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.strength_path import PredictedPath, predicted_path
 from rescale_cli.sweeping import curved_path as module
 from rescale_cli.sweeping.curved_path import curved_path
-from rescale_cli.sweeping.curves import Curves, SweptMethod
-from rescale_cli.sweeping.metric_path import by_curves
+from rescale_cli.sweeping.curves import Curves
+from rescale_cli.sweeping.decisions import SweptMethod, by_curves
 
 ADJUSTMENTS = [
     Adjustment(), Adjustment(normalize=True, bias="keep"), Adjustment("tau-norm"),

@@ -32,7 +32,8 @@ from rescale_cli.core.predictions import Predictions
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.measures.gates import Gate, read_gates
 from rescale_cli.measures.metric_names import ABOUT, ALIASES
-from rescale_cli.sweeping.choose import (
+from rescale_cli.sweeping.decisions import SweptMethod, by_curves, by_envelope, by_intervals
+from rescale_cli.sweeping.selection import (
     CHOICES,
     Selection,
     distance_to,
@@ -40,9 +41,7 @@ from rescale_cli.sweeping.choose import (
     halves,
     widest_plateau,
 )
-from rescale_cli.sweeping.curves import SweptMethod
-from rescale_cli.sweeping.metric_path import by_curves, by_envelope, by_intervals
-from rescale_cli.sweeping.sweep_result import sweep
+from rescale_cli.sweeping.sweep import sweep
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_lt"
 MODEL, COUNTS, LOGITS = (
@@ -119,9 +118,9 @@ def test_a_kept_bias_is_no_straight_line_and_one_of_zeros_is_none(
     example: tuple[Head, ClassCounts, Predictions],
 ) -> None:
     head, counts, _ = example
-    assert SweptMethod(Adjustment(), head, counts).slopes() is None
+    assert not SweptMethod(Adjustment(), head, counts).straight
     zero = SweptMethod(Adjustment(), replace(head, bias=np.zeros(10)), counts)
-    assert zero.slopes() is not None
+    assert zero.straight
 
 
 @pytest.mark.parametrize("adjustment", FAMILIES[:4], ids=str)

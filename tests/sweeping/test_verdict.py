@@ -26,7 +26,7 @@ from sklearn.metrics import (
 from rescale_cli.cli import main
 from rescale_cli.commands.schema import schema_text
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.sweeping.choose import Objective
+from rescale_cli.sweeping.selection import Objective
 from rescale_cli.sweeping.verdict import NEGLIGIBLE, Verdict, reach_verdict
 
 Capture = pytest.CaptureFixture[str]

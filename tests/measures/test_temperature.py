@@ -17,7 +17,7 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadInput
 from rescale_cli.measures import calibration
 from rescale_cli.measures.calibration import measure_logits
-from rescale_cli.sweeping.sweep_result import fit_temperature
+from rescale_cli.measures.temperature import fit_temperature
 
 INF = np.inf
 

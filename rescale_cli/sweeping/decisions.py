@@ -1,28 +1,115 @@
-"""Which samples are right at every strength, as events; and every metric along the way."""
+"""A method at every strength: its scores, and the decisions on N samples that follow from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.head import Float64
-from rescale_cli.core.predictions import Labels
+from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.head import Float64, Head, RowUpdate
+from rescale_cli.core.methods import METHODS, Adjustment
+from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.measures.metrics import Tallies
 from rescale_cli.strength_path import BlockWork, in_blocks
-from rescale_cli.sweeping.curves import SweptMethod
+from rescale_cli.sweeping.curves import Curves
 
 if TYPE_CHECKING:
     from rescale_cli.strength_path import PredictedPath
 
 
-#: Logits held at once in float64, by a thread on the CPU, and for another device.
-_BLOCK, _LARGE_BLOCK = 1 << 19, 1 << 22
-#: The same for curves, whose undecided cells are settled together.
-_CURVED_BLOCK = 1 << 21
+#: Logits that a thread holds at once in float64; for curves, whose undecided cells are settled
+#: together.
+_BLOCK, _CURVED_BLOCK = 1 << 19, 1 << 21
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SweptMethod:
+    """One method with its policies, at every strength."""
+
+    adjustment: Adjustment
+    """The strength in it is of no account."""
+    head: Head
+    counts: ClassCounts
+
+    def at(self, strength: float) -> RowUpdate:
+        """What the method does at that strength, to logits: a bias that is not there is 0."""
+        head = self.head
+        if not self.writable:
+            head = replace(head, bias=np.zeros(head.num_classes))
+        return replace(self.adjustment, strength=strength).update(head, self.counts)
+
+    @property
+    def writable(self) -> bool:
+        """Whether the head can hold it: without a bias it cannot hold what changes the bias."""
+        needs_bias = METHODS.entry(self.adjustment.method).facts["needs_bias"]
+        return self.head.bias is not None or not needs_bias
+
+    def scores(self, logits: NDArray[np.generic], strength: float = 0.0) -> Float64:
+        """The logits (N, C) of the head after the method, float64."""
+        update = self.at(strength)
+        return update.on_logits(np.asarray(logits, np.float64), self.head.bias)
+
+    def curves(self) -> tuple[Curves, Callable[[NDArray[np.generic]], Float64]]:
+        """The scores as curves, which they are for every policy of `rescale` and `tau-norm`.
+
+        Returns:
+            What head and counts say of them, and what gives the scores u (N, C) from logits.
+        """
+        update, kept, bias = self.at(0.0), self.counts.kept, self.head.bias
+        classes = self.head.num_classes
+        whole = np.zeros(classes) if bias is None else update.on_bias(bias)
+        factors = np.log(self.counts.factors(1.0))
+        shares, exponents, follows = np.ones(1), np.zeros(1), ~kept
+        if self.adjustment.method == "tau-norm":
+            norms = self.head.norms[kept]
+            exponents, shares = -np.log(norms), norms / norms.sum()
+            middle = (exponents.max() + exponents.min()) / 2  # a factor that all have in common
+            exponents = exponents - middle
+            factors = np.zeros(classes)
+            factors[kept] = exponents
+        # Where factor and q are one, u takes the offset in, so that equal scores are equal curves.
+        apart = kept & (exponents.any() | (factors != 0))
+        offsets = np.where(apart & (self.adjustment.bias_policy == "keep"), whole, 0.0)
+
+        def scores(logits: NDArray[np.generic]) -> Float64:
+            own = np.asarray(logits, np.float64) - (0.0 if bias is None else bias)
+            own *= update.scale
+            own += whole - offsets
+            return own
+
+        return Curves(factors, offsets, shares, exponents, follows), scores
+
+    @property
+    def straight(self) -> bool:
+        """Whether the scores, or their logarithms, are straight lines in the strength.
+
+        They are not where a bias that is kept is added after the factor, nor for tau-norm where
+        rows are left alone, which do not take part in its common factor.
+        """
+        bias, policy = self.head.bias, self.adjustment.bias_policy
+        if self.adjustment.method == "logit-adjust":
+            return True
+        if bias is not None and policy == "keep" and bias.any():
+            return False
+        return self.adjustment.method != "tau-norm" or bool(self.counts.kept.all())
+
+    def lines(self) -> tuple[Float64, bool]:
+        """The slopes (C,) of straight scores, and whether they are those of their logarithms.
+
+        The score of class k is u_k exp(gamma s_k) for re-scaling, s_k = log(n_1 / n_k), and for
+        tau-norm, s_k = -log |w_k|, whose common factor changes no decision; it is z_k + tau s_k for
+        logit adjustment, s_k = -log prior_k.
+        """
+        assert self.straight
+        if self.adjustment.method == "logit-adjust":
+            return self.at(1.0).shift, False
+        if self.adjustment.method == "tau-norm":
+            return -np.log(self.head.norms), True
+        return np.log(self.counts.factors(1.0)), True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,24 +207,43 @@ class DecisionPath:
         return np.unique(np.concatenate([[0.0], self.gamma]))
 
 
+def decisions_of(
+    swept: SweptMethod, predictions: Predictions, limit: float, *, classes: bool
+) -> DecisionPath:
+    """The decisions of a method on N samples at every strength up to the limit, exactly.
+
+    Args:
+        swept: the method.
+        predictions: of the head as it is.
+        limit: the largest strength.
+        classes: whether it must be known which wrong class is predicted; who is right is cheaper.
+    """
+    logits, labels = predictions.logits, predictions.labels
+    if not swept.straight:
+        return by_curves(swept, logits, labels, limit)
+    if classes or labels is None:
+        return by_envelope(swept, logits, labels, limit)
+    return by_intervals(swept, logits, labels, limit)
+
+
 def by_intervals(
-    swept: SweptMethod, logits: NDArray[Any], labels: Labels, limit: float, device: str = "cpu"
+    swept: SweptMethod, logits: NDArray[Any], labels: Labels, limit: float
 ) -> DecisionPath:
     """The path of rightness of N samples, exact, from one pass over the logits (N, C)."""
     import torch
 
     from rescale_cli.strength_path import correct_intervals
 
-    slopes, log = _lines(swept)
+    slopes, log = swept.lines()
     lo, hi = np.empty((2, len(logits)))
 
     def find(rows: slice) -> None:
-        scores = torch.from_numpy(swept.scores(logits[rows])).to(device)
+        scores = torch.from_numpy(swept.scores(logits[rows]))
         truth = torch.from_numpy(labels[rows])
         both = correct_intervals(scores, truth, torch.from_numpy(slopes), log, ties="first")
-        lo[rows], hi[rows] = torch.stack(both).cpu().numpy()
+        lo[rows], hi[rows] = torch.stack(both).numpy()
 
-    _in_blocks(logits, find, device)
+    _in_blocks(logits, find, _BLOCK)
     rises = np.flatnonzero((lo > 0) & (lo <= np.minimum(limit, hi)))
     falls = np.flatnonzero((hi >= np.maximum(lo, 0)) & (hi < limit))
     sample = np.concatenate([rises, falls])
@@ -158,20 +264,19 @@ def by_envelope(
     logits: NDArray[Any],
     labels: Labels | None,
     limit: float,
-    device: str = "cpu",
 ) -> DecisionPath:
     """The path of the predicted classes of N samples, exact. Without labels none is right."""
     import torch
 
     from rescale_cli.strength_path import predicted_path
 
-    slopes, log = _lines(swept)
+    slopes, log = swept.lines()
 
     def follow(rows: slice) -> PredictedPath:
-        scores = torch.from_numpy(swept.scores(logits[rows])).to(device)
+        scores = torch.from_numpy(swept.scores(logits[rows]))
         return predicted_path(scores, torch.from_numpy(slopes), log, limit)
 
-    steps = _steps(logits, follow, device, _BLOCK)
+    steps = _steps(logits, follow, _BLOCK)
     return _of_steps(steps, labels, logits.shape[1], limit)
 
 
@@ -180,7 +285,6 @@ def by_curves(
     logits: NDArray[Any],
     labels: Labels | None,
     limit: float,
-    device: str = "cpu",
 ) -> DecisionPath:
     """The same for a swept of curves, such as one that keeps a bias."""
     import torch
@@ -190,14 +294,14 @@ def by_curves(
     curves, scores = swept.curves()
 
     def follow(rows: slice) -> PredictedPath:
-        return curved_path(torch.from_numpy(scores(logits[rows])).to(device), curves, limit)
+        return curved_path(torch.from_numpy(scores(logits[rows])), curves, limit)
 
-    steps = _steps(logits, follow, device, _CURVED_BLOCK)
+    steps = _steps(logits, follow, _CURVED_BLOCK)
     return _of_steps(steps, labels, logits.shape[1], limit)
 
 
 def _steps(
-    logits: NDArray[Any], follow: Callable[[slice], PredictedPath], device: str, block: int
+    logits: NDArray[Any], follow: Callable[[slice], PredictedPath], block: int
 ) -> tuple[NDArray[Any], Float64, NDArray[Any]]:
     """Sample, gamma and label of all steps, found some rows at a time."""
     import torch
@@ -208,9 +312,9 @@ def _steps(
         path = follow(rows)
         paths[rows.start] = path._replace(sample=path.sample + rows.start)
 
-    _in_blocks(logits, find, device, block)
+    _in_blocks(logits, find, block)
     columns = zip(*(paths[first] for first in sorted(paths)), strict=True)
-    sample, gamma, label = (torch.cat(column).cpu().numpy() for column in columns)
+    sample, gamma, label = (torch.cat(column).numpy() for column in columns)
     return sample, gamma, label
 
 
@@ -233,15 +337,6 @@ def _of_steps(
     )  # fmt: skip
 
 
-def _lines(swept: SweptMethod) -> tuple[Float64, bool]:
-    lines = swept.slopes()
-    if lines is None:
-        raise ValueError("the scores are no straight lines")
-    return lines
-
-
-def _in_blocks(logits: NDArray[Any], work: BlockWork, device: str, block: int = _BLOCK) -> None:
-    """Some rows at a time, so that memory does not grow with N."""
-    on_cpu = device == "cpu"
-    step = max(1, (block if on_cpu else _LARGE_BLOCK) // logits.shape[1])
-    in_blocks(len(logits), step, lambda: work, on_cpu=on_cpu)
+def _in_blocks(logits: NDArray[Any], work: BlockWork, size: int) -> None:
+    """Some rows at a time, `size` logits, so that memory does not grow with N."""
+    in_blocks(len(logits), max(1, size // logits.shape[1]), lambda: work)

@@ -1,9 +1,9 @@
-"""Choosing a strength, as the user says how."""
+"""Selecting a strength: by which metric, by which rule, and on which samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ from rescale_cli.core.head import Float64
 from rescale_cli.errors import UsageError
 from rescale_cli.measures.metric_names import metric_name, unknown_metric
 from rescale_cli.measures.metrics import GROUPS, METRICS, Groups, Shares
-from rescale_cli.sweeping.metric_path import DecisionPath
+from rescale_cli.measures.significance import drawn_again
+from rescale_cli.sweeping.decisions import DecisionPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ _ABOUT = {
 }
 #: Values this near are equal: they are sums of N shares.
 _EQUAL = 1e-9
+#: Replicates of the bootstrap for the standard error of one-se.
+_ERROR_REPLICATES = 100
 #: Strengths that are tried where a metric is no sum over samples, times C.
 _TRIED, _TRIED_AGAIN = 1 << 24, 1 << 19
 
@@ -98,6 +101,13 @@ class Objective:
         if self.target is None:
             return self.groups
         return {**self.groups, "target_accuracy": self.target}
+
+    @property
+    def prior(self) -> Float64:
+        """Shares (C,) that the predicted classes should have: the target's, or equal ones."""
+        shares = np.ones(len(self.groups["few"])) if self.target is None else self.target
+        prior: Float64 = shares / shares.sum()
+        return prior
 
     def weights(self, labels: NDArray[np.int64], times: Float64) -> Float64 | None:
         """(N,), whose sum over the samples that are right is the metric; None if it is no such sum.
@@ -280,3 +290,77 @@ def halves(
     offset = np.repeat(generator.random(len(counts)), counts)
     reported = np.floor((rank + 1) * share + offset) > np.floor(rank * share + offset)
     return np.sort(order[~reported]), np.sort(order[reported])
+
+
+def choose_strength(
+    path: DecisionPath,
+    selection: Selection,
+    objective: Objective,
+    right: NDArray[np.bool_] | None = None,
+    times: Float64 | None = None,
+    error: float = 0.0,
+) -> Choice:
+    """The strength by the rule of the user.
+
+    Args:
+        path: of N samples.
+        selection: the rule.
+        objective: what is to be large.
+        right: (N,), whether the head as it is has each right: what max-head-drop is measured from.
+        times: (N,), how often each counts, in a replicate of the bootstrap.
+        error: the standard error for one-se.
+
+    Raises:
+        UsageError: no strength costs the frequent classes as little as that.
+    """
+    if selection.unlabeled:
+        gammas, divergence = distance_to(path, objective.prior)
+        return widest_plateau(gammas, -divergence, path.limit)
+    gammas, values = objective.along(path, times)
+    if selection.rule == "one-se":
+        return first_within(gammas, values, path.limit, error)
+    drop = selection.head_drop
+    if drop is None or right is None:
+        return widest_plateau(gammas, values, path.limit)
+    left = _head_left(path, objective, right, times, gammas)
+    allowed = left >= -drop - 1e-12
+    if not allowed.any() and times is None:
+        raise UsageError(
+            f"no strength costs the frequent classes {drop:g} or less of their recall",
+            saw=f"{-left.max():.4f} at the least, rows and bias treated as asked",
+            fix="--choose max-head-drop=F with a larger F, or another --bias",
+        )
+    return widest_plateau(
+        gammas, values if allowed.any() else left, path.limit, allowed | ~allowed.any()
+    )
+
+
+def _head_left(
+    path: DecisionPath,
+    objective: Objective,
+    right: NDArray[np.bool_],
+    times: Float64 | None,
+    gammas: Float64,
+) -> Float64:
+    """The recall of the frequent classes at each strength (B,), less that of the head as it is."""
+    many = replace(objective, metric="many")
+    if not objective.groups["many"].any():
+        raise UsageError(
+            "no class counts as frequent, so there is no head whose loss could be bounded",
+            fix="set the sizes of the groups: --groups 100,20, or --choose best",
+        )
+    weights = many.weights(path.labels, np.ones(len(right)) if times is None else times)
+    assert weights is not None
+    at, recall = many.along(path, times)
+    left: Float64 = recall[np.searchsorted(at, gammas, side="right") - 1] - weights[right].sum()
+    return left
+
+
+def standard_error(path: DecisionPath, objective: Objective) -> float:
+    """Of the metric at its best strength, over samples drawn again."""
+    best = widest_plateau(*objective.along(path), path.limit).gamma
+    values = []
+    for times in drawn_again(path.labels, _ERROR_REPLICATES, 1):
+        gammas, along = objective.along(path, times)
+        values.append(along[np.searchsorted(gammas, best, side="right") - 1])
+    return float(np.std(values))
