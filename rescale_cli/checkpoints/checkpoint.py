@@ -32,8 +32,8 @@ from rescale_cli.checkpoints.formats.sharded_folder import (
 )
 from rescale_cli.checkpoints.models_inside import is_optimizer_entry, refuse_distributed_file
 from rescale_cli.core.classes import HeadRows
-from rescale_cli.core.tensors import Contents, TensorInfo
 from rescale_cli.errors import BadCheckpoint, BadHead, BadInput, EnvironmentProblem
+from rescale_cli.files.contents import Contents, TensorInfo
 from rescale_cli.files.leftovers import MARK
 from rescale_cli.files.reading import (
     Stamp,

@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rescale_cli.core.tensors import ITEM_SIZES
+from rescale_cli.core.floats import ITEM_SIZES
 from rescale_cli.errors import UnsafePickle
 
 

@@ -14,8 +14,9 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from rescale_cli.checkpoints.pickle_policy import Built, Global, OddKey
-from rescale_cli.core.tensors import ITEM_SIZES, MAX_DIMS
+from rescale_cli.core.floats import ITEM_SIZES
 from rescale_cli.errors import BadCheckpoint
+from rescale_cli.files.contents import MAX_DIMS
 
 #: So many wrappers around one tensor are looked through; torch writes one or two.
 MAX_WRAPS = 8

@@ -11,17 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, refuse_adapted_head
+from rescale_cli.core.floats import HEAD_DTYPES, ITEM_SIZES, Bits, Float64, bits_dtype, decode
 from rescale_cli.core.head import Head
-from rescale_cli.core.tensors import (
-    HEAD_DTYPES,
-    ITEM_SIZES,
-    Bits,
-    Float64,
-    TensorInfo,
-    bits_dtype,
-    decode,
-)
 from rescale_cli.errors import AmbiguousHead, BadHead, BadInput, NoEffect, RescaleError, UsageError
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened, read_at
 from rescale_cli.finding.find_head import FoundHeads, HeadKeys, find_heads
 

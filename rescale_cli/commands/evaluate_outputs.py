@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import typer
 
 from rescale_cli.commands.console import finite, to_stderr
-from rescale_cli.core.head import Float64
+from rescale_cli.core.floats import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import printable

@@ -15,7 +15,7 @@ from rescale_cli.commands.patch_report import show_written
 from rescale_cli.commands.sweep_options import HeadOptions
 from rescale_cli.commands.tables import Bar, Grid
 from rescale_cli.commands.verdict_text import sweep_text, verdict_result
-from rescale_cli.core.head import Float64
+from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.core.predictions import Provenance
 from rescale_cli.evaluating.checks import prepared_line

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rescale_cli.core.head import Float64
+from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import GateFailed
 from rescale_cli.sweeping.comparison import SweepInput

@@ -14,9 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from rescale_cli.core.floats import Float64
 from rescale_cli.errors import BadHead
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

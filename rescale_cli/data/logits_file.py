@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.checkpoints.formats import safetensors_file
+from rescale_cli.core.floats import HEAD_DTYPES, decode
 from rescale_cli.core.head import two_columns
 from rescale_cli.core.predictions import Labels, Predictions, Provenance
-from rescale_cli.core.tensors import HEAD_DTYPES, TensorInfo, decode
 from rescale_cli.errors import BadCheckpoint, BadInput, EnvironmentProblem, OutputExists, UsageError
 from rescale_cli.files.arrays import NpzFile, big_array, mapped, row_blocks
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened, refuse_lfs_pointer
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors
 from rescale_cli.json_text import clip, parse_json

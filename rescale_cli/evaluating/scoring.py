@@ -13,7 +13,8 @@ from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice, locate, one_size
 from rescale_cli.core.classes import NOTHING_SAID, HeadRows, Said, row_names
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.core.head import Float64, Head, RowUpdate
+from rescale_cli.core.floats import Float64
+from rescale_cli.core.head import Head, RowUpdate
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions, Provenance
 from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier, UsageError

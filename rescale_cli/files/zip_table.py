@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescale_cli.core.tensors import Checksum
 from rescale_cli.errors import BadCheckpoint
+from rescale_cli.files.contents import Checksum
 from rescale_cli.files.reading import opened, read_at
 
 _END = struct.Struct("<4s4H2LH")

@@ -15,8 +15,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rescale_cli.core.tensors import TensorInfo
 from rescale_cli.errors import AmbiguousHead
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.finding.names import ZERO_SHOT, opinion, says_class, says_conv, words_of
 from rescale_cli.finding.shapes import WEIGHTS, Graph, Matrix, is_integer
 

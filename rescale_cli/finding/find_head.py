@@ -11,8 +11,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rescale_cli.core.tensors import TensorInfo
 from rescale_cli.errors import BadInput
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.finding.evidence import Scored, ambiguous, score, sign_of_no_effect
 from rescale_cli.finding.names import opinion, words_of
 from rescale_cli.finding.refusals import (

@@ -19,10 +19,11 @@ from typing import Literal
 
 import numpy as np
 
+from rescale_cli.core.floats import HEAD_DTYPES
 from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.core.tensors import HEAD_DTYPES, TensorInfo
 from rescale_cli.errors import BadHead, NeedsDecision, NoClassifier
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.finding.names import layer_path, opinion, words_of
 from rescale_cli.finding.shapes import Matrix
 

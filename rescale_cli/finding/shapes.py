@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from rescale_cli.core.tensors import TensorInfo
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.finding.names import (
     FOLLOWERS,
     VERSIONS,

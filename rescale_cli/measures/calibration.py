@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.head import Float64
+from rescale_cli.core.floats import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadInput
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.classes import ranks
-from rescale_cli.core.head import Float64
+from rescale_cli.core.floats import Float64
 from rescale_cli.core.predictions import Labels
 
 #: The gain of the permutation, as a share of the samples, that makes an alarm; and what its 95 %

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.floats import Float64
 from rescale_cli.core.predictions import Labels
-from rescale_cli.core.tensors import Float64
 
 #: Normal quantile of the bounds: 95 %, two-sided.
 _Z = 1.96

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.head import Float64
+from rescale_cli.core.floats import Float64
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.long_work import long_work
 from rescale_cli.measures.calibration import PerSample, check_labels

@@ -17,8 +17,8 @@ from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.formats.sharded_folder import read_config
 from rescale_cli.checkpoints.formats.torch_zip import is_exported
 from rescale_cli.core.predictions import Classifier, Preprocessing
-from rescale_cli.core.tensors import TensorInfo
 from rescale_cli.errors import BadCheckpoint, BadInput, NeedsDecision, UsageError
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.finding.find_head import find_heads
 from rescale_cli.json_text import clip
 from rescale_cli.long_work import long_work

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rescale_cli.checkpoints.formats import torch_zip
-from rescale_cli.core.tensors import ITEM_SIZES, MAX_DIMS, TensorInfo
+from rescale_cli.core.floats import ITEM_SIZES
 from rescale_cli.errors import BadCheckpoint
+from rescale_cli.files.contents import MAX_DIMS, TensorInfo
 from rescale_cli.files.zip_table import ZipTable, read_record, read_zip_table, stored_entry
 from rescale_cli.json_text import clip, parse_json
 

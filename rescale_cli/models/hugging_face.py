@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli.core.predictions import Preprocessing
-from rescale_cli.core.tensors import TensorInfo
 from rescale_cli.errors import BadInput, NotImages
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import read_whole
 from rescale_cli.foreign_code import library, refuse_stripped
 from rescale_cli.json_text import clip, parse_json

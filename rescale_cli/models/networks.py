@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rescale_cli.core.tensors import TensorInfo
 from rescale_cli.data.user import user_function
 from rescale_cli.errors import BadInput, UsageError
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.foreign_code import torchvision
 from rescale_cli.json_text import clip
 from rescale_cli.models.weights import Build

@@ -9,8 +9,8 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any, cast
 
-from rescale_cli.core.tensors import Contents, TensorInfo
 from rescale_cli.errors import BadInput, NeedsDecision
+from rescale_cli.files.contents import Contents, TensorInfo
 from rescale_cli.finding.shapes import copies, in_model
 from rescale_cli.foreign_code import torchvision
 from rescale_cli.json_text import clip

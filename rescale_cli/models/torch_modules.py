@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (the name that PyTorch's own pages use)
 
-from rescale_cli.core.tensors import TensorInfo
 from rescale_cli.errors import BadInput
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.json_text import clip
 from rescale_cli.models.export_archive import ExportArchive, Ref, evaluate
 from rescale_cli.models.export_graph import GraphReader

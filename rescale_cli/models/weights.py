@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rescale_cli.checkpoints.read_tensors import blocks
-from rescale_cli.core.tensors import ITEM_SIZES, TensorInfo
+from rescale_cli.core.floats import ITEM_SIZES
 from rescale_cli.errors import BadCheckpoint, BadInput
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened
 from rescale_cli.finding.names import FOLLOWERS, is_foreign
 from rescale_cli.json_text import clip

@@ -12,7 +12,7 @@ from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.formats import safetensors_file
 from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice, locate, overlaps_itself
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.core.tensors import HEAD_DTYPES
+from rescale_cli.core.floats import HEAD_DTYPES
 from rescale_cli.errors import NotProven, OtherCounts, OtherModel, RescaleError, UsageError
 from rescale_cli.files.reading import read_whole
 from rescale_cli.finding.find_head import HeadKeys

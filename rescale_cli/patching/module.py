@@ -11,11 +11,12 @@ import numpy as np
 from rescale_cli.checkpoints.read_tensors import refuse_no_effect
 from rescale_cli.core.alignment import join_counts
 from rescale_cli.core.classes import HeadRows, Said
+from rescale_cli.core.floats import Float64, encode
 from rescale_cli.core.head import Head, one_row, two_rows
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.core.tensors import Float64, TensorInfo, encode
 from rescale_cli.data.counts import CountsLike, as_raw_counts
 from rescale_cli.errors import BadHead, NoClassifier
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.finding.find_head import find_heads
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from rescale_cli.core.tensors import Checksum
 from rescale_cli.errors import BadCheckpoint
+from rescale_cli.files.contents import Checksum
 from rescale_cli.files.folders import copy_bytes
 from rescale_cli.files.reading import (
     NO_DIGEST,

@@ -23,6 +23,7 @@ from rescale_cli.checkpoints.read_tensors import (
 from rescale_cli.core.alignment import Alignment, in_row_order, join_counts
 from rescale_cli.core.classes import NOTHING_SAID, HeadRows, RawCounts, Said, are_generic
 from rescale_cli.core.counts import ClassCounts, ZeroPolicy, warnings_of
+from rescale_cli.core.floats import Float64
 from rescale_cli.core.head import (
     NO_BIAS,
     Head,
@@ -33,9 +34,9 @@ from rescale_cli.core.head import (
     two_rows,
 )
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.core.tensors import Float64, TensorInfo
 from rescale_cli.data.counts import CountsLike, as_raw_counts
 from rescale_cli.errors import AlreadyRescaled, RescaleError
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.finding.refusals import JointHead

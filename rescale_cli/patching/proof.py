@@ -18,9 +18,10 @@ from rescale_cli.checkpoints.formats import safetensors_file
 from rescale_cli.checkpoints.formats.safetensors_file import HeaderEdit, read_header
 from rescale_cli.checkpoints.read_tensors import HeadChoice
 from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import Adjustment
-from rescale_cli.core.tensors import Float64, TensorInfo
 from rescale_cli.errors import BadCounts, BadInput, NotProven, RescaleError, UsageError
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import clip

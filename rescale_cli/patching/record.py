@@ -24,8 +24,9 @@ import numpy as np
 from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.checkpoints.formats import safetensors_file
 from rescale_cli.checkpoints.read_tensors import blocks, overlaps_itself
-from rescale_cli.core.tensors import HEAD_DTYPES, Float64, TensorInfo
+from rescale_cli.core.floats import HEAD_DTYPES, Float64
 from rescale_cli.errors import BadInput, NotProven
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened
 from rescale_cli.json_text import clip, parse_json
 from rescale_cli.patching.rewrite import RowScaling

@@ -22,8 +22,9 @@ import rescale_cli
 from rescale_cli.checkpoints.formats import safetensors_file
 from rescale_cli.checkpoints.formats.safetensors_file import HeaderEdit, plan_edit, read_header
 from rescale_cli.checkpoints.read_tensors import Block, blocks, memory_order
-from rescale_cli.core.tensors import Bits, TensorInfo, ordered, unordered
+from rescale_cli.core.floats import Bits, ordered, unordered
 from rescale_cli.errors import BadHead, BadInput, NotProven
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import NO_DIGEST, opened, read_whole
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import parse_json

@@ -13,8 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from rescale_cli.checkpoints.read_tensors import Block, blocks
-from rescale_cli.core.tensors import Bits, Float64, TensorInfo, decode, encode
+from rescale_cli.core.floats import Bits, Float64, decode, encode
 from rescale_cli.errors import BadHead, NotProven
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import page_buffer, read_at
 from rescale_cli.json_text import clip
 

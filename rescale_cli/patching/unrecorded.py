@@ -23,17 +23,9 @@ from rescale_cli.checkpoints.read_tensors import (
     locate,
     one_size,
 )
-from rescale_cli.core.tensors import (
-    HEAD_DTYPES,
-    Bits,
-    Float64,
-    TensorInfo,
-    decode,
-    encode,
-    ordered,
-    unordered,
-)
+from rescale_cli.core.floats import HEAD_DTYPES, Bits, Float64, decode, encode, ordered, unordered
 from rescale_cli.errors import NotProven
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import clip

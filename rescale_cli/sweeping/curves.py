@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.head import Float64
+from rescale_cli.core.floats import Float64
 
 if TYPE_CHECKING:
     import torch

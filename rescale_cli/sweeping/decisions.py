@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.core.head import Float64, Head, RowUpdate
+from rescale_cli.core.floats import Float64
+from rescale_cli.core.head import Head, RowUpdate
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.core.predictions import Labels, Predictions
 from rescale_cli.measures.metrics import Tallies

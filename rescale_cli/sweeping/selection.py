@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.head import Float64
+from rescale_cli.core.floats import Float64
 from rescale_cli.errors import UsageError
 from rescale_cli.measures.metric_names import metric_name, unknown_metric
 from rescale_cli.measures.metrics import GROUPS, METRICS, Groups, Shares

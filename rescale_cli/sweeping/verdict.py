@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.head import Float64
+from rescale_cli.core.floats import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.measures.metrics import Confusion, Shares, table_of
 from rescale_cli.measures.significance import Interval, bootstrap_difference, mcnemar

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rescale_cli.core.floats import Float64
 from rescale_cli.registry import Registry
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 
 Loss = Callable[["Tensor", "Tensor", "Tensor", "Tensor | None"], "Tensor"]
-Float64 = NDArray[np.float64]
 
 #: Facts of each: `reference`; `head`, linear or cosine; `weights`, the class weights it brings.
 losses: Registry[Loss] = Registry("loss")

@@ -14,8 +14,8 @@ import pytest
 from conftest import COUNTS, Made
 
 from rescale_cli import api
-from rescale_cli.core.tensors import TensorInfo
 from rescale_cli.errors import AmbiguousHead, BadCheckpoint, NoClassifier, NotProven, RescaleError
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.finding.find_head import find_heads
 from rescale_cli.patching.proof import verify
 from rescale_cli.patching.record import pack

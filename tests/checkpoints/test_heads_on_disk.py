@@ -22,8 +22,9 @@ from rescale_cli.checkpoints.read_tensors import (
     read_head,
     share_bytes,
 )
-from rescale_cli.core.tensors import ITEM_SIZES, TensorInfo, bits_dtype, row_major
+from rescale_cli.core.floats import ITEM_SIZES, bits_dtype
 from rescale_cli.errors import BadHead
+from rescale_cli.files.contents import TensorInfo, row_major
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.patching.rewrite import RowScaling, regions
 

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 
 from rescale_cli import api
 from rescale_cli.checkpoints.formats import torch_legacy, torch_zip
-from rescale_cli.core.tensors import ITEM_SIZES, Contents, TensorInfo
+from rescale_cli.core.floats import ITEM_SIZES
 from rescale_cli.errors import BadCheckpoint, BadHead, UnsafePickle
+from rescale_cli.files.contents import Contents, TensorInfo
 
 FORMATS = (torch_zip, torch_legacy)
 BOTH = pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])

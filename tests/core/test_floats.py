@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescale_cli.core.tensors import (
+from rescale_cli.core.floats import (
     HEAD_DTYPES,
     ITEM_SIZES,
     bits_dtype,

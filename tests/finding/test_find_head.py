@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rescale_cli.core.tensors import TensorInfo, row_major
 from rescale_cli.errors import AmbiguousHead, BadHead, BadInput, NoClassifier
+from rescale_cli.files.contents import TensorInfo, row_major
 from rescale_cli.finding.find_head import FoundHeads, find_heads
 from rescale_cli.finding.names import opinion
 

@@ -18,7 +18,6 @@ from torch import nn
 from torchvision import models as tv
 
 from rescale_cli.core.predictions import Classifier
-from rescale_cli.core.tensors import TensorInfo, row_major
 from rescale_cli.errors import (
     BadCheckpoint,
     BadInput,
@@ -28,6 +27,7 @@ from rescale_cli.errors import (
     UnsafePickle,
     UsageError,
 )
+from rescale_cli.files.contents import TensorInfo, row_major
 from rescale_cli.foreign_code import library
 from rescale_cli.models.classifiers import load_classifier, models
 from rescale_cli.models.networks import AUXILIARY, build_of, networks

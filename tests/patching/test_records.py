@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from rescale_cli import api
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.cli import main
-from rescale_cli.core.tensors import encode
+from rescale_cli.core.floats import encode
 from rescale_cli.errors import (
     AlreadyRescaled,
     AmbiguousHead,

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.core.head import Float64, Head
+from rescale_cli.core.floats import Float64
+from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.strength_path import PredictedPath, predicted_path
 from rescale_cli.sweeping import curved_path as module

@@ -1,1 +1,1 @@
-"""The checkpoint formats, one module each; `core.tensors` says what a format gives."""
+"""The checkpoint formats, one module each; `files.contents` says what a format gives."""

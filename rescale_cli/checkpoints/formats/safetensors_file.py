@@ -14,8 +14,8 @@ import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rescale_cli.core.tensors import MAX_DIMS, Contents, TensorInfo, row_major
 from rescale_cli.errors import BadCheckpoint
+from rescale_cli.files.contents import MAX_DIMS, Contents, TensorInfo, row_major
 from rescale_cli.files.reading import opened, read_at
 from rescale_cli.json_text import clip, parse_json
 

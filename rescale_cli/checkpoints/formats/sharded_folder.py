@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rescale_cli.core.tensors import Contents
 from rescale_cli.errors import BadCheckpoint
+from rescale_cli.files.contents import Contents
 from rescale_cli.files.folders import leads_home
 from rescale_cli.files.reading import read_whole
 from rescale_cli.json_text import clip, parse_json

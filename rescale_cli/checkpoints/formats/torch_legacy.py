@@ -25,8 +25,9 @@ from rescale_cli.checkpoints.pickled_tensors import (
     module_classes,
     storage_of,
 )
-from rescale_cli.core.tensors import ITEM_SIZES, Contents, TensorInfo
+from rescale_cli.core.floats import ITEM_SIZES
 from rescale_cli.errors import BadCheckpoint, UnsafePickle
+from rescale_cli.files.contents import Contents, TensorInfo
 from rescale_cli.files.reading import opened, read_at
 
 NAME = "torch legacy (before 1.6)"
