@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rescale_cli.core.counts import ZeroPolicy
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
-from rescale_cli.training.losses import losses, schedules
+from rescale_cli.training.losses import losses
 from rescale_cli.training.samplers import Imbalance, samplers
+from rescale_cli.training.schedules import schedules
 
 #: The panels of `train --help`, in the order in which they are shown.
 INPUT, METHOD, TRAINING, ADVANCED = "Input", "Method", "Training", "Advanced"

@@ -16,43 +16,32 @@ from rescale_cli.training.wvn import attach, project_rows_
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.optim.swa_utils import AveragedModel
 
 
-class Average:
-    """a <- decay a + (1 - decay) w after each step, for weights and batch statistics alike.
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """An average of a network: a <- s a + (1 - s) w, for weights and batch statistics alike.
 
-    In the first steps the decay is (1 + t) / (10 + t), so that the random weights of the start are
-    soon forgotten; as TensorFlow's ExponentialMovingAverage does.
+    After t steps s is the smaller of `decay` and (1 + t) / (10 + t), so that the random weights of
+    the start are soon forgotten; as TensorFlow's ExponentialMovingAverage does.
 
     Args:
         network: whose state is averaged.
-        decay: the share of the average that stays, below 1.
+        decay: the share of the average that stays, from 0 to 1.
     """
+    import torch
+    from torch.optim.swa_utils import AveragedModel
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self._decay, self.steps = decay, 0
-        self._live = network.state_dict()  # the very tensors that training changes
-        self.state = {name: value.clone() for name, value in self._live.items()}
+    def update(averages: Any, values: Any, _: Tensor | int) -> None:
+        if not averages[0].is_floating_point():  # numbers of batches
+            torch._foreach_copy_(averages, values)
+            return
+        t = int(average.n_averaged)  # the argument lies on the device, and reading it would wait
+        torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + t) / (10 + t)))
 
-    def update(self) -> None:
-        """Take the weights after one more step; whole numbers are copied."""
-        import torch
-
-        self.steps += 1
-        share = 1 - min(self._decay, (1 + self.steps) / (10 + self.steps))
-        floats = [name for name, value in self.state.items() if value.is_floating_point()]
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                [self.state[name] for name in floats], [self._live[name] for name in floats], share
-            )
-            for name in self.state.keys() - set(floats):
-                self.state[name].copy_(self._live[name])
-
-    def load(self, state: dict[str, Tensor], steps: int) -> None:
-        """Go on from an average that was kept."""
-        self.steps = steps
-        for name, value in self.state.items():
-            value.copy_(state[name])
+    average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    average.n_averaged += 1  # the initial weights; without this, torch would overwrite them
+    return average
 
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -95,7 +84,7 @@ class Stepper:
         self._loss, self._counts = losses[recipe.loss], counts.to(device)
         self._amp = getattr(torch, _DTYPES[recipe.amp]) if recipe.amp != "off" else None
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
-        self.average = Average(network, recipe.ema) if recipe.ema else None
+        self.average = moving_average(network, recipe.ema) if recipe.ema else None
         compiled: Any = torch.compile(network) if recipe.compile else network
         self._forward: Any = ranks.together(compiled, device)
 
@@ -136,7 +125,7 @@ class Stepper:
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self.average is not None:
-            self.average.update()
+            self.average.update_parameters(self.network)
         return loss, hits
 
     def _accumulate(
@@ -208,7 +197,7 @@ class Stepper:
         """
         if self.average is None:
             return dict(self.network.state_dict())
-        state = {name: value.clone() for name, value in self.average.state.items()}
+        state = {k: value.clone() for k, value in self.average.module.state_dict().items()}
         if self.recipe.wvn:
             project_rows_(state[f"{self._head_name}.weight"])
         return state
@@ -222,8 +211,9 @@ class Stepper:
                 tensors[f"optimizer.momentum_buffer.{name}"] = buffer
         facts: dict[str, Any] = {"scaler": self._scaler.state_dict()}
         if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.state.items()}
-            facts["averaged"] = self.average.steps
+            average = self.average.module.state_dict()
+            tensors |= {f"average.{name}": value for name, value in average.items()}
+            facts["averaged"] = int(self.average.n_averaged) - 1
         return tensors, facts
 
     def load(self, state: RunState) -> None:
@@ -250,7 +240,8 @@ class Stepper:
         if state.facts.get("scaler"):
             self._scaler.load_state_dict(dict(state.facts["scaler"]))
         if self.average is not None:
-            self.average.load(state.part("average"), state.facts["averaged"])
+            self.average.module.load_state_dict(state.part("average"))
+            self.average.n_averaged.fill_(state.facts["averaged"] + 1)
 
 
 def _layout(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.memory_format:

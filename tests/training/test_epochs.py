@@ -12,9 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.training.losses import learning_rate
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.samplers import Batches, Imbalance, epoch_order, samplers
+from rescale_cli.training.schedules import learning_rate
 
 CIFAR_10, CIFAR_100 = [5000] * 10, [500] * 100
 SIZES = st.lists(st.integers(0, 40), min_size=2, max_size=8).filter(any)
