@@ -21,7 +21,7 @@ from rescale_cli.core.counts import ClassCounts, ZeroPolicy, warnings_of
 from rescale_cli.core.head import ASSUMED, Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.data.counts import CountsLike, as_raw_counts
-from rescale_cli.data.labels import said_about_rows
+from rescale_cli.data.labels import row_hints
 from rescale_cli.data.spec import paths_of
 from rescale_cli.errors import BadHead, RescaleError
 from rescale_cli.finding.find_head import FoundHeads
@@ -84,7 +84,7 @@ def inspect(
         BadCounts, UnknownClassOrder: the counts are not those of its rows.
     """
     checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
-    rows = said_about_rows(classes, label_order, order)
+    rows = row_hints(classes, label_order, order)
     names = rows.names
     raw = None if counts is None else as_raw_counts(counts)
     said = len(names) if names else len(raw.values) if raw and len(raw.values) > 1 else None
@@ -185,7 +185,7 @@ def apply(
     """
     adjustment = Adjustment(method, gamma, normalize, bias, max_factor, temperature)
     choice = CountsChoice.read(
-        counts, said_about_rows(classes, label_order, order), zero=zero_count,
+        counts, row_hints(classes, label_order, order), zero=zero_count,
         exclude=exclude_class, target_prior=target_prior,
     )  # fmt: skip
     checkpoint = open_checkpoint(Path(path), frozenset(accept_global))

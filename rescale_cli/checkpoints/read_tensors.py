@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, refuse_adapted_head
-from rescale_cli.core.floats import HEAD_DTYPES, ITEM_SIZES, Bits, Float64, bits_dtype, decode
+from rescale_cli.core.floats import HEAD_DTYPES, ITEM_SIZES, Bits, Float64, bits_dtype, to_float64
 from rescale_cli.core.head import Head
 from rescale_cli.errors import AmbiguousHead, BadHead, BadInput, NoEffect, RescaleError, UsageError
 from rescale_cli.files.contents import TensorInfo
@@ -261,7 +261,7 @@ def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
     axis = class_axis(keys)
     with opened(weight.file) as fd:
         for block in blocks(weight):
-            values = decode(block.read(fd), weight.dtype)
+            values = to_float64(block.read(fd), weight.dtype)
             _refuse_nan(weight, values, axis, block.lo if block.axis == axis else 0)
             rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
             with np.errstate(over="ignore"):
@@ -315,7 +315,7 @@ def _read_bias(checkpoint: Checkpoint, keys: HeadKeys) -> Float64 | None:
     bias = np.empty(keys.num_classes)
     with opened(info.file) as fd:
         for block in blocks(info):
-            bias[block.along(0)] = decode(block.read(fd), info.dtype).reshape(-1)
+            bias[block.along(0)] = to_float64(block.read(fd), info.dtype).reshape(-1)
     _refuse_nan(info, bias, 0, 0)
     return bias
 

@@ -115,7 +115,7 @@ def apply(
     from rescale_cli.checkpoints.read_tensors import HeadChoice
     from rescale_cli.commands import patch_report
     from rescale_cli.commands.github import append_outputs, unwritten
-    from rescale_cli.data.labels import said_about_rows
+    from rescale_cli.data.labels import row_hints
     from rescale_cli.data.spec import paths_of
     from rescale_cli.patching.patch import Applied, Target, apply_plan, default_output
     from rescale_cli.patching.plan import CountsChoice, make_plan
@@ -130,9 +130,9 @@ def apply(
     counted = read_counted(gamma, exclude_class or (), target_prior, zero_count)
     heads, accept = HeadChoice(tuple(head or ()), only, plain_head), frozenset(accept_global or ())
     with last_step(), long_work(f"patching {model.name}"):
-        said = said_about_rows(classes, label_order, order or counted.order)
+        hints = row_hints(classes, label_order, order or counted.order)
         choice = CountsChoice.read(
-            counts, said, zero=counted.zero_count.value, exclude=counted.exclude_class,
+            counts, hints, zero=counted.zero_count.value, exclude=counted.exclude_class,
             target_prior=counted.target_prior,
         )  # fmt: skip
         checkpoint = open_checkpoint(model, accept)

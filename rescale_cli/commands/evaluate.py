@@ -24,7 +24,7 @@ from rescale_cli.signals import last_step
 
 if TYPE_CHECKING:
     from rescale_cli.checkpoints.read_tensors import HeadChoice
-    from rescale_cli.core.classes import Said
+    from rescale_cli.core.classes import RowHints
     from rescale_cli.evaluating.scoring import Terms
     from rescale_cli.evaluating.side_by_side import Evaluation, Trial
 
@@ -242,7 +242,7 @@ def evaluate(
     from rescale_cli.commands.evaluate_report import evaluate_result, show_evaluate
     from rescale_cli.commands.github import unwritten
     from rescale_cli.commands.progress import Notes, progress_bar
-    from rescale_cli.data.labels import said_about_rows
+    from rescale_cli.data.labels import row_hints
     from rescale_cli.evaluating.side_by_side import Feedback, evaluate_models
 
     gates = bounds.gates(grouped=counts is not None)
@@ -255,7 +255,7 @@ def evaluate(
     outputs.check(len(choices), force=force, inputs=read, other=on.saved)
     trials = list(zip(models or on.logits or (), choices, strict=True))
     heads = HeadChoice(tuple(head or ()), only, plain_head)
-    said = said_about_rows(classes, label_order, order)
+    said = row_hints(classes, label_order, order)
     terms = _terms(counts, said, groups, adjust, heads, accept_global or ())
     screen, notes = Screen("evaluate", json), Notes(json)
     found = evaluate_models(
@@ -285,7 +285,7 @@ def evaluate(
 
 def _terms(
     counts: str | None,
-    said: Said,
+    said: RowHints,
     groups: str,
     adjust: AdjustOptions,
     heads: HeadChoice,

@@ -185,12 +185,12 @@ class HeadOptions:
 
     def choice(self, counts: str) -> CountsChoice:
         """The counts, and how they become those of the head's rows."""
-        from rescale_cli.data.labels import said_about_rows
+        from rescale_cli.data.labels import row_hints
         from rescale_cli.patching.plan import CountsChoice
 
-        said = said_about_rows(self.classes, self.label_order, self.order)
+        hints = row_hints(self.classes, self.label_order, self.order)
         return CountsChoice.read(
-            counts, said, zero=self.zero_count.value, exclude=self.exclude_class or (),
+            counts, hints, zero=self.zero_count.value, exclude=self.exclude_class or (),
             target_prior=self.target_prior, checked=True,
         )  # fmt: skip
 
@@ -207,9 +207,9 @@ class HeadOptions:
         """`--order`; or that of a counts.json as --classes, which the predictions agreed with."""
         if self.order is not None or self.classes is None:
             return self.order.value if self.order else None
-        from rescale_cli.data.labels import said_about_rows
+        from rescale_cli.data.labels import row_hints
 
-        return said_about_rows(self.classes).doubtful or None
+        return row_hints(self.classes).doubtful or None
 
     def of_apply(self, counts: str) -> dict[str, Sequence[str]]:
         """The same options for the line of `apply`."""

@@ -15,12 +15,12 @@ import numpy as np
 
 from rescale_cli.core.classes import (
     FOLDER_ORDERS,
-    NOTHING_SAID,
+    NO_HINTS,
     TOOL_ORDERS,
     Classes,
     HeadRows,
     RawCounts,
-    Said,
+    RowHints,
     are_generic,
     numbers_of,
     ranks,
@@ -89,7 +89,7 @@ def join_labels(
     labels: Labels,
     classes: Classes,
     head: HeadRows,
-    said: Said = NOTHING_SAID,
+    hints: RowHints = NO_HINTS,
     *,
     source: str = "the data",
     samples: Sequence[str] = (),
@@ -100,7 +100,7 @@ def join_labels(
         labels: (N,), each the place of its class in `classes`.
         classes: of the data; it may lack classes of the head.
         head: the rows.
-        said: by the user.
+        hints: by the user.
         source: what the data is, for messages.
         samples: (N,), the name of each sample, for messages.
 
@@ -114,7 +114,7 @@ def join_labels(
     """
     used = np.unique(labels)
     try:
-        found = align(classes, head, said, used=used.tolist(), source=source)
+        found = align(classes, head, hints, used=used.tolist(), source=source)
     except OutOfRange as error:
         at = int(np.flatnonzero(labels == error.place)[0])
         name = f"{at} ({clip(samples[at], 120)})" if at < len(samples) else str(at)
@@ -129,7 +129,7 @@ def join_labels(
 def join_counts(
     raw: RawCounts,
     head: HeadRows,
-    said: Said = NOTHING_SAID,
+    hints: RowHints = NO_HINTS,
     *,
     zero: ZeroPolicy = "error",
     checked: bool = False,
@@ -139,7 +139,7 @@ def join_counts(
     Args:
         raw: what was read.
         head: the rows.
-        said: by the user.
+        hints: by the user.
         zero: what a class without samples is.
         checked: whether labels are joined by the same names and compared with predictions, which
             would show a wrong order; otherwise the order must be certain.
@@ -149,19 +149,19 @@ def join_counts(
         >>> join_counts(raw, HeadRows(2, ("cat", "dog")))[0].values
         array([9, 5])
     """
-    values, found = in_row_order(raw, head, said, checked=checked)
+    values, found = in_row_order(raw, head, hints, checked=checked)
     return ClassCounts.of(values, found.names, raw.source, zero), found
 
 
 def in_row_order(
-    raw: RawCounts, head: HeadRows, said: Said = NOTHING_SAID, *, checked: bool = False
+    raw: RawCounts, head: HeadRows, hints: RowHints = NO_HINTS, *, checked: bool = False
 ) -> tuple[tuple[object, ...], Alignment]:
     """The entries (C,) in row order, not checked to be counts; see `join_counts`."""
     c = head.size
     if raw.classes is None:
         if len(raw.values) != c:
             raise wrong_length(raw.source, len(raw.values), head)
-        names = row_names(head, said, checked=checked)
+        names = row_names(head, hints, checked=checked)
         texts = tuple(map(str, range(c)))
         line = f"{c} entries of {raw.source} are the head's {c} rows in their order"
         why = ("place in the list",) * c
@@ -170,7 +170,7 @@ def in_row_order(
     used = [i for i, value in enumerate(raw.values) if value or not numbered]
     try:
         found = align(
-            raw.classes, head, said, used=used, source=raw.source, counts=True, checked=checked
+            raw.classes, head, hints, used=used, source=raw.source, counts=True, checked=checked
         )
     except OutOfRange as error:
         if len(raw.values) == c:
@@ -187,7 +187,7 @@ def in_row_order(
 def align(
     classes: Classes,
     head: HeadRows,
-    said: Said = NOTHING_SAID,
+    hints: RowHints = NO_HINTS,
     *,
     used: Sequence[int] | None = None,
     source: str = "the data",
@@ -204,7 +204,7 @@ def align(
     Args:
         classes: K of them.
         head: the rows.
-        said: by the user; it goes before everything else.
+        hints: by the user; it goes before everything else.
         used: the classes that occur; all if None.
         source: what has the classes, for messages.
         counts: whether the classes are those of counts, for which no later check exists.
@@ -215,21 +215,21 @@ def align(
         UnknownClassOrder: two readings are possible, and they differ; or names of the user's
             contradict those of the checkpoint.
     """
-    names = row_names(head, said, checked=checked)
+    names = row_names(head, hints, checked=checked)
     at = list(range(len(classes.names))) if used is None else list(used)
-    case = Join(classes, at, names, head, said, source, counts)
+    case = Join(classes, at, names, head, hints, source, counts)
     by_name = case.by_name()
-    if said.listed is not None or said.by == "name":
+    if hints.listed is not None or hints.by == "name":
         if by_name is None:
             raise no_name(case, only=True)
-        return _found(case, "file" if said.listed else "name", by_name)
-    if said.by == "index":
+        return _found(case, "file" if hints.listed else "name", by_name)
+    if hints.by == "index":
         return _by_index(case, asked=True)
     if by_name is not None:
         return _found(case, "name", by_name, _other_reading(case, by_name))
     if names is not None and not are_generic(names) and case.speaks_of_names():
         raise no_name(case)
-    if classes.indices is None or (classes.named and said.sort):
+    if classes.indices is None or (classes.named and hints.sort):
         return _by_place(case)
     return _by_index(case)
 
@@ -308,16 +308,16 @@ def _refuse_tool_order(case: Join, indices: tuple[int, ...]) -> None:
 
 def _by_place(case: Join) -> Alignment:
     """Classes that only sorting numbers: in an order that is known, or that all tools agree on."""
-    classes, head, said = case.classes, case.head, case.said
+    classes, head, hints = case.classes, case.head, case.hints
     maps = _readings(classes.names, head.size)
-    known = said.sort or (classes.order if classes.given else "") or TOOL_ORDERS.get(head.tool, "")
+    known = hints.sort or (classes.order if classes.given else "") or TOOL_ORDERS.get(head.tool, "")
     if case.counts and len(classes.names) != head.size:
         raise wrong_length(case.source, len(classes.names), head)
     if case.names is not None and not are_generic(case.names) and "index" not in maps:
         raise no_name(case)
     if known in maps:
         note = ""
-        if not said.sort and not classes.given and len({*maps.values()}) > 1:
+        if not hints.sort and not classes.given and len({*maps.values()}) > 1:
             note = (f"{head.tool} trained this checkpoint, so the classes of {case.source} are "
                     f"taken in {known} order; --order says otherwise")  # fmt: skip
         return _found(case, "sorted", maps[known], note, known)

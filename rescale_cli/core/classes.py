@@ -185,7 +185,7 @@ TOOL_ORDERS = {"timm": "natural", "torchvision": "imagefolder", "rescale": "imag
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RowHints:
     """What the user says about the head's rows."""
 
     names: tuple[str, ...] | None = None
@@ -212,7 +212,7 @@ class Said:
         return self.order if ranks(self.names, other) != tuple(range(len(self.names))) else ""
 
 
-NOTHING_SAID = Said()
+NO_HINTS = RowHints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class HeadRows:
     """What the head is, for messages: `fc.weight (100, 512) in resnet32.pth`."""
 
 
-def row_names(head: HeadRows, said: Said, *, checked: bool = True) -> tuple[str, ...] | None:
+def row_names(head: HeadRows, hints: RowHints, *, checked: bool = True) -> tuple[str, ...] | None:
     """The names of the rows (C,): those that the user says, else the checkpoint's own.
 
     Raises:
@@ -241,24 +241,24 @@ def row_names(head: HeadRows, said: Said, *, checked: bool = True) -> tuple[str,
     own = (
         head.own if head.own and len({*map(nfc, head.own)}) == len(head.own) == head.size else None
     )
-    if said.listed is not None:
-        return _one_a_row(said.listed, head.size, "--label-order")
-    if said.names is None or (said.order == "index" and len(said.names) == head.size):
+    if hints.listed is not None:
+        return _one_a_row(hints.listed, head.size, "--label-order")
+    if hints.names is None or (hints.order == "index" and len(hints.names) == head.size):
         return own
-    given = _one_a_row(said.names, head.size, "--classes")
-    places = ranks(given, said.sort) if said.sort else None
-    if places is not None and said.order in FOLDER_ORDERS:
+    given = _one_a_row(hints.names, head.size, "--classes")
+    places = ranks(given, hints.sort) if hints.sort else None
+    if places is not None and hints.order in FOLDER_ORDERS:
         given = tuple(given[i] for i in np.argsort(places).tolist())
     elif places is not None and places != tuple(range(len(given))):
         raise UsageError(
-            f"{said.source} lists the rows in another order than --order {said.sort}",
+            f"{hints.source} lists the rows in another order than --order {hints.sort}",
             saw=few(given),
             fix="leave out --order to follow the file, or leave out --classes",
         )
     if own is not None and not are_generic(own):
-        _refuse_contradiction(own, given, said)
-    elif said.order in FOLDER_ORDERS and not said.sort:
-        _check_order(given, head, said, checked)
+        _refuse_contradiction(own, given, hints)
+    elif hints.order in FOLDER_ORDERS and not hints.sort:
+        _check_order(given, head, hints, checked)
     return given
 
 
@@ -271,37 +271,37 @@ def _one_a_row(given: tuple[str, ...], size: int, option: str) -> tuple[str, ...
     return given
 
 
-def _refuse_contradiction(own: tuple[str, ...], given: tuple[str, ...], said: Said) -> None:
+def _refuse_contradiction(own: tuple[str, ...], given: tuple[str, ...], hints: RowHints) -> None:
     """`--classes` may rename rows, but not give a name of one row to another."""
     row = {nfc(name): i for i, name in enumerate(own)}
     moved = [i for i, name in enumerate(given) if row.get(nfc(name), i) != i]
     if moved:
         raise UnknownClassOrder(
-            f"{said.source} contradicts the class names in the checkpoint",
+            f"{hints.source} contradicts the class names in the checkpoint",
             saw=side_by_side((f"row {i}", given[i], own[i]) for i in moved)
-            + f" ({said.source}, then the checkpoint)",
-            fix=f"leave out --classes to follow the checkpoint; or insist on {said.source}: "
+            + f" ({hints.source}, then the checkpoint)",
+            fix=f"leave out --classes to follow the checkpoint; or insist on {hints.source}: "
             "--label-order FILE",
         )
 
 
-def _check_order(given: tuple[str, ...], head: HeadRows, said: Said, checked: bool) -> None:
+def _check_order(given: tuple[str, ...], head: HeadRows, hints: RowHints, checked: bool) -> None:
     """A file that `counts` wrote has the order of its folders, which is not always the rows'."""
     tool = TOOL_ORDERS.get(head.tool)
-    if tool is None and (checked or not said.doubtful):
+    if tool is None and (checked or not hints.doubtful):
         return
-    other = tool or ("natural" if said.order == "imagefolder" else "imagefolder")
+    other = tool or ("natural" if hints.order == "imagefolder" else "imagefolder")
     places = ranks(given, other)
     if places is None or places == tuple(range(len(given))):
         return
     differ = [i for i, place in enumerate(places) if place != i]
     by_tool = f"{head.tool} trained this checkpoint, and sorts class folders differently"
     raise UnknownClassOrder(
-        f"{said.source} has its classes in {said.order} order; "
+        f"{hints.source} has its classes in {hints.order} order; "
         + (by_tool if tool else "nothing says whether the head has them in that order, too"),
         saw=side_by_side((repr(clip(given[i], 40)), f"row {i}", f"row {places[i]}")
-                          for i in differ) + f" ({said.order}, then {other})",
-        fix=f"say which order the head has: --order {other}, or --order {said.order}",
+                          for i in differ) + f" ({hints.order}, then {other})",
+        fix=f"say which order the head has: --order {other}, or --order {hints.order}",
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def bits_dtype(dtype: str, byteorder: str = "little") -> np.dtype[Any]:
     return np.dtype(f"{'<' if byteorder == 'little' else '>'}u{ITEM_SIZES[dtype]}")
 
 
-def decode(bits: Bits, dtype: str) -> Float64:
+def to_float64(bits: Bits, dtype: str) -> Float64:
     """The values of the bit patterns, exactly, as float64 of the same shape."""
     native = np.ascontiguousarray(bits).astype(f"=u{ITEM_SIZES[dtype]}", copy=False)
     if dtype == "bfloat16":
@@ -42,11 +42,11 @@ def decode(bits: Bits, dtype: str) -> Float64:
         return native.view(_FLOATS[dtype]).astype(np.float64)
 
 
-def encode(values: Float64, dtype: str) -> Bits:
+def to_bits(values: Float64, dtype: str) -> Bits:
     """The nearest bit patterns, ties to even, rounded once; too large becomes infinity.
 
     Example:
-        >>> [hex(bits) for bits in encode(np.array([1.0, 1.00390625, 3.5e38]), "bfloat16")]
+        >>> [hex(bits) for bits in to_bits(np.array([1.0, 1.00390625, 3.5e38]), "bfloat16")]
         ['0x3f80', '0x3f80', '0x7f80']
     """
     with np.errstate(over="ignore", under="ignore"):

@@ -11,7 +11,7 @@ from rescale_cli.core.classes import (
     Classes,
     HeadRows,
     RawCounts,
-    Said,
+    RowHints,
     nfc,
     numbers_of,
     side_by_side,
@@ -39,7 +39,7 @@ class Join:
     used: list[int]
     names: tuple[str, ...] | None
     head: HeadRows
-    said: Said
+    hints: RowHints
     source: str
     counts: bool
 
@@ -49,7 +49,7 @@ class Join:
             return None
         row = {nfc(name): i for i, name in enumerate(self.names)}
         texts = self.classes.names
-        if self.said.listed and not self.classes.named and self.classes.indices:
+        if self.hints.listed and not self.classes.named and self.classes.indices:
             texts = tuple(t if nfc(t) in row else str(i)
                           for t, i in zip(texts, self.classes.indices, strict=True))  # fmt: skip
         rows = tuple(row.get(nfc(text), -1) for text in texts)
@@ -144,7 +144,7 @@ def unknown_order(case: Join, maps: dict[str, tuple[int, ...]]) -> UnknownClassO
     saw = f"it has {few(names)}; the head has {c} rows without names"
     fix = _SORT
     if len(ways) > 1:
-        first, second = (next(o for o, rows in maps.items() if rows == way) for way in ways[:2])
+        first, second = (next(o for o, rows in maps.items() if rows == way) for way in ways)
         moved = [i for i in range(len(names)) if ways[0][i] != ways[1][i]]
         saw = side_by_side(
             (repr(clip(names[i], 40)), f"row {ways[0][i]}", f"row {ways[1][i]}") for i in moved

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.classes import Classes, RawCounts, Said
+from rescale_cli.core.classes import Classes, RawCounts, RowHints
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import BadInput
 from rescale_cli.files.reading import opened, read_whole, refuse_lfs_pointer
@@ -263,11 +263,11 @@ def read_said(path: Path | str, option: str = "--classes") -> tuple[tuple[str, .
     return tuple(names), order, given
 
 
-def said_about_rows(
+def row_hints(
     classes: str | PathLike[str] | Sequence[str] | None,
     label_order: str | Sequence[str] | None = None,
     order: str | None = None,
-) -> Said:
+) -> RowHints:
     """What the user says about the head's rows.
 
     Args:
@@ -290,7 +290,7 @@ def said_about_rows(
         listed = None if by else read_said(label_order, "--label-order")[0]
     elif label_order is not None:
         listed = tuple(label_order)
-    return Said(names, origin, given, source, by, listed, order or "")
+    return RowHints(names, origin, given, source, by, listed, order or "")
 
 
 def order_in(value: dict[Any, Any]) -> str:

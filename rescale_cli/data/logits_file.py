@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.checkpoints.formats import safetensors_file
-from rescale_cli.core.floats import HEAD_DTYPES, decode
+from rescale_cli.core.floats import HEAD_DTYPES, to_float64
 from rescale_cli.core.head import two_columns
 from rescale_cli.core.predictions import Labels, Predictions, Provenance
 from rescale_cli.errors import BadCheckpoint, BadInput, EnvironmentProblem, OutputExists, UsageError
@@ -204,7 +204,7 @@ def _tensor(fd: int, info: TensorInfo) -> NDArray[Any]:
         return stored
     floats = big_array(info.shape, np.float32)
     for rows in row_blocks(stored):
-        floats[rows] = decode(stored[rows], info.dtype)
+        floats[rows] = to_float64(stored[rows], info.dtype)
     return floats
 
 

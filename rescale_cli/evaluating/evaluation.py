@@ -14,7 +14,7 @@ from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.checkpoints.formats.sharded_folder import read_config
 from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice
 from rescale_cli.core.alignment import join_labels
-from rescale_cli.core.classes import NOTHING_SAID, HeadRows, Said
+from rescale_cli.core.classes import NO_HINTS, HeadRows, RowHints
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import two_columns
 from rescale_cli.core.predictions import (
@@ -193,7 +193,7 @@ def predictions_of(
     choice: DataChoice,
     *,
     known: Known = NOTHING_KNOWN,
-    said: Said = NOTHING_SAID,
+    said: RowHints = NO_HINTS,
     accept: frozenset[str] = frozenset(),
     heads: HeadChoice = ANY_HEAD,
     labelled: bool = True,
@@ -264,7 +264,7 @@ def _save_preprocessing(path: Path, predictions: Predictions, *, force: bool) ->
 
 
 def _aligned(
-    images: Images, classifier: Classifier, model: Path, said: Said, notes: Notes
+    images: Images, classifier: Classifier, model: Path, said: RowHints, notes: Notes
 ) -> tuple[Images, dict[str, Any] | None]:
     """The images with their labels as rows of the head, and how the two were joined."""
     if images.labels is None or images.classes is None:
@@ -283,7 +283,7 @@ def _run(
     model: Path,
     choice: DataChoice,
     known: Known,
-    said: Said,
+    said: RowHints,
     accept: frozenset[str],
     heads: HeadChoice,
     labelled: bool,

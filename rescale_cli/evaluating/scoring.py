@@ -11,7 +11,7 @@ import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice, locate, one_size
-from rescale_cli.core.classes import NOTHING_SAID, HeadRows, Said, row_names
+from rescale_cli.core.classes import NO_HINTS, HeadRows, RowHints, row_names
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.head import Head, RowUpdate
@@ -33,7 +33,7 @@ class Terms:
 
     counts: CountsChoice | None = None
     """Of the training samples: they say which classes are many, medium and few."""
-    said: Said = NOTHING_SAID
+    said: RowHints = NO_HINTS
     """What the user says about the head's rows."""
     groups: tuple[int, int] = (100, 20)
     """Many is more than the first, few is less than the second, training samples."""

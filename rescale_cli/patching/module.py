@@ -10,8 +10,8 @@ import numpy as np
 
 from rescale_cli.checkpoints.read_tensors import refuse_no_effect
 from rescale_cli.core.alignment import join_counts
-from rescale_cli.core.classes import HeadRows, Said
-from rescale_cli.core.floats import Float64, encode
+from rescale_cli.core.classes import HeadRows, RowHints
+from rescale_cli.core.floats import Float64, to_bits
 from rescale_cli.core.head import Head, one_row, two_rows
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.data.counts import CountsLike, as_raw_counts
@@ -65,14 +65,14 @@ def rescale_(
 
     raw = as_raw_counts(counts)
     adjustment = Adjustment(method, gamma, normalize, bias, temperature=temperature)
-    said = Said(names=tuple(classes) if classes else None)
+    hints = RowHints(names=tuple(classes) if classes else None)
     updates: list[tuple[torch.Tensor, torch.Tensor]] = []
     for weight, offset in _pairs(module, len(raw.values), head):
         rows = weight.detach().to("cpu", torch.float64).numpy()
         shift = None if offset is None else offset.detach().to("cpu", torch.float64).numpy()
         before = Head.of(rows.reshape(len(rows), -1), shift)
         before = two_rows(before) if len(rows) == 1 else before
-        counted, _ = join_counts(raw, HeadRows(before.num_classes), said)
+        counted, _ = join_counts(raw, HeadRows(before.num_classes), hints)
         update = adjustment.update(before, counted)
         update = one_row(update) if len(rows) == 1 else update
         scale = update.scale.reshape(-1, *[1] * (rows.ndim - 1))
@@ -92,7 +92,7 @@ def _rounded(values: Float64, like: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
-    bits = encode(np.ascontiguousarray(values), str(like.dtype).removeprefix("torch."))
+    bits = to_bits(np.ascontiguousarray(values), str(like.dtype).removeprefix("torch."))
     rounded = torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(like.dtype)
     if not torch.isfinite(rounded).all():
         raise BadHead(

@@ -33,7 +33,7 @@ from rescale_cli.patching.rewrite import (
     Edit,
     Region,
     changed_parts,
-    compare,
+    compare_bytes,
     crc32_of,
     differs,
     prove_changed,
@@ -100,7 +100,9 @@ def write_changed(
 
         def compare_both() -> None:
             headed.result()  # until then, zeros may stand there
-            compare(src, dst, starts, changed_parts(stretches, places), (None, sha256), front.wait)
+            compare_bytes(
+                src, dst, starts, changed_parts(stretches, places), (None, sha256), front.wait
+            )
 
         compared = background.run(compare_both)
         _copy(src, dst, starts, stretches, min([size, *places]), front)

@@ -21,7 +21,7 @@ from rescale_cli.checkpoints.read_tensors import (
     refuse_shared,
 )
 from rescale_cli.core.alignment import Alignment, in_row_order, join_counts
-from rescale_cli.core.classes import NOTHING_SAID, HeadRows, RawCounts, Said, are_generic
+from rescale_cli.core.classes import NO_HINTS, HeadRows, RawCounts, RowHints, are_generic
 from rescale_cli.core.counts import ClassCounts, ZeroPolicy, warnings_of
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.head import (
@@ -57,7 +57,7 @@ class CountsChoice:
     """How the counts become those of the head's rows."""
 
     raw: RawCounts
-    said: Said = NOTHING_SAID
+    hints: RowHints = NO_HINTS
     """What the user says about the head's rows."""
     zero: ZeroPolicy = "error"
     exclude: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class CountsChoice:
     def read(
         cls,
         counts: CountsLike,
-        said: Said = NOTHING_SAID,
+        hints: RowHints = NO_HINTS,
         *,
         zero: ZeroPolicy = "error",
         exclude: Sequence[str] = (),
@@ -82,15 +82,17 @@ class CountsChoice:
         prior = None if target_prior is None else as_raw_counts(target_prior)
         typed = str(counts) if isinstance(counts, str | PathLike) else "FILE"
         raw = as_raw_counts(counts)
-        return cls(raw, said, zero, tuple(exclude), prior, typed, checked)
+        return cls(raw, hints, zero, tuple(exclude), prior, typed, checked)
 
     def resolve(self, rows: HeadRows) -> tuple[ClassCounts, Alignment]:
         """The counts of a head with these rows, and how they were joined."""
-        counts, found = join_counts(self.raw, rows, self.said, zero=self.zero, checked=self.checked)
+        counts, found = join_counts(
+            self.raw, rows, self.hints, zero=self.zero, checked=self.checked
+        )
         if self.exclude:
             counts = counts.exclude(self.exclude)
         if self.target_prior is not None:
-            shares, _ = in_row_order(self.target_prior, rows, self.said, checked=self.checked)
+            shares, _ = in_row_order(self.target_prior, rows, self.hints, checked=self.checked)
             counts = counts.against_target(shares)
         return counts, found
 
@@ -238,7 +240,7 @@ def _about_choice(
 ) -> list[tuple[str, str]]:
     """What is odd about the names and the size of the factors."""
     notes = []
-    names = choice.said.names
+    names = choice.hints.names
     if names and own and names != own and not are_generic(own):
         row = next(i for i, pair in enumerate(zip(names, own, strict=True)) if len({*pair}) > 1)
         notes.append((
@@ -258,8 +260,8 @@ def _about_choice(
 
 def _rows_said(choice: CountsChoice) -> int | None:
     """The number of rows that the counts speak of."""
-    if choice.said.names is not None:
-        return len(choice.said.names)
+    if choice.hints.names is not None:
+        return len(choice.hints.names)
     return len(choice.raw.values) if len(choice.raw.values) > 1 else None
 
 

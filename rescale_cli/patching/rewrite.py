@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from rescale_cli.checkpoints.read_tensors import Block, blocks
-from rescale_cli.core.floats import Bits, Float64, decode, encode
+from rescale_cli.core.floats import Bits, Float64, to_bits, to_float64
 from rescale_cli.errors import BadHead, NotProven
 from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import page_buffer, read_at
@@ -53,9 +53,9 @@ class RowScaling:
         """
         factor, shift = self._spread(self.factor, block), self._spread(self.shift, block)
         with np.errstate(over="ignore", invalid="ignore"):
-            scaled = np.where(factor == 0, 0.0, factor * decode(bits, self.info.dtype))
+            scaled = np.where(factor == 0, 0.0, factor * to_float64(bits, self.info.dtype))
             values = np.where(shift == 0, scaled, scaled + shift)
-        after = encode(values, self.info.dtype)
+        after = to_bits(values, self.info.dtype)
         self._refuse_overflow(values, after, block)
         return after
 
@@ -63,9 +63,11 @@ class RowScaling:
         """About what a scaled block was before; the rest is what rounding took."""
         factor, shift = self._spread(self.factor, block), self._spread(self.shift, block)
         with np.errstate(over="ignore", invalid="ignore"):
-            values = (decode(bits, self.info.dtype) - shift) / np.where(factor == 0, 1.0, factor)
+            values = (to_float64(bits, self.info.dtype) - shift) / np.where(
+                factor == 0, 1.0, factor
+            )
             known = (factor != 0) & np.isfinite(values)
-        return encode(np.where(known, values, 0.0), self.info.dtype)
+        return to_bits(np.where(known, values, 0.0), self.info.dtype)
 
     def _spread(self, vector: Float64, block: Block) -> Float64:
         shape = [1] * len(self.info.shape)
@@ -73,7 +75,7 @@ class RowScaling:
         return vector[block.along(self.axis)].reshape(shape)
 
     def _refuse_overflow(self, values: Float64, rounded: Bits, block: Block) -> None:
-        finite = np.isfinite(decode(rounded, self.info.dtype))
+        finite = np.isfinite(to_float64(rounded, self.info.dtype))
         if finite.all():
             return
         spot = tuple(np.argwhere(~finite)[0])
@@ -162,7 +164,7 @@ def prove(
         starts: where the headers end, in the source and in the target.
         stretches: by offsets in the source.
         mended: offset in the target -> bytes there.
-        hashes: see `compare`.
+        hashes: see `compare_bytes`.
 
     Returns:
         How many bytes were compared.
@@ -172,7 +174,9 @@ def prove(
     """
     size, shift = os.fstat(source).st_size, starts[1] - starts[0]
     _same_size(target, size + shift)
-    compare(source, target, starts, changed_parts(stretches, [at - shift for at in mended]), hashes)
+    compare_bytes(
+        source, target, starts, changed_parts(stretches, [at - shift for at in mended]), hashes
+    )
     prove_changed(source, target, shift, stretches, mended)
     return size - starts[0]
 
@@ -188,7 +192,7 @@ def changed_parts(stretches: Sequence[Region], places: Iterable[int]) -> list[tu
     return sorted([*parts, *((at, at + 4) for at in places)])
 
 
-def compare(
+def compare_bytes(
     source: int,
     target: int,
     starts: tuple[int, int],

@@ -23,7 +23,15 @@ from rescale_cli.checkpoints.read_tensors import (
     locate,
     one_size,
 )
-from rescale_cli.core.floats import HEAD_DTYPES, Bits, Float64, decode, encode, ordered, unordered
+from rescale_cli.core.floats import (
+    HEAD_DTYPES,
+    Bits,
+    Float64,
+    ordered,
+    to_bits,
+    to_float64,
+    unordered,
+)
 from rescale_cli.errors import NotProven
 from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened
@@ -148,7 +156,7 @@ def _pair(old: TensorInfo, twins: Mapping[tuple[Path, str], TensorInfo]) -> _Pai
 def _shifts(bias: _Pair) -> Float64:
     """What was added to each entry of a bias; not finite is an error."""
     parts = [
-        decode(new, bias.old.dtype).ravel() - decode(old, bias.old.dtype).ravel()
+        to_float64(new, bias.old.dtype).ravel() - to_float64(old, bias.old.dtype).ravel()
         for _, old, new in bias.blocks()
     ]
     shifts = np.concatenate(parts)
@@ -183,10 +191,10 @@ def _factors(weight: _Pair, axis: int, names: Sequence[str]) -> Float64:
 
 def _bounds(old: Bits, new: Bits, dtype: str) -> tuple[Float64, Float64]:
     """Between which positive numbers that of each element must be: (0, inf) where any will do."""
-    was, now = np.abs(decode(old, dtype)), np.abs(decode(new, dtype))
-    steps = ordered(encode(now, dtype))
-    below = np.where(now == 0, 0.0, decode(unordered(steps - 1, dtype), dtype))
-    above = decode(unordered(steps + 1, dtype), dtype)
+    was, now = np.abs(to_float64(old, dtype)), np.abs(to_float64(new, dtype))
+    steps = ordered(to_bits(now, dtype))
+    below = np.where(now == 0, 0.0, to_float64(unordered(steps - 1, dtype), dtype))
+    above = to_float64(unordered(steps + 1, dtype), dtype)
     above = np.where(np.isfinite(above), above, now + (now - below))
     with np.errstate(all="ignore"):
         low, high = (below + (now - below) / 2) / was, (now + (above - now) / 2) / was
@@ -203,8 +211,8 @@ def _gives(weight: _Pair, axis: int, factors: Float64) -> NDArray[np.bool_]:
         shape[axis] = -1
         rows = block.along(axis)
         factor = edit[rows].reshape(shape)
-        made = np.where(factor == 0, 0.0, factor * decode(old, weight.old.dtype))
-        bits = encode(made, weight.old.dtype)
+        made = np.where(factor == 0, 0.0, factor * to_float64(old, weight.old.dtype))
+        bits = to_bits(made, weight.old.dtype)
         right[rows] &= _by_row(bits == new.astype(bits.dtype), axis).all(axis=1)
     return right
 

@@ -152,7 +152,7 @@ def sweep_input(
     choice, own = replace(choice, purpose="choose"), head_sha256(checkpoint, first.keys)
     known = Known(first.keys.num_classes, own, plan.counts, bool(plan.records))
     predictions = predictions_of(
-        path, choice, known=known, said=counts.said, accept=accept, heads=heads,
+        path, choice, known=known, said=counts.hints, accept=accept, heads=heads,
         labelled=labelled, progress=progress, notes=notes,
     )  # fmt: skip
     if predictions is None:

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from rescale_cli import api
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.core.alignment import Alignment, align, in_row_order, join_labels
-from rescale_cli.core.classes import Classes, HeadRows, RawCounts, Said, are_generic, ranks
+from rescale_cli.core.classes import Classes, HeadRows, RawCounts, RowHints, are_generic, ranks
 from rescale_cli.data.counts import count_data, read_counts, write_counts
 from rescale_cli.data.datasets import open_images
-from rescale_cli.data.labels import said_about_rows
+from rescale_cli.data.labels import row_hints
 from rescale_cli.errors import BadInput, RescaleError, UnknownClassOrder
 
 
@@ -58,9 +58,9 @@ class Defect:
         return HeadRows(len(self.rows), own and tuple(own), self.tool)
 
     @property
-    def said(self) -> Said:
+    def hints(self) -> RowHints:
         given_names = self.classes and tuple(self.names[k] for k in self.classes)
-        return Said(names=given_names, sort=self.sort)
+        return RowHints(names=given_names, sort=self.sort)
 
 
 TWELVE = list(range(12))
@@ -242,7 +242,7 @@ def test_every_sample_counts_for_the_right_row_or_the_tool_stops(source, defect,
     assert images.labels is not None
     assert images.classes is not None
     truth = [case.rows.index(int(images.read(i).flat[0])) for i in range(len(images))]
-    found = result_of(lambda: join_labels(images.labels, images.classes, case.head, case.said))
+    found = result_of(lambda: join_labels(images.labels, images.classes, case.head, case.hints))
     if isinstance(found, RescaleError):
         assert kind not in case.right, f"{found}"
     else:
@@ -269,7 +269,7 @@ def result_of(join: Callable[[], Any]) -> Any:
 
 
 def _counts_are_right_or_refused(spec: str, case: Defect) -> None:
-    found = result_of(lambda: in_row_order(read_counts(spec), case.head, case.said))
+    found = result_of(lambda: in_row_order(read_counts(spec), case.head, case.hints))
     if not isinstance(found, RescaleError):
         assert list(found[0]) == [k + 1 for k in case.rows]  # class -1 has no sample
 
@@ -301,7 +301,7 @@ def test_imagefolder_order_is_torchvisions(names, tmp_path):
 
 
 def rows(labels: list[int], classes: Classes, head: HeadRows, **said: Any) -> list[int]:
-    return join_labels(np.array(labels), classes, head, Said(**said))[0].tolist()
+    return join_labels(np.array(labels), classes, head, RowHints(**said))[0].tolist()
 
 
 def stopped(kind: type[RescaleError], *words: str, **case: Any) -> RescaleError:
@@ -354,8 +354,8 @@ def test_an_index_is_a_row_where_one_side_has_no_names(size, data):
 def test_labels_without_a_zero_are_probably_counted_from_one():
     case = {"classes": Classes.numbered(4), "used": [1, 2, 3], "head": HeadRows(4)}
     stopped(UnknownClassOrder, "counted from 1", "--label-order index", **case)
-    assert align(**case, said=Said(by="index")).rows[1:] == (1, 2, 3)
-    listed = align(**case, said=Said(listed=("1", "2", "3", "4")))
+    assert align(**case, hints=RowHints(by="index")).rows[1:] == (1, 2, 3)
+    listed = align(**case, hints=RowHints(listed=("1", "2", "3", "4")))
     assert (listed.by, listed.rows[1:]) == ("file", (0, 1, 2))
     zero_based = replace(case["classes"], order="dataset")
     assert align(zero_based, case["head"], used=[1, 2, 3]).by == "index"
@@ -364,7 +364,7 @@ def test_labels_without_a_zero_are_probably_counted_from_one():
 def test_one_too_large_is_said_only_where_the_names_prove_it():
     known = Classes(("cat", "dog"), (1, 2), "file")
     proven = stopped(
-        BadInput, classes=known, head=HeadRows(2, ("cat", "dog")), said=Said(by="index")
+        BadInput, classes=known, head=HeadRows(2, ("cat", "dog")), hints=RowHints(by="index")
     )
     assert "1 too large" in proven.fix
     guess = stopped(BadInput, classes=Classes.numbered(3), used=[1, 2], head=HeadRows(2))
@@ -377,15 +377,15 @@ def test_names_and_numbers_that_differ_are_shown_side_by_side():
     head = HeadRows(3, ("dog", "cat", "owl"))
     words = ("label Cat: no row or row 0 (dog)", "label dog: row 0 or row 1 (cat)", "--label-order")
     stopped(UnknownClassOrder, *words, classes=known, head=head)
-    assert align(known, head, Said(by="index")).rows == (0, 1, 2)
-    assert align(known, head, Said(listed=("owl", "dog", "Cat"))).rows == (2, 1, 0)
+    assert align(known, head, RowHints(by="index")).rows == (0, 1, 2)
+    assert align(known, head, RowHints(listed=("owl", "dog", "Cat"))).rows == (2, 1, 0)
 
 
 def test_orders_that_differ_are_shown_side_by_side():
     case = {"classes": Classes(tuple(sorted(CLASS)), None, "imagefolder"), "head": HeadRows(12)}
     stopped(UnknownClassOrder, "'class_10': row 1 or row 9", "--order natural", **case)
     for order in ("imagefolder", "natural"):
-        found = align(**case, said=Said(sort=order))
+        found = align(**case, hints=RowHints(sort=order))
         assert found.rows == ranks(sorted(CLASS), order)
         assert order in found.evidence
 
@@ -397,22 +397,22 @@ def test_zeros_before_a_number_are_part_of_the_name():
 
 
 def test_a_file_of_counts_given_as_names_is_checked_and_not_trusted(tmp_path):
-    def said(order: str, *, given_order: bool = False) -> Said:
+    def said(order: str, *, given_order: bool = False) -> RowHints:
         names = sorted(CLASS) if order == "imagefolder" else CLASS
         table = {"counts": [1] * 12, "classes": names, "order": order}
         table |= {"order_given": True} if given_order else {}
         (tmp_path / "c.json").write_text(json.dumps(table))
-        return said_about_rows(tmp_path / "c.json")
+        return row_hints(tmp_path / "c.json")
 
     known = Classes(tuple(CLASS))
     timm = {"classes": known, "head": HeadRows(12, tool="timm"), "counts": True}
     stopped(UnknownClassOrder, "timm trained", "row 1 or row 9", "--order natural",
-            said=said("imagefolder"), **timm)  # fmt: skip
-    assert align(said=said("timm"), **timm).rows == tuple(TWELVE)
-    assert align(said=replace(said("imagefolder"), sort="natural"), **timm).rows == tuple(TWELVE)
+            hints=said("imagefolder"), **timm)  # fmt: skip
+    assert align(hints=said("timm"), **timm).rows == tuple(TWELVE)
+    assert align(hints=replace(said("imagefolder"), sort="natural"), **timm).rows == tuple(TWELVE)
     unknown = {"classes": known, "head": HeadRows(12), "counts": True, "checked": False}
-    stopped(UnknownClassOrder, "--order imagefolder", said=said("imagefolder"), **unknown)
-    chosen = align(said=said("imagefolder", given_order=True), **unknown)
+    stopped(UnknownClassOrder, "--order imagefolder", hints=said("imagefolder"), **unknown)
+    chosen = align(hints=said("imagefolder", given_order=True), **unknown)
     assert chosen.rows == ranks(CLASS, "imagefolder")
 
 
@@ -422,7 +422,7 @@ def test_the_hint_that_it_is_the_same_file_holds(tmp_path):
     (tmp_path / "counts.json").write_text(json.dumps(write_counts(raw)))
     again = read_counts(f"{tmp_path}/counts.json")
     for classes in (None, tmp_path / "counts.json"):
-        values, _ = in_row_order(again, HeadRows(3), said_about_rows(classes))
+        values, _ = in_row_order(again, HeadRows(3), row_hints(classes))
         assert values == (1, 2, 1)
 
 
@@ -435,11 +435,20 @@ def test_counts_by_names_need_an_order_that_somebody_said():
     with pytest.raises(UnknownClassOrder, match=r"counts\.csv names its classes, and nothing"):
         in_row_order(unsorted, HeadRows(2))
     for head, said in (
-        (HeadRows(2, tool="timm"), Said()),
-        (HeadRows(2), Said(sort="natural")),
-        (HeadRows(2), Said(names=("cat", "dog"))),
+        (HeadRows(2, tool="timm"), RowHints()),
+        (HeadRows(2), RowHints(sort="natural")),
+        (HeadRows(2), RowHints(names=("cat", "dog"))),
     ):
         assert in_row_order(raw, head, said)[0] == (1, 2)
+
+
+def test_the_tool_is_named_only_where_another_one_sorts_differently():
+    head, names = HeadRows(12, tool="timm"), tuple(sorted(CLASS))
+    found = align(Classes(names, None, "imagefolder"), head)
+    assert found.rows == ranks(names, "natural")
+    assert "timm trained this checkpoint" in found.notes[0]
+    letters = Classes(tuple("abcdefghijkl"), None, "imagefolder")
+    assert align(letters, head, counts=True).notes == ()
 
 
 def test_folders_that_are_fewer_than_the_rows_are_no_rows_by_place():
@@ -448,7 +457,7 @@ def test_folders_that_are_fewer_than_the_rows_are_no_rows_by_place():
     # Row 2 of a head that was trained on the folders 0 to 11 is the folder 10.
     digits = Classes(("0", "1", "2"), None, "imagefolder")
     stopped(UnknownClassOrder, "'2': row 4 or row 2", classes=digits, head=HeadRows(12))
-    assert align(digits, HeadRows(12), Said(sort="index")).rows == (0, 1, 2)
+    assert align(digits, HeadRows(12), RowHints(sort="index")).rows == (0, 1, 2)
     assert align(digits, HeadRows(5)).rows == (0, 1, 2)
 
 
@@ -474,7 +483,11 @@ def test_a_label_outside_the_head_names_the_first_sample():
 def test_given_names_must_be_one_for_each_row():
     for names in (("cat", "dog"), ("cat", "dog", "cat")):
         stopped(
-            BadInput, "--classes", classes=Classes(("cat",)), head=HeadRows(3), said=Said(names)
+            BadInput,
+            "--classes",
+            classes=Classes(("cat",)),
+            head=HeadRows(3),
+            hints=RowHints(names),
         )
 
 

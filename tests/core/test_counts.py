@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rescale_cli.core.alignment import in_row_order, join_counts
-from rescale_cli.core.classes import Classes, HeadRows, RawCounts, Said
+from rescale_cli.core.classes import Classes, HeadRows, RawCounts, RowHints
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import BadCounts, BadInput, UnknownClassOrder, UsageError
 
@@ -16,7 +16,7 @@ NAMES = ("cat", "dog", "owl")
 
 def match(raw, size, own=None, given_classes=None, zero="error", head="") -> ClassCounts:
     rows = HeadRows(size, own, title=head)
-    return join_counts(raw, rows, Said(given_classes), zero=zero)[0]
+    return join_counts(raw, rows, RowHints(given_classes), zero=zero)[0]
 
 
 def named(**pairs: int) -> RawCounts:

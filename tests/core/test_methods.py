@@ -253,6 +253,11 @@ def test_max_factor_is_a_ceiling() -> None:
     assert update.scale.tolist() == [1, 2, 3]
 
 
+def test_the_ends_of_every_range_are_allowed() -> None:
+    assert Adjustment("rescale", 4, max_factor=1).update(HEAD, COUNTS).scale.tolist() == [1, 1, 1]
+    assert Adjustment("rescale", 0).update(HEAD, COUNTS).scale.tolist() == [1, 1, 1]
+
+
 def test_max_factor_bounds_the_rescaling_not_the_normalisation() -> None:
     update = Adjustment("rescale", 0.5, normalize=True, max_factor=3.0).update(HEAD, COUNTS)
     np.testing.assert_allclose(update.scale * HEAD.norms, np.array([1, 2, 3]) * 8 / 3)
@@ -290,7 +295,7 @@ def test_a_row_of_zeros_cannot_be_normalised_unless_it_is_left_out(decision: Adj
     [
         {"strength": -0.1}, {"strength": 4.1}, {"strength": math.nan}, {"bias": "half"},
         {"method": "magic"}, {"method": "tau-norm", "normalize": True},
-        {"method": "tau-norm", "max_factor": 2.0}, {"max_factor": 0.5}, {"max_factor": math.nan},
+        {"method": "tau-norm", "max_factor": 2.0}, {"max_factor": 0.5}, {"max_factor": math.nan}, {"max_factor": math.inf},
         {"temperature": 0.0}, {"temperature": -1.0}, {"temperature": math.inf},
         {"temperature": math.nan}, {"temperature": 1e-320},
     ],

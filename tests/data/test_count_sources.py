@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rescale_cli.core.alignment import join_counts
-from rescale_cli.core.classes import Classes, HeadRows, Said
+from rescale_cli.core.classes import Classes, HeadRows, RowHints
 from rescale_cli.data.counts import count_data, counts, parse_spec, read_counts, write_counts
 from rescale_cli.data.labels import read_class_names
 from rescale_cli.errors import BadCounts, BadInput, NeedsDecision, RescaleError, UsageError
@@ -34,7 +34,7 @@ VALUES = st.lists(st.integers(1, 10**15), min_size=2, max_size=20)
 
 
 def match(raw, size, own=None, given_classes=None, zero="error"):
-    return join_counts(raw, HeadRows(size, own), Said(given_classes), zero=zero)[0]
+    return join_counts(raw, HeadRows(size, own), RowHints(given_classes), zero=zero)[0]
 
 
 def put(path: Path, data: str | bytes) -> str:

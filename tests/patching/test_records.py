@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from rescale_cli import api
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.cli import main
-from rescale_cli.core.floats import encode
+from rescale_cli.core.floats import to_bits
 from rescale_cli.errors import (
     AlreadyRescaled,
     AmbiguousHead,
@@ -319,7 +319,7 @@ def test_the_number_of_a_row_is_read_off_with_every_bit(
     torch.manual_seed(seed)
     kind = getattr(torch, dtype)
     rows = torch.randn(len(factors), width).to(kind)
-    bits = encode((np.array(factors)[:, None] * rows.double().numpy()), dtype)
+    bits = to_bits((np.array(factors)[:, None] * rows.double().numpy()), dtype)
     new = torch.from_numpy(bits.view(f"i{bits.itemsize}").copy()).view(kind)
     for name, head in (("old", rows), ("new", new)):
         save_file({"conv.weight": torch.zeros(width, 3, 3, 3), "fc.weight": head},
