@@ -295,7 +295,8 @@ def test_a_row_of_zeros_cannot_be_normalised_unless_it_is_left_out(decision: Adj
     [
         {"strength": -0.1}, {"strength": 4.1}, {"strength": math.nan}, {"bias": "half"},
         {"method": "magic"}, {"method": "tau-norm", "normalize": True},
-        {"method": "tau-norm", "max_factor": 2.0}, {"max_factor": 0.5}, {"max_factor": math.nan}, {"max_factor": math.inf},
+        {"method": "tau-norm", "max_factor": 2.0}, {"max_factor": 0.5}, {"max_factor": math.nan},
+        {"max_factor": math.inf},
         {"temperature": 0.0}, {"temperature": -1.0}, {"temperature": math.inf},
         {"temperature": math.nan}, {"temperature": 1e-320},
     ],
