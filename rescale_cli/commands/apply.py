@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
-from rescale_cli.commands.options import (
-    RecordCommand,
-    RecordFile,
+from rescale_cli.commands.help_page import method_option, output_option
+from rescale_cli.commands.options import RecordCommand, RecordFile, recorded_command
+from rescale_cli.commands.strength import (
     chosen_for,
     read_adjustment,
     read_counted,
-    recorded_command,
     verdict_warnings,
 )
 from rescale_cli.errors import UsageError
@@ -29,35 +26,28 @@ def apply(
     counts: options.Counts,
     gamma: Annotated[
         str,
-        typer.Option(
+        method_option(
             "-g",
             "--gamma",
             "--tau",
             metavar="FLOAT|@FILE",
-            help="Strength, 0 to 4; 0 changes nothing. @sweep.json: what the sweep chose.",
+            help="Strength, from 0 (changes nothing) to 4, without a unit; or @sweep.json for the "
+            "strength that sweep-gamma chose.",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "-o",
             "--output",
             metavar="OUT",
-            help="Default: <stem>.rescaled<suffix>.",
-            readable=False,
+            help="File or folder to write.",
+            show_default="NAME.rescaled.SUFFIX, beside MODEL",
         ),
     ] = None,
-    method: Annotated[
-        options.MethodName | None,
-        typer.Option("--method", help="Which post-hoc method. Default: rescale, or the sweep's."),
-    ] = None,
-    normalize: Annotated[
-        bool | None, typer.Option("-n", "--normalize", help="Rows to equal length first.")
-    ] = None,
-    bias: Annotated[
-        options.BiasPolicy | None,
-        typer.Option("--bias", help="What becomes of the bias. Default: keep; drop with -n."),
-    ] = None,
+    method: options.MethodOption = None,
+    normalize: options.NormalizeOption = None,
+    bias: options.BiasOption = None,
     head: options.Heads = None,
     only: options.Only = False,
     plain_head: options.PlainHead = False,
@@ -67,50 +57,68 @@ def apply(
     order: options.Order = None,
     zero_count: Annotated[
         options.ZeroPolicy | None,
-        typer.Option(
+        method_option(
             "--zero-count",
-            help="How to count a class without samples: as an error, as one sample, or leave its "
-            "row alone. Default: error, or the sweep's.",
+            help=options.ZERO_COUNT,
+            show_default="the choice of --gamma @FILE, else error",
         ),
     ] = None,
     max_factor: Annotated[
-        float | None, typer.Option("--max-factor", metavar="F", help="No row grows by more.")
-    ] = None,
-    exclude_class: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude-class", metavar="NAME", help="Leave this row alone; never n_1. Repeatable."
+        float | None,
+        method_option(
+            "--max-factor",
+            metavar="F",
+            help="Largest factor by which a row may grow; at least 1.",
+            show_default="no limit",
         ),
     ] = None,
-    target_prior: Annotated[
-        str | None,
-        typer.Option(
-            "--target-prior", metavar="FILE", help="Shares of the classes where the model is used."
-        ),
-    ] = None,
+    exclude_class: options.ExcludeClass = None,
+    target_prior: options.TargetPrior = None,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", metavar="T", help="Divide weight and bias by T."),
+        method_option(
+            "--temperature",
+            metavar="T",
+            help="Divide weight and bias by this temperature, above 0.",
+            show_default="the temperature of --gamma @FILE, else 1",
+        ),
     ] = None,
     compose: Annotated[
-        bool, typer.Option("--compose", help="Re-scale what was re-scaled before.")
+        bool,
+        method_option("--compose", help="Re-scale a checkpoint that was re-scaled before."),
     ] = False,
     in_place: Annotated[
-        bool, typer.Option("--in-place", help="Replace the file; the old one becomes <file>.bak.")
+        bool,
+        output_option("--in-place", help="Replace MODEL, and keep the original as MODEL.bak."),
     ] = False,
     force: options.Force = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the factors and write nothing.")
+        bool, output_option("--dry-run", help="Show the factors and write nothing.")
     ] = False,
     no_undo: Annotated[
-        bool, typer.Option("--no-undo", help="Leave out what revert needs.")
+        bool,
+        output_option(
+            "--no-undo",
+            help="Leave out the data that revert needs. It then needs --against ORIGINAL.",
+        ),
     ] = False,
     record: RecordFile = None,
     record_command: RecordCommand = False,
     accept_global: options.AcceptGlobal = None,
     json: options.Json = False,
 ) -> None:
-    """Write the checkpoint with its head adjusted; every other byte is proven equal."""
+    """Write a copy of a checkpoint with its head re-scaled.
+
+    Row i of the head is multiplied by (n_1 / n_i)^gamma, where n_i is the number of training
+    samples of class i and n_1 that of the largest class. All other bytes are proven to be equal.
+
+    Examples:
+        # Show the factors of gamma 0.2 without writing a file.
+        rescale-cli apply model.safetensors --counts counts.json --gamma 0.2 --dry-run
+        # Apply the strength that sweep-gamma chose.
+        rescale-cli apply model.safetensors --counts counts.json --gamma @sweep.json
+            -o patched.safetensors
+    """
     from rescale_cli.checkpoints.checkpoint import open_checkpoint
     from rescale_cli.checkpoints.read_tensors import HeadChoice
     from rescale_cli.commands import patch_report

@@ -10,6 +10,7 @@ import typer
 from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
 from rescale_cli.commands.data_options import DataOptions
+from rescale_cli.commands.help_page import method_option, output_option
 from rescale_cli.commands.options import spread
 from rescale_cli.commands.sweep_options import ChoiceOptions, HeadOptions
 from rescale_cli.core.methods import Adjustment
@@ -26,36 +27,63 @@ def compare(
     of: HeadOptions,
     bias: Annotated[
         options.BiasPolicy | None,
-        typer.Option("--bias", help="For the re-scalings. Default: as for apply."),
+        method_option(
+            "--bias",
+            help="For the methods that re-scale rows: keep the bias, scale it like the rows, or "
+            "drop it (set it to 0).",
+            show_default="keep; drop where rows are normalized",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="The result as JSON.", readable=False),
+        output_option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write the result to this JSON file; - for stdout.",
+            show_default="not written",
+        ),
     ] = None,
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", metavar="FILE", help="One row a method, as CSV.", readable=False),
+        output_option(
+            "--csv",
+            metavar="FILE",
+            help="Write one row per method to this CSV file; - for stdout.",
+            show_default="not written",
+        ),
     ] = None,
     apply: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--apply",
             metavar="OUT",
             help="Also write the checkpoint: adjusted by the best method that helps and can be "
             "written, or unchanged (strength 0) if there is none.",
-            readable=False,
+            show_default="not written",
         ),
     ] = None,
     require_gain: Annotated[
         bool,
-        typer.Option(
-            "--require-gain", help="Exit 6 unless a method that can be written has verdict helps."
+        output_option(
+            "--require-gain",
+            help="Exit with code 6 unless a method that can be written has the verdict helps.",
         ),
     ] = False,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Rank the post-hoc methods on held-out data, and say which cannot be told apart."""
+    """Rank the post-hoc methods on labelled data, each at its own best strength.
+
+    Methods whose difference is within chance are marked as tied.
+
+    Examples:
+        # Compare all methods on saved logits.
+        rescale-cli compare model.safetensors --counts counts.json --logits val_logits.npz
+        # Run the model on images, and write the table as CSV.
+        rescale-cli compare model.safetensors --counts counts.json --data npz:val.npz
+            --csv methods.csv
+    """
     from rescale_cli.commands.compare_report import (
         comparison_csv,
         comparison_result,

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
+from rescale_cli.commands.help_page import input_argument, output_option
 
 if TYPE_CHECKING:
     from rescale_cli.core.classes import RawCounts
@@ -19,23 +18,36 @@ if TYPE_CHECKING:
 def counts(
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="A data folder, list, CSV, npz or IDX labels."),
+        input_argument(
+            metavar="DATA",
+            help="Data set: a folder with one sub-folder per class, list:FILE, csv:FILE, npz:FILE, "
+            "cifar10:DIR and others; or a file of counts.",
+        ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "-o",
             "--output",
             metavar="FILE",
-            help="Write counts.json here; - is stdout.",
-            readable=False,
+            help="JSON file to write, for --counts of the other commands; - for stdout.",
+            show_default="not written",
         ),
     ] = None,
     order: options.Order = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Count the samples of each class in a data set, without decoding an image."""
+    """Count the samples of each class in a data set, without decoding an image.
+
+    Count the data that the model was trained on, before any over-sampling.
+
+    Examples:
+        # Show the number of images of each class.
+        rescale-cli counts npz:val.npz
+        # Write the counts to a file that the other commands read.
+        rescale-cli counts npz:val.npz -o val_counts.json
+    """
     from rescale_cli.commands import patch_report
     from rescale_cli.core.counts import whole_numbers
     from rescale_cli.data.counts import count_data, write_counts

@@ -7,8 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from rescale_cli.commands.help_page import advanced_option, input_option, output_option
 from rescale_cli.commands.options import MethodName
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
@@ -31,142 +30,180 @@ class Amp(StrEnum):
 
 @dataclass(frozen=True)
 class DataOptions:
-    """See `option_groups.spread`: each field is an option."""
+    """See `options.spread`: each field is an option."""
 
     data: Annotated[
         str | None,
-        typer.Option(
+        input_option(
             "--data",
             metavar="DATA",
-            help="A folder of classes, list:FILE, csv:FILE, npz:FILE, cifar10:DIR, ...; @val picks "
-            "a split.",
+            help="Labelled images: a folder with one sub-folder per class, list:FILE, csv:FILE, "
+            "npz:FILE, cifar10:DIR, hf:NAME and others. The suffix @train, @val or @test picks a "
+            "split.",
+            show_default="none, as --logits replaces it",
         ),
     ] = None
     logits: Annotated[
         list[Path] | None,
-        typer.Option(
+        input_option(
             "--logits",
             metavar="FILE",
-            help="Logits and labels (.npz, .safetensors) in place of --data: no model is run.",
-            readable=False,
+            help="File of logits and labels (.npz, .safetensors) to use in place of --data. No "
+            "model is run then.",
+            show_default="none",
         ),
     ] = None
     arch: Annotated[
         str | None,
-        typer.Option(
+        input_option(
             "--arch",
             metavar="KIND:NAME",
-            help="torchvision:NAME, timm:NAME, hf, rescale:NAME, python:module:callable; where the "
-            "checkpoint does not say it.",
+            help="Network that the checkpoint belongs to: torchvision:NAME, timm:NAME, hf, "
+            "rescale:NAME or python:module:callable.",
+            show_default="recognized from the checkpoint",
         ),
     ] = None
     preset: Annotated[
         str | None,
-        typer.Option(
+        input_option(
             "--preset",
             metavar="NAME",
-            help="Preprocessing by name: imagenet (256 cropped to 224 pixels), inception (342 to "
-            "299), cifar10, cifar100 (32), mnist, fashion-mnist (28), library (as torchvision or "
-            "timm does for its own weights of the network), none (values from 0 to 1).",
+            help="Preprocessing by name: imagenet (resize to 256, crop to 224 pixels), inception "
+            "(342, 299), cifar10 or cifar100 (32), mnist or fashion-mnist (28), library (what "
+            "torchvision or timm uses for its own weights of the network), or none (pixel values "
+            "from 0 to 1).",
+            show_default="the preprocessing stored with the checkpoint",
         ),
     ] = None
     size: Annotated[
         str | None,
-        typer.Option(
+        input_option(
             "--size",
             metavar="N|H,W",
-            help="Resize images to this many pixels, the size of the network's input.",
+            help="Size of the network's input in pixels. Images are resized to cover it, then "
+            "cropped at the center.",
+            show_default="from --preset or the checkpoint",
         ),
     ] = None
     mean: Annotated[
         str | None,
-        typer.Option(
-            "--mean", metavar="R,G,B", help="Subtract this from the pixel values, which are 0 to 1."
+        input_option(
+            "--mean",
+            metavar="R,G,B",
+            help="Mean of each channel to subtract, for pixel values from 0 to 1.",
+            show_default="from --preset or the checkpoint",
         ),
     ] = None
     std: Annotated[
         str | None,
-        typer.Option(
-            "--std", metavar="R,G,B", help="Divide the pixel values by this after --mean."
+        input_option(
+            "--std",
+            metavar="R,G,B",
+            help="Standard deviation of each channel to divide by after --mean; above 0.",
+            show_default="from --preset or the checkpoint",
         ),
     ] = None
     preprocessing: Annotated[
         Path | None,
-        typer.Option(
+        input_option(
             "--preprocessing",
             metavar="FILE",
-            help="Read the preprocessing from a file: of --save-preprocessing, a sweep.json, a "
-            "config.json of timm, or preprocessor_config.json",
-            readable=False,
+            help="File to read the preprocessing from: one of --save-preprocessing, a sweep.json, "
+            "a config.json of timm, or a preprocessor_config.json.",
+            show_default="stored with the checkpoint",
         ),
     ] = None
     save_preprocessing: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--save-preprocessing",
             metavar="FILE",
-            help="Write the preprocessing that was used, as JSON for --preprocessing.",
-            readable=False,
+            help="Write the preprocessing that was used to this JSON file, for --preprocessing.",
+            show_default="not written",
         ),
     ] = None
     save_logits: Annotated[
         Path | None,
-        typer.Option(
-            "--save-logits", metavar="FILE", help="Keep them for --logits.", readable=False
+        output_option(
+            "--save-logits",
+            metavar="FILE",
+            help="Write logits and labels to this file (.npz, .safetensors), for --logits.",
+            show_default="not written",
         ),
     ] = None
     save_features: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--save-features",
             metavar="FILE",
-            help="Keep the inputs of the head, features (N, D), with labels and names: .npz or "
-            ".safetensors. logits = features @ weight.T + bias.",
-            readable=False,
+            help="Write the head's inputs with labels and sample names to this file (.npz, "
+            ".safetensors): features (N, D), where logits = features @ weight.T + bias.",
+            show_default="not written",
         ),
     ] = None
     download: Annotated[
-        bool, typer.Option("--download", help="Let the data be downloaded if they are not there.")
+        bool, input_option("--download", help="Download the data set if it is missing.")
     ] = False
     device: Annotated[
-        str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where the model runs.")
+        str, advanced_option("--device", metavar="auto|cpu|cuda[:N]", help="Device to run on.")
     ] = "auto"
     batch_size: Annotated[
         int | None,
-        typer.Option("-b", "--batch-size", metavar="N", min=1, help="Images at a time."),
+        advanced_option(
+            "-b",
+            "--batch-size",
+            metavar="N",
+            min=1,
+            help="Number of images per batch.",
+            show_default="256 on CUDA, 64 on a CPU",
+        ),
     ] = None
     workers: Annotated[
         int | None,
-        typer.Option("-j", "--workers", metavar="N", min=0, help="Processes that decode images."),
-    ] = None
-    amp: Annotated[Amp, typer.Option("--amp", help="Compute in short floats.")] = Amp.OFF
-    channels_last: Annotated[
-        bool | None,
-        typer.Option(
-            "--channels-last/--no-channels-last", help="Memory format. Default: as is faster."
+        advanced_option(
+            "-j",
+            "--workers",
+            metavar="N",
+            min=0,
+            help="Number of processes that decode images.",
+            show_default="one per CPU core, at most 16",
         ),
     ] = None
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False
+    amp: Annotated[
+        Amp, advanced_option("--amp", help="Mixed precision: compute in bfloat16 or float16.")
+    ] = Amp.OFF
+    channels_last: Annotated[
+        bool | None,
+        advanced_option(
+            "--channels-last/--no-channels-last",
+            help="Keep images in the channels-last memory format.",
+            show_default="on for convolutional networks",
+        ),
+    ] = None
+    compile: Annotated[
+        bool, advanced_option("--compile", help="Compile the model with torch.compile.")
+    ] = False
     skip_bad: Annotated[
         bool,
-        typer.Option(
-            "--skip-bad", help="Leave out images that are missing or cannot be read, and name them."
+        input_option(
+            "--skip-bad",
+            help="Leave out images that are missing or unreadable, and list them.",
         ),
     ] = False
     accept_order: Annotated[
         bool,
-        typer.Option(
+        advanced_option(
             "--accept-order",
-            help="Continue where the predictions suggest that the labels are in another order than "
-            "the rows of the head.",
+            help="Continue even if the predictions suggest that the labels are in a different "
+            "order than the rows of the head.",
         ),
     ] = False
     accept_poor_accuracy: Annotated[
         bool,
-        typer.Option(
+        advanced_option(
             "--accept-poor-accuracy",
-            help="Continue although accuracy is no better than guessing, or far below the model's "
-            "confidence, as happens with the wrong preprocessing.",
+            help="Continue even if the accuracy is no better than guessing, or far below the "
+            "model's confidence, as happens with wrong preprocessing.",
         ),
     ] = False
 

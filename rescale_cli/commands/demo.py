@@ -5,26 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
+from rescale_cli.commands.help_page import output_option
 
 
 def demo(
     output: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "-o",
             "--output",
             metavar="DIR",
-            help="Default: ./rescale-demo, made new.",
-            readable=False,
+            help="New folder to work in.",
+            show_default="./rescale-demo, or ./rescale-demo-2 and so on if it exists",
         ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Repair a real long-tailed classifier: inspect, sweep, apply, evaluate. Offline."""
+    """Repair a bundled long-tailed classifier, step by step and offline.
+
+    Runs inspect, sweep-gamma, apply and evaluate on a small network for Fashion-MNIST and shows
+    the gain. Takes less than a minute on two CPU cores.
+
+    Examples:
+        # Run the demonstration in ./rescale-demo.
+        rescale-cli demo
+        # Run it in another folder, and print the results as JSON.
+        rescale-cli demo -o my-demo --json
+    """
     from rescale_cli.commands.demo_report import (
         demo_result,
         fresh_folder,

@@ -13,8 +13,15 @@ from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
 from rescale_cli.commands.data_options import DataOptions
 from rescale_cli.commands.evaluate_outputs import OutputOptions, tell_github
-from rescale_cli.commands.options import chosen_for, read_adjustment, spread
-from rescale_cli.commands.sweep_options import group_sizes
+from rescale_cli.commands.help_page import (
+    gate_option,
+    input_argument,
+    input_option,
+    method_option,
+)
+from rescale_cli.commands.options import spread
+from rescale_cli.commands.strength import chosen_for, read_adjustment
+from rescale_cli.commands.sweep_options import GroupSizes, group_sizes
 from rescale_cli.core.counts import few
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.data.spec import paths_of
@@ -31,34 +38,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdjustOptions:
-    """See `option_groups.spread`: each field is an option."""
+    """See `options.spread`: each field is an option."""
 
     gamma: Annotated[
         str | None,
-        typer.Option(
+        method_option(
             "-g",
             "--gamma",
             "--tau",
             metavar="FLOAT|@FILE",
-            help="Measure as if `apply` had been run with this strength.",
+            help="Measure the models as if apply had been run with this strength, from 0 to 4; or "
+            "@sweep.json for the strength that sweep-gamma chose.",
+            show_default="the models as they are",
         ),
     ] = None
-    method: Annotated[
-        options.MethodName | None,
-        typer.Option("--method", help="Which post-hoc method. Default: rescale, or the sweep's."),
-    ] = None
-    normalize: Annotated[
-        bool | None, typer.Option("-n", "--normalize", help="Rows to equal length first.")
-    ] = None
-    bias: Annotated[
-        options.BiasPolicy | None,
-        typer.Option("--bias", help="What becomes of the bias. Default: keep; drop with -n."),
-    ] = None
+    method: options.MethodOption = None
+    normalize: options.NormalizeOption = None
+    bias: options.BiasOption = None
     temperature: Annotated[
-        float | None, typer.Option("--temperature", metavar="T", help="Divide the logits by T.")
+        float | None,
+        method_option(
+            "--temperature",
+            metavar="T",
+            help="Divide the logits by this temperature, above 0.",
+            show_default="the temperature of --gamma @FILE, else 1",
+        ),
     ] = None
     zero_count: Annotated[
-        options.ZeroPolicy, typer.Option("--zero-count", help="A class without samples is …")
+        options.ZeroPolicy, method_option("--zero-count", help=options.ZERO_COUNT)
     ] = options.ZeroPolicy.ERROR
 
     @property
@@ -86,43 +93,55 @@ class AdjustOptions:
 
 @dataclass(frozen=True)
 class GateOptions:
-    """See `option_groups.spread`: each field is an option."""
+    """See `options.spread`: each field is an option."""
 
     against: Annotated[
         Path | None,
-        typer.Option(
+        input_option(
             "--against",
             metavar="BASE",
-            help="Compare with this model: differences, their intervals, McNemar's test.",
-            readable=False,
+            help="Model to compare with: shows the differences, their 95 % intervals and McNemar's "
+            "test.",
+            show_default="none",
         ),
     ] = None
     against_logits: Annotated[
         Path | None,
-        typer.Option(
-            "--against-logits", metavar="FILE", help="The logits of BASE.", readable=False
+        input_option(
+            "--against-logits",
+            metavar="FILE",
+            help="Logits of BASE, where the models are given by --logits.",
+            show_default="none",
         ),
     ] = None
     fail_under: Annotated[
         list[str] | None,
-        typer.Option(
-            "--fail-under", metavar="NAME=VALUE", help="Exit 6 if this metric is lower. Repeatable."
+        gate_option(
+            "--fail-under",
+            metavar="NAME=VALUE",
+            help="Exit with code 6 if this metric is lower than VALUE, such as 0.85 or 85%. "
+            "Repeatable.",
+            show_default="none",
         ),
     ] = None
     fail_over: Annotated[
         list[str] | None,
-        typer.Option(
+        gate_option(
             "--fail-over",
             metavar="NAME=VALUE",
-            help="Exit 6 if nll, ece, classwise_ece or brier is higher. Repeatable.",
+            help="Exit with code 6 if nll, ece, classwise_ece or brier is higher than VALUE. "
+            "Repeatable.",
+            show_default="none",
         ),
     ] = None
     fail_drop: Annotated[
         list[str] | None,
-        typer.Option(
+        gate_option(
             "--fail-drop",
             metavar="NAME=VALUE",
-            help="Exit 6 if this metric is worse than BASE's by more. Repeatable.",
+            help="Exit with code 6 if this metric is worse than that of BASE by more than VALUE. "
+            "Repeatable.",
+            show_default="none",
         ),
     ] = None
 
@@ -206,22 +225,14 @@ def evaluate(
     outputs: OutputOptions,
     models: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[MODEL]...",
-            help="Checkpoint files or folders. May be left out with --logits FILE.",
-            readable=False,
+        input_argument(
+            metavar="MODEL",
+            help="Checkpoints: files or folders. May be left out with --logits FILE.",
             show_default=False,
         ),
     ] = None,
     counts: options.OptionalCounts = None,
-    groups: Annotated[
-        str,
-        typer.Option(
-            "--groups",
-            metavar="M,F",
-            help="Many is more than M training samples, few is less than F.",
-        ),
-    ] = "100,20",
+    groups: GroupSizes = "100,20",
     head: options.Heads = None,
     only: options.Only = False,
     plain_head: options.PlainHead = False,
@@ -230,14 +241,29 @@ def evaluate(
     order: options.Order = None,
     bootstrap: Annotated[
         int,
-        typer.Option("--bootstrap", metavar="N", min=1, help="Resamplings for the intervals."),
+        method_option(
+            "--bootstrap",
+            metavar="N",
+            min=1,
+            help="Number of bootstrap resamples for the 95 % intervals of the metrics.",
+        ),
     ] = 1000,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of them.")] = 0,
+    seed: Annotated[
+        int, method_option("--seed", metavar="N", min=0, help="Seed for the bootstrap.")
+    ] = 0,
     accept_global: options.AcceptGlobal = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Measure models on labelled data, side by side; fail where a quality gate is not met."""
+    """Measure one or more models on labelled data, and fail if a quality gate is not met.
+
+    Examples:
+        # Measure a re-scaled model and show what changed.
+        rescale-cli evaluate model.rescaled.safetensors --counts counts.json --data npz:test.npz
+            --against model.safetensors
+        # Measure from saved logits, and fail in CI if balanced accuracy is below 80 %.
+        rescale-cli evaluate --logits val_logits.npz --fail-under balanced-accuracy=0.8
+    """
     from rescale_cli.checkpoints.read_tensors import HeadChoice
     from rescale_cli.commands.evaluate_report import evaluate_result, show_evaluate
     from rescale_cli.commands.github import unwritten

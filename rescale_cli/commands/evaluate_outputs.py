@@ -12,9 +12,8 @@ from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Annotated
 from xml.etree import ElementTree
 
-import typer
-
 from rescale_cli.commands.console import finite, to_stderr
+from rescale_cli.commands.help_page import output_option
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.predictions import Labels
 from rescale_cli.errors import UsageError
@@ -179,42 +178,45 @@ Metrics = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """See `option_groups.spread`: each field is an option."""
+    """See `options.spread`: each field is an option."""
 
     metrics_out: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--metrics-out",
             metavar="FILE",
-            help="Metrics as .json, or as .prom (OpenMetrics); - is stdout, as JSON.",
-            readable=False,
+            help="Write the metrics to this file: .json, or .prom (OpenMetrics); - for JSON on "
+            "stdout.",
+            show_default="not written",
         ),
     ] = None
     predictions_out: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--predictions-out",
             metavar="FILE",
-            help="Each sample's true and predicted class, as rows of the head and as names, the "
-            "probability of the predicted class, and the sample's name: .csv, .json or .jsonl; - "
-            "is stdout, as CSV.",
-            readable=False,
+            help="Write the true class, the predicted class, its probability and the name of each "
+            "sample to this file: .csv, .json or .jsonl; - for CSV on stdout.",
+            show_default="not written",
         ),
     ] = None
     csv: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--csv",
             metavar="FILE",
-            help="One row a model with its metrics (column `class` empty), then one row a model "
-            "and class, as CSV.",
-            readable=False,
+            help="Write one row per model (its column class is empty) and one row per model and "
+            "class to this CSV file; - for stdout.",
+            show_default="not written",
         ),
     ] = None
     junit: Annotated[
         Path | None,
-        typer.Option(
-            "--junit", metavar="FILE", help="The gates as a JUnit report.", readable=False
+        output_option(
+            "--junit",
+            metavar="FILE",
+            help="Write the gates to this file as a JUnit XML report; - for stdout.",
+            show_default="not written",
         ),
     ] = None
 

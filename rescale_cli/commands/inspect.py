@@ -21,7 +21,17 @@ def inspect(
     accept_global: options.AcceptGlobal = None,
     json: options.Json = False,
 ) -> None:
-    """Say what a checkpoint is, which layer is its head and why, and how long its rows are."""
+    """Show the format of a checkpoint, its head and why, and the norms of the head's rows.
+
+    With --counts, it also shows how the norms follow the class counts. No code in the checkpoint is
+    run.
+
+    Examples:
+        # Find the head, and compare its norms with the class counts.
+        rescale-cli inspect model.safetensors --counts counts.json
+        # Print all norms and the class names as JSON.
+        rescale-cli inspect model.safetensors --json
+    """
     from rescale_cli import api
     from rescale_cli.commands import patch_report
 

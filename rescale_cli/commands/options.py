@@ -4,98 +4,128 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-import typer
-
-from rescale_cli.core.methods import Adjustment
-from rescale_cli.errors import NeedsDecision, UsageError
+from rescale_cli.commands.help_page import (
+    advanced_option,
+    input_argument,
+    input_option,
+    method_option,
+    output_option,
+)
+from rescale_cli.errors import UsageError
 from rescale_cli.files.staging import STDOUT
-
-if TYPE_CHECKING:
-    from rescale_cli.patching.find_records import ChosenFor
-
 
 Model = Annotated[
     Path,
-    typer.Argument(
-        metavar="MODEL", help="A checkpoint file or folder, of any format.", readable=False
-    ),
+    input_argument(metavar="MODEL", help="Checkpoint: a file or folder of any supported format."),
 ]
 OptionalModel = Annotated[
     Path | None,
-    typer.Argument(
-        metavar="[MODEL]",
-        help="A checkpoint file or folder. May be left out with --logits FILE and "
+    input_argument(
+        metavar="MODEL",
+        help="Checkpoint: a file or folder. May be left out with --logits FILE and "
         "--method logit-adjust.",
-        readable=False,
         show_default=False,
     ),
 ]
+Patched = Annotated[
+    Path, input_argument(metavar="PATCHED", help="File or folder that apply wrote.")
+]
 Counts = Annotated[
     str,
-    typer.Option(
+    input_option(
         "--counts",
         metavar="FILE|-",
-        help="Training samples of each class: JSON, CSV, .npy, a data folder or list; - is stdin.",
+        help="Number of training samples of each class: a JSON, CSV or .npy file, a data folder, a "
+        "list file, or - for stdin.",
     ),
 ]
 OptionalCounts = Annotated[
     str | None,
-    typer.Option("--counts", metavar="FILE|-", help="Training samples of each class."),
+    input_option(
+        "--counts",
+        metavar="FILE|-",
+        help="Number of training samples of each class: a JSON, CSV or .npy file, a data folder, a "
+        "list file, or - for stdin.",
+        show_default="none",
+    ),
 ]
 NumClasses = Annotated[
-    int | None, typer.Option("--num-classes", metavar="C", min=1, help="The number of classes.")
+    int | None,
+    input_option(
+        "--num-classes",
+        metavar="C",
+        min=1,
+        help="Number of classes, to recognize the head by.",
+        show_default="unknown",
+    ),
 ]
 Heads = Annotated[
     list[str] | None,
-    typer.Option("--head", metavar="NAME", help="The head, where it cannot be told; repeatable."),
+    input_option(
+        "--head",
+        metavar="NAME",
+        help="Name of the layer that is the head, such as fc or fc.weight. Repeat it for several "
+        "heads.",
+        show_default="found automatically",
+    ),
 ]
 Only = Annotated[
     bool,
-    typer.Option(
+    input_option(
         "--only",
-        help="Change only the layers named with --head, although others have as many rows.",
+        help="Change only the layers named with --head, even if other layers look like heads too.",
     ),
 ]
 PlainHead = Annotated[
     bool,
-    typer.Option(
+    input_option(
         "--plain-head",
-        help="The layer named with --head is an ordinary linear layer, not a cosine classifier.",
+        help="Treat the layer named with --head as an ordinary linear layer, even if it looks like "
+        "a cosine classifier.",
     ),
 ]
 Classes = Annotated[
     str | None,
-    typer.Option("--classes", metavar="FILE", help="Class names in the order of the head's rows."),
+    input_option(
+        "--classes",
+        metavar="FILE",
+        help="File with the class names in the order of the head's rows.",
+        show_default="the names in the checkpoint, if any",
+    ),
 ]
 LabelOrder = Annotated[
     str | None,
-    typer.Option(
+    input_option(
         "--label-order",
         metavar="name|index|FILE",
-        help="Join labels and counts with the head's rows by class name, by number, or by a FILE "
-        "that lists them in row order. Default: by name where the names agree.",
+        help="Match labels and counts to the head's rows by class name, by index, or by a file "
+        "that lists them in row order.",
+        show_default="by name if both sides have the same names, else by index",
     ),
 ]
 AcceptGlobal = Annotated[
     list[str] | None,
-    typer.Option(
+    advanced_option(
         "--accept-global",
         metavar="NAME",
-        help="Let a pickle name or call this; nothing is run all the same. Repeatable.",
+        help="Read a pickle although it refers to this function or class, such as module.name. It "
+        "is never called. Repeat it for several names.",
+        show_default="none",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Force = Annotated[bool, output_option("--force", help="Replace output files that already exist.")]
+Json = Annotated[
+    bool, output_option("--json", help="Print the result as one JSON document on stdout.")
+]
 
 
 class BiasPolicy(StrEnum):
@@ -116,16 +146,18 @@ class FolderOrder(StrEnum):
 
 Order = Annotated[
     FolderOrder | None,
-    typer.Option(
+    input_option(
         "--order",
-        help="How the class folders were sorted in training: imagefolder (as text: torchvision, "
-        "fastai, Keras), natural (timm), or index (the folders are row numbers).",
+        help="How the class folders were sorted in training: imagefolder (alphabetically, as in "
+        "torchvision, fastai and Keras), natural (2 before 10, as in timm), or index (folder names "
+        "are row numbers).",
+        show_default="unknown",
     ),
 ]
 
 
 class ZeroPolicy(StrEnum):
-    """What a class without training samples is."""
+    """What to do about a class without training samples."""
 
     ERROR = "error"
     ONE = "one"
@@ -193,21 +225,72 @@ def _options_of(group: type[Any]) -> list[Parameter]:
     ]
 
 
+ZERO_COUNT = (
+    "For a class without training samples: stop with an error, count it as one sample, or skip its "
+    "row."
+)
+METHOD = (
+    "Post-hoc method: rescale (multiply rows by a power of the inverse class frequency), tau-norm "
+    "(divide rows by a power of their norm), or logit-adjust (subtract a multiple of the log "
+    "frequency from the logits, through the bias)."
+)
+MethodOption = Annotated[
+    MethodName | None,
+    method_option(
+        "--method",
+        help=METHOD,
+        show_default="the method of --gamma @FILE, else rescale",
+    ),
+]
+NormalizeOption = Annotated[
+    bool | None,
+    method_option(
+        "-n",
+        "--normalize",
+        help="Bring all rows to the same length first.",
+    ),
+]
+BiasOption = Annotated[
+    BiasPolicy | None,
+    method_option(
+        "--bias",
+        help="Keep the bias, scale it like the rows, or drop it (set it to 0).",
+        show_default="keep; drop with --normalize",
+    ),
+]
+ExcludeClass = Annotated[
+    list[str] | None,
+    method_option(
+        "--exclude-class",
+        metavar="NAME",
+        help="Leave the row of this class unchanged, and do not use the class as the largest class "
+        "(n_1). Repeat it for several classes.",
+        show_default="none",
+    ),
+]
+TargetPrior = Annotated[
+    str | None,
+    method_option(
+        "--target-prior",
+        metavar="FILE",
+        help="Share of each class where the model will be used, in any format of --counts.",
+        show_default="equal shares",
+    ),
+]
 RecordFile = Annotated[
     Path | None,
-    typer.Option(
+    input_option(
         "--record",
         metavar="FILE",
-        help="The record of an earlier re-scaling (OUT.rescale.json), if not beside the file.",
-        readable=False,
+        help="Record of an earlier re-scaling (OUT.rescale.json).",
+        show_default="found in or beside the checkpoint",
     ),
 ]
 RecordCommand = Annotated[
     bool,
-    typer.Option(
+    output_option(
         "--record-command",
-        help="Keep this command line, with its paths, in the record. Default: the record says "
-        "nothing of who, where and when.",
+        help="Keep this command line, including its paths, in the record.",
     ),
 ]
 
@@ -257,129 +340,3 @@ def _kind(command: str, name: str) -> tuple[str, str]:
     if name.startswith("save"):
         return "arrays", f"{name.removeprefix('save_')}.npz"
     return ("a folder", command) if command in ("train", "demo") else ("a checkpoint", "OUT")
-
-
-def read_adjustment(
-    text: str,
-    method: MethodName | None,
-    normalize: bool | None,
-    bias: BiasPolicy | None,
-    max_factor: float | None = None,
-    temperature: float | None = None,
-) -> Adjustment:
-    """The decision of a user: the options, and for what they leave open that of the sweep.
-
-    Raises:
-        UsageError: neither a number nor `@` and a file that holds a sweep's choice; or options that
-            do not go together.
-    """
-    said = _read(text)
-    if method is not None:
-        said["method"] = method.value
-    if normalize is not None:
-        said["normalize"] = normalize
-    if bias is not None:
-        said["bias_policy"] = bias.value
-    if temperature is not None:
-        said["temperature"] = temperature
-    return Adjustment(
-        str(said.get("method", "rescale")),
-        said["gamma"],
-        bool(said.get("normalize", False)),
-        str(said.get("bias_policy", "")),
-        max_factor,
-        said.get("temperature", 1.0),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class CountedWith:
-    """How the counts became those of the rows where a strength was chosen."""
-
-    exclude_class: tuple[str, ...] = ()
-    target_prior: str | None = None
-    zero_count: ZeroPolicy = ZeroPolicy.ERROR
-    order: FolderOrder | None = None
-    """How the class folders were sorted in training."""
-
-
-def read_counted(
-    text: str, exclude: Sequence[str], prior: str | None, zero: ZeroPolicy | None
-) -> CountedWith:
-    """The options of a user, and for what they leave open those of the sweep.
-
-    A strength means the same only with what it was chosen with.
-    """
-    match _read(text):
-        case {"counted_with": {
-            "exclude_class": list(names), "target_prior": str() | None as swept_prior,
-            "zero_count": "error" | "one" | "skip" as swept_zero,
-        }}:  # fmt: skip
-            order = _read(text)["counted_with"].get("order")
-            folders = FolderOrder(order) if order in set(FolderOrder) else None
-            policy = ZeroPolicy(swept_zero) if zero is None else zero
-            names = list(exclude) or [str(name) for name in names]
-            return CountedWith(tuple(names), prior or swept_prior, policy, folders)
-    return CountedWith(tuple(exclude), prior, zero or ZeroPolicy.ERROR)
-
-
-def chosen_for(text: str) -> ChosenFor | None:
-    """The model that a sweep chose the strength for; None where no sweep chose it."""
-    if not text.startswith("@"):
-        return None
-    from rescale_cli.patching.find_records import ChosenFor
-
-    said = _read(text)
-    sha, counted = said["head_sha256"], said["counted_with"]
-    counts = counted.get("counts") if isinstance(counted, dict) else None
-    return ChosenFor(
-        text[1:], sha if isinstance(sha, str) else None, said["gamma"],
-        tuple(counts) if isinstance(counts, list) else None,
-    )  # fmt: skip
-
-
-def verdict_warnings(text: str) -> list[tuple[str, str]]:
-    """What to say where a swept strength is applied whose verdict is not `helps`.
-
-    Raises:
-        NeedsDecision: the verdict is `harms`.
-    """
-    said = _read(text)
-    verdict, why = said.get("verdict"), said.get("explanation")
-    if verdict in (None, "helps"):
-        return []
-    because = str(why.get("text", "")) if isinstance(why, dict) else ""
-    if verdict == "harms":
-        raise NeedsDecision(
-            "the sweep found that the chosen strength harms",
-            saw=f"{text[1:]}: {because}",
-            fix=f"keep the model as it is, or insist with the number: --gamma {said['gamma']!r}",
-        )
-    found = f"the verdict of {text[1:]} is {verdict}, and its strength is applied all the same: "
-    return [("unproven-strength", found + because)]
-
-
-def _read(text: str) -> dict[str, Any]:
-    """Strength and, from a sweep, method, policies and temperature."""
-    from rescale_cli.files.reading import read_whole
-    from rescale_cli.json_text import clip, parse_json
-
-    try:
-        if not text.startswith("@"):
-            return {"gamma": float(text)}
-        sweep: Any = parse_json(read_whole(Path(text[1:]), 256 << 20), text[1:])
-        result = sweep.get("result", sweep)
-        chosen = {key: value for key, value in result["chosen"].items() if value is not None}
-        fitted = result.get("temperature")
-        numbers = {"gamma": chosen["gamma"], "temperature": 1.0 if fitted is None else fitted}
-        about = {
-            key: result.get(key)
-            for key in ("counted_with", "verdict", "explanation", "head_sha256")
-        }
-        return about | chosen | {key: float(value) for key, value in numbers.items()}
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise UsageError(
-            "--gamma is neither a number nor a sweep's choice",
-            saw=f"{clip(json.dumps(text))}: {clip(str(error))}",
-            fix="--gamma 0.2, or --gamma @sweep.json",
-        ) from None

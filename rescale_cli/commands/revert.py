@@ -5,35 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
+from rescale_cli.commands.help_page import input_option, output_option
 from rescale_cli.commands.options import RecordFile
 from rescale_cli.long_work import long_work
 from rescale_cli.signals import last_step
 
 
 def revert(
-    patched: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PATCHED", help="The file or folder that apply wrote.", readable=False
-        ),
-    ],
+    patched: options.Patched,
     output: Annotated[
         Path,
-        typer.Option(
-            "-o", "--output", metavar="OUT", help="Where the original goes.", readable=False
+        output_option(
+            "-o", "--output", metavar="OUT", help="File or folder to write the original to."
         ),
     ],
     against: Annotated[
         Path | None,
-        typer.Option(
+        input_option(
             "--against",
             metavar="ORIGINAL",
-            help="The original, if the record is missing or was written with --no-undo.",
-            readable=False,
+            help="Original checkpoint, needed if the record is missing or was written with "
+            "--no-undo.",
+            show_default="not needed",
         ),
     ] = None,
     record: RecordFile = None,
@@ -42,7 +37,16 @@ def revert(
     accept_global: options.AcceptGlobal = None,
     json: options.Json = False,
 ) -> None:
-    """Take the last re-scaling back: the file as it was before, bit for bit."""
+    """Undo the last re-scaling: write the checkpoint as it was before, bit for bit.
+
+    The result is checked against the SHA-256 of the original before it is put in place.
+
+    Examples:
+        # Restore the original model.
+        rescale-cli revert model.rescaled.safetensors -o original.safetensors
+        # The same, with the files and hashes as JSON.
+        rescale-cli revert model.rescaled.safetensors -o restored.safetensors --json
+    """
     from rescale_cli.commands import patch_report
     from rescale_cli.patching import revert
 

@@ -7,18 +7,26 @@ import sys
 from importlib import resources
 from typing import Annotated
 
-import typer
-
 from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
+from rescale_cli.commands.help_page import input_argument
 from rescale_cli.errors import UsageError
 
 
 def schema(
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help="The name of a command.")],
+    command: Annotated[
+        str, input_argument(metavar="COMMAND", help="Name of a command, such as apply.")
+    ],
     json: options.Json = False,
 ) -> None:
-    """Print the JSON Schema of what a command prints with --json."""
+    """Print the JSON Schema of what a command prints with --json.
+
+    Examples:
+        # Print the schema of the output of apply.
+        rescale-cli schema apply
+        # The same, inside the JSON document that every command prints with --json.
+        rescale-cli schema sweep-gamma --json
+    """
     text = schema_text(command)
     Screen("schema", json).result(json_module.loads(text), [], lambda: sys.stdout.write(text))
 

@@ -11,6 +11,7 @@ import typer
 from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
 from rescale_cli.commands.data_options import DataOptions, refuse_without_model
+from rescale_cli.commands.help_page import method_option, output_option
 from rescale_cli.commands.options import spread
 from rescale_cli.commands.sweep_options import (
     BiasPolicies,
@@ -30,49 +31,78 @@ def sweep_gamma(
     of: HeadOptions,
     model: options.OptionalModel = None,
     method: Annotated[
-        options.MethodName, typer.Option("--method", help="Which post-hoc method.")
+        options.MethodName, method_option("--method", help=options.METHOD)
     ] = options.MethodName.RESCALE,
     normalize: Annotated[
-        Normalize, typer.Option("--normalize", help="Rows to equal length first.")
+        Normalize,
+        method_option(
+            "--normalize",
+            help="Bring all rows to the same length first: off, on, or try both.",
+        ),
     ] = Normalize.OFF,
     bias: Annotated[
         BiasPolicies | None,
-        typer.Option("--bias", help="What becomes of the bias. Default: as for apply."),
+        method_option(
+            "--bias",
+            help="Keep the bias, scale it like the rows, drop it (set it to 0), or try all three.",
+            show_default="keep; drop where rows are normalized",
+        ),
     ] = None,
     fit_temperature: Annotated[
-        bool, typer.Option("--fit-temperature", help="Fit T, too, for `apply --temperature`.")
+        bool,
+        method_option(
+            "--fit-temperature",
+            help="Also fit a temperature that calibrates the confidences, for apply --temperature.",
+        ),
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "-o",
             "--output",
             metavar="FILE",
-            help="Keep it for `apply --gamma @FILE`.",
-            readable=False,
+            help="JSON file to write, for apply --gamma @FILE; - for stdout.",
+            show_default="not written",
         ),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="The curve as CSV.", readable=False)
+        Path | None,
+        output_option(
+            "--csv",
+            metavar="FILE",
+            help="Write the metrics at each strength to this CSV file; - for stdout.",
+            show_default="not written",
+        ),
     ] = None,
     apply: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--apply",
             metavar="OUT",
-            help="Also write the checkpoint: adjusted by the chosen strength if the verdict is "
-            "helps, or unchanged (strength 0) if not.",
-            readable=False,
+            help="Also write the checkpoint: re-scaled with the chosen strength if the verdict is "
+            "helps, otherwise unchanged (strength 0).",
+            show_default="not written",
         ),
     ] = None,
     require_gain: Annotated[
         bool,
-        typer.Option("--require-gain", help="Exit 6 unless the verdict is helps."),
+        output_option("--require-gain", help="Exit with code 6 unless the verdict is helps."),
     ] = False,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Try every strength at once, choose one, and judge it on other samples."""
+    """Choose the strength for a model on labelled data, and judge whether it helps.
+
+    Every strength is tried exactly, in one pass over the data. One half of the samples chooses, the
+    other half gives the verdict: helps, no-gain, undecided or harms.
+
+    Examples:
+        # Choose on the validation images, and keep the result for apply.
+        rescale-cli sweep-gamma model.safetensors --counts counts.json --data npz:val.npz
+            -o choice.json
+        # The same from saved logits; the model is not run.
+        rescale-cli sweep-gamma model.safetensors --counts counts.json --logits val_logits.npz
+    """
     from rescale_cli.commands import sweep_report
     from rescale_cli.commands.github import unwritten
     from rescale_cli.commands.progress import Notes, progress_bar

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from rescale_cli.commands import options
+from rescale_cli.commands.help_page import method_option
 from rescale_cli.commands.options import RecordCommand
 from rescale_cli.core.methods import BIAS_POLICIES, Adjustment
 from rescale_cli.errors import UsageError
@@ -52,13 +51,24 @@ def adjustments(
     ]
 
 
+GroupSizes = Annotated[
+    str,
+    method_option(
+        "--groups",
+        metavar="M,F",
+        help="Number of training samples that separates the groups: many have more than M, few "
+        "have fewer than F, and medium have from F to M.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class ChoiceOptions:
-    """See `option_groups.spread`: each field is an option."""
+    """See `options.spread`: each field is an option."""
 
     metric: Annotated[
         str,
-        typer.Option(
+        method_option(
             "--metric",
             metavar="NAME",
             help="Metric to maximize: balanced-accuracy, accuracy, macro-f1, gmean, few-recall, "
@@ -68,40 +78,56 @@ class ChoiceOptions:
     ] = "balanced-accuracy"
     choose: Annotated[
         str,
-        typer.Option(
+        method_option(
             "--choose",
             metavar="RULE",
-            help="best; one-se, the smallest strength within a standard error of the best; or "
-            "max-head-drop=F, the best that costs the frequent classes at most F.",
+            help="Rule for choosing: best; one-se (the smallest strength within one standard error "
+            "of the best); or max-head-drop=F (the best strength at which the frequent classes "
+            "lose at most F of their recall, from 0 to 1).",
         ),
     ] = "best"
     holdout: Annotated[
         float,
-        typer.Option(
+        method_option(
             "--holdout",
             metavar="SHARE",
-            help="Report on this share, choose on the rest; 0 does both on all of it.",
+            help="Share of the samples, from 0 to below 1, to report on; the strength is chosen on "
+            "the others. 0 chooses and reports on all samples, which is optimistic.",
         ),
     ] = 0.5
     bootstrap: Annotated[
         int,
-        typer.Option("--bootstrap", metavar="N", min=0, help="Resamplings for the intervals."),
+        method_option(
+            "--bootstrap",
+            metavar="N",
+            min=0,
+            help="Number of bootstrap resamples for the 95 % intervals of the strength and of the "
+            "metrics; 0 prints no intervals. The verdict does not depend on it.",
+        ),
     ] = 200
     unlabeled: Annotated[
-        bool, typer.Option("--unlabeled", help="Choose by what is predicted, without labels.")
+        bool,
+        method_option(
+            "--unlabeled",
+            help="Choose by how often each class is predicted, without using labels.",
+        ),
     ] = False
     gamma_max: Annotated[
-        float, typer.Option("--gamma-max", metavar="G", help="The largest strength.")
-    ] = 2.0
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the parts.")] = 0
-    groups: Annotated[
-        str,
-        typer.Option(
-            "--groups",
-            metavar="M,F",
-            help="Many is more than M training samples, few is less than F.",
+        float,
+        method_option(
+            "--gamma-max", metavar="G", help="Largest strength to try, above 0 and at most 4."
         ),
-    ] = "100,20"
+    ] = 2.0
+    seed: Annotated[
+        int,
+        method_option(
+            "--seed",
+            metavar="N",
+            min=0,
+            help="Seed for the split by --holdout and for the bootstrap.",
+        ),
+    ] = 0
+    groups: GroupSizes = "100,20"
 
     def selection(self) -> Selection:
         """The same, checked.
@@ -146,7 +172,7 @@ def group_sizes(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """See `option_groups.spread`: each field is an option, and one of `apply`, too."""
+    """See `options.spread`: each field is an option, and also one of `apply`."""
 
     head: options.Heads = None
     only: options.Only = False
@@ -155,25 +181,10 @@ class HeadOptions:
     label_order: options.LabelOrder = None
     order: options.Order = None
     zero_count: Annotated[
-        options.ZeroPolicy,
-        typer.Option(
-            "--zero-count",
-            help="How to count a class without training samples: as an error, as one sample, or "
-            "leave its row alone.",
-        ),
+        options.ZeroPolicy, method_option("--zero-count", help=options.ZERO_COUNT)
     ] = options.ZeroPolicy.ERROR
-    exclude_class: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude-class", metavar="NAME", help="Leave this row alone; never n_1. Repeatable."
-        ),
-    ] = None
-    target_prior: Annotated[
-        str | None,
-        typer.Option(
-            "--target-prior", metavar="FILE", help="Shares of the classes where the model is used."
-        ),
-    ] = None
+    exclude_class: options.ExcludeClass = None
+    target_prior: options.TargetPrior = None
     record_command: RecordCommand = False
     accept_global: options.AcceptGlobal = None
 

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
+from rescale_cli.commands.help_page import (
+    input_argument,
+    input_option,
+    method_option,
+    output_option,
+)
 from rescale_cli.commands.options import spread
 from rescale_cli.commands.train_options import RecipeOptions, recipe_of, show_config
 from rescale_cli.errors import BadInput, EnvironmentProblem, UsageError
@@ -25,60 +29,73 @@ def train(
     typed: RecipeOptions,
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="With --resume: the run to go on with.", readable=False),
+        input_argument(
+            metavar="RUN", help="With --resume: folder of the run to continue.", show_default="run"
+        ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(
+        method_option(
             "--preset",
             metavar="NAME",
-            help="The paper's recipe: cifar10-lt, cifar100-lt, cifar10-step-vgg16, "
-            "tiny-imagenet-lt, inaturalist2018, imagenet-lt, places-lt; fashion-lt.",
+            help="Recipe of the paper to start from: cifar10-lt, cifar100-lt, cifar10-step-vgg16, "
+            "tiny-imagenet-lt, inaturalist2018, imagenet-lt or places-lt; or fashion-lt.",
+            show_default="none",
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
+        input_option(
             "--config",
             metavar="FILE",
-            help="A recipe in TOML; options go before it.",
-            readable=False,
+            help="TOML file with a recipe, as --print-config prints it. Options take precedence "
+            "over it.",
+            show_default="none",
         ),
     ] = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the recipe, and train nothing.")
+        bool, output_option("--print-config", help="Print the recipe as TOML, and do not train.")
     ] = False,
     seeds: Annotated[
         str | None,
-        typer.Option(
+        method_option(
             "--seeds",
             metavar="N,N,...",
             help="Train once for each of these seeds, in RUN/seed-N, and report the mean of the "
-            "metrics with a 95 % interval. Excludes --seed.",
+            "metrics with a 95 % interval. Cannot be combined with --seed.",
+            show_default="one run, with --seed",
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with RUN where it stands.")
+        bool, input_option("--resume", help="Continue RUN from its last saved epoch.")
     ] = False,
     download: Annotated[
-        bool, typer.Option("--download", help="Let the data be downloaded if they are not there.")
+        bool, input_option("--download", help="Download the data set if it is missing.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="RUN",
-            help="The folder of the run. Default: run.",
-            readable=False,
+        output_option(
+            "-o", "--output", metavar="RUN", help="Folder of the run.", show_default="run"
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Train anew in the folder of another run.")
+        bool,
+        output_option("--force", help="Start anew in the folder of another run."),
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Train a classifier on long-tailed data; the other commands take the folder it leaves."""
+    """Train a classifier on long-tailed data, as usual or with weight vector normalization.
+
+    The folder that it writes is a MODEL for the other commands. The defaults below are those of
+    long-tailed CIFAR; --preset replaces them, --config replaces those of the preset, and options
+    replace both.
+
+    Examples:
+        # Train a small network for one epoch.
+        rescale-cli train --data npz:val.npz --arch rescale:resnet8 --epochs 1 -o run
+        # Show every setting of the recipe for long-tailed CIFAR-10, and do not train.
+        rescale-cli train --preset cifar10-lt --print-config
+    """
     from rescale_cli.commands.progress import Notes
     from rescale_cli.files.folders import removed_if_empty
     from rescale_cli.foreign_code import need_torch

@@ -5,25 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen
+from rescale_cli.commands.help_page import input_option
 from rescale_cli.commands.options import RecordFile
 from rescale_cli.long_work import long_work
 
 
 def verify(
-    patched: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PATCHED", help="The file or folder that apply wrote.", readable=False
-        ),
-    ],
+    patched: options.Patched,
     against: Annotated[
         Path,
-        typer.Option(
-            "--against", metavar="ORIGINAL", help="What it was made from.", readable=False
+        input_option(
+            "--against", metavar="ORIGINAL", help="Checkpoint that PATCHED was made from."
         ),
     ],
     record: RecordFile = None,
@@ -33,7 +27,13 @@ def verify(
 ) -> None:
     """Prove that only the head changed, and that it changed as the record says.
 
-    Without a record, the factor of each row is read off and shown.
+    Without a record, the factor of each row is computed from the two files and shown.
+
+    Examples:
+        # Compare a re-scaled model with its original, byte by byte.
+        rescale-cli verify model.rescaled.safetensors --against model.safetensors
+        # Print the result as JSON, with the factor of each row.
+        rescale-cli verify model.rescaled.safetensors --against model.safetensors --json
     """
     from rescale_cli.commands import patch_report
     from rescale_cli.patching import proof
