@@ -202,6 +202,12 @@ def _run_words(words: Sequence[str]) -> int:
     try:
         with interruptible():
             code = app(words, standalone_mode=False, prog_name="rescale-cli")
+            if code == 1:  # nothing but Typer's completion ends like this
+                raise EnvironmentProblem(
+                    "completion needs bash, zsh, fish or PowerShell, and none was recognized",
+                    saw="the process that started this command is not such a shell",
+                    fix="type the command in such a shell",
+                )
             with console.printing():
                 pass
     except (BrokenPipeError, SystemExit):  # Typer and rich make the first the second

@@ -133,7 +133,9 @@ def _parameters(command: TyperCommand | TyperGroup, ctx: Any) -> list[_Row]:
         words: str = getattr(parameter, "help", None) or ""
         name = Text(parameter.metavar or record[0], "yellow")
         if parameter.param_type_name == "option":
-            name = Text(re.sub("[<>]", "", record[0]), "yellow")
+            # Without a metavar, Typer puts brackets around the values to choose from.
+            names = record[0] if parameter.metavar else re.sub(r"[<>\[\]]", "", record[0])
+            name = Text(names, "yellow")
             name.highlight_regex(_OPTION, "bold cyan")
         about = _about(words)
         about.append(_plainer(record[1].removeprefix(words)), "dim")

@@ -132,7 +132,7 @@ def test_every_option_and_argument_has_a_help_text_and_every_command_too() -> No
 def test_help_lists_every_command(capsys: Capture) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(re.search(rf"^ +{name}\b", out, re.MULTILINE) for name in COMMANDS)
+    assert all(re.search(rf"^│ {name} ", out, re.MULTILINE) for name in COMMANDS)
 
 
 def test_the_version_is_printed(capsys: Capture) -> None:
