@@ -126,7 +126,8 @@ def _parameters(command: TyperCommand | TyperGroup, ctx: Any) -> list[_Row]:
     from rich.text import Text
 
     rows = []
-    for parameter in command.get_params(ctx):
+    ordered = sorted(command.get_params(ctx), key=lambda p: p.param_type_name != "argument")
+    for parameter in ordered:
         record: tuple[str, str] | None = parameter.get_help_record(ctx)
         if record is None:
             continue
@@ -157,11 +158,11 @@ def _plainer(notes: str) -> str:
 
     Example:
         >>> _plainer("  [default: (none); x>=1]"), _plainer("  [default: 1; 0<=x<=4; required]")
-        (' [default: none; at least 1]', ' [default: 1; from 0 to 4; required]')
+        (' [default: none; 1 or more]', ' [default: 1; 0 to 4; required]')
     """
     notes = re.sub(r"default: \((.*?)\)(?=[;\]])", r"default: \1", notes.strip())
-    notes = re.sub(r"([-+.\w]+)<=x<=([-+.\w]+)", r"from \1 to \2", notes)
-    notes = re.sub(r"x>=([-+.\w]+)", r"at least \1", notes)
+    notes = re.sub(r"([-+.\w]+)<=x<=([-+.\w]+)", r"\1 to \2", notes)
+    notes = re.sub(r"x>=([-+.\w]+)", r"\1 or more", notes)
     return f" {notes}" if notes else ""
 
 

@@ -20,23 +20,26 @@ def _option_of(setting: Setting) -> Any:
     if setting.item is bool:
         names = [f"{setting.option}/--no-{setting.option.removeprefix('--')}"]
     names += [setting.short] if setting.short else []
-    words: dict[str, Any] = {"help": _help_of(setting), "rich_help_panel": setting.panel}
+    words: dict[str, Any] = {"help": setting.help, "show_default": _default_of(setting)}
     if setting.item is bool:
-        return Annotated[bool | None, typer.Option(*names, **words)]
-    words["metavar"] = setting.metavar or "|".join(setting.choices)
-    return Annotated[str | None, typer.Option(*names, **words)]
+        return Annotated[bool | None, typer.Option(*names, rich_help_panel=setting.panel, **words)]
+    metavar = setting.metavar or "|".join(setting.choices)
+    return Annotated[
+        str | None,
+        typer.Option(*names, metavar=metavar, rich_help_panel=setting.panel, **words),
+    ]
 
 
-def _help_of(setting: Setting) -> str:
-    """What an option does, its range and its default."""
+def _default_of(setting: Setting) -> str:
+    """The default of an option and its range, for `--help`."""
     value = setting.default
-    if setting.item is bool:
+    if setting.unset:
+        shown = setting.unset
+    elif setting.item is bool:
         shown = "on" if value else "off"
     else:
         shown = ",".join(map(str, value)) if setting.listed else str(value)
-    shown = setting.unset or shown
-    limits = f" Range: {setting.range}." if setting.range else ""
-    return f"{setting.help}{limits}" + (f" Default: {shown}." if shown else "")
+    return "; ".join(filter(None, (shown, setting.range)))
 
 
 _Typed: Any = make_dataclass(

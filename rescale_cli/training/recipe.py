@@ -112,7 +112,8 @@ class Recipe:
 
     data: str = _setting(
         "", INPUT, "Training images: a folder with one sub-folder per class, list:FILE, csv:FILE, "
-        "npz:FILE, cifar10:DIR, ...", "DATA",
+        "npz:FILE, cifar10:DIR and others.", "DATA",
+        unset="none; needed without --config and --resume",
     )  # fmt: skip
     val_data: str = _setting(
         "", INPUT, "Validation images, named like --data.", "DATA",
@@ -172,7 +173,10 @@ class Recipe:
         None, METHOD, "Re-scale the head once after training with this gamma, and write the result "
         "to a second file; or none.", "G|none", low=0, high=4, unset="none", short="-g",
     )  # fmt: skip
-    loss: str = _setting("ce", METHOD, "Loss function.", choices=tuple(losses))
+    loss: str = _setting(
+        "ce", METHOD, "Loss function: cross-entropy (ce), weighted by inverse class frequency "
+        "(reweight), class-balanced (cb), focal, LDAM or balanced softmax.", choices=tuple(losses),
+    )  # fmt: skip
     drw_epoch: int | None = _setting(
         None, METHOD, "Epoch, counted from 0, from which classes are weighted (deferred "
         "re-weighting, DRW).", "N", low=0, unset="not deferred",
