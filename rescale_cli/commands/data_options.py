@@ -14,7 +14,7 @@ from rescale_cli.json_text import clip
 
 if TYPE_CHECKING:
     from rescale_cli.core.predictions import Preprocessing
-    from rescale_cli.evaluating.evaluation import DataChoice
+    from rescale_cli.evaluating.run_on_data import DataChoice
 
 
 LOGITS_SUFFIXES = (".npz", ".safetensors")
@@ -225,8 +225,8 @@ class DataOptions:
             UsageError: neither or both of --data and --logits, not one file of logits a model, or a
                 number that is none.
         """
-        from rescale_cli.evaluating.evaluation import DataChoice
         from rescale_cli.evaluating.predict import RunOptions
+        from rescale_cli.evaluating.run_on_data import DataChoice
 
         alone = models is None
         if models is None:

@@ -43,7 +43,7 @@ def demo(
     )
     from rescale_cli.commands.progress import Notes, progress_bar
     from rescale_cli.commands.sweep_outputs import write_json
-    from rescale_cli.evaluating.side_by_side import Feedback
+    from rescale_cli.evaluating.evaluate_models import Feedback
 
     notes = Notes(json)
     done = run_demo(output or fresh_folder(), Feedback(progress_bar, notes))

@@ -21,9 +21,14 @@ from rescale_cli.commands.verdict_text import change_in_points, sweep_text
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.data.counts import as_raw_counts
 from rescale_cli.errors import EnvironmentProblem
-from rescale_cli.evaluating.evaluation import DataChoice
-from rescale_cli.evaluating.scoring import MeasuredModel, Terms
-from rescale_cli.evaluating.side_by_side import Evaluation, Feedback, evaluate_models
+from rescale_cli.evaluating.evaluate_models import (
+    Evaluation,
+    Feedback,
+    MeasuredModel,
+    Terms,
+    evaluate_models,
+)
+from rescale_cli.evaluating.run_on_data import DataChoice
 from rescale_cli.files.folders import copy_folder
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors
 from rescale_cli.foreign_code import need_torch

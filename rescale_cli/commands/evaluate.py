@@ -32,8 +32,7 @@ from rescale_cli.signals import last_step
 if TYPE_CHECKING:
     from rescale_cli.checkpoints.read_tensors import HeadChoice
     from rescale_cli.core.classes import RowHints
-    from rescale_cli.evaluating.scoring import Terms
-    from rescale_cli.evaluating.side_by_side import Evaluation, Trial
+    from rescale_cli.evaluating.evaluate_models import Evaluation, ModelAndData, Terms
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ class GateOptions:
         refuse_unjudgeable(found, grouped=grouped, based=based)
         return found
 
-    def base(self, trials: Sequence[Trial]) -> Trial | None:
+    def base(self, trials: Sequence[ModelAndData]) -> ModelAndData | None:
         """What the models are compared with: one of them, or another on the same data.
 
         Raises:
@@ -269,7 +268,7 @@ def evaluate(
     from rescale_cli.commands.github import unwritten
     from rescale_cli.commands.progress import Notes, progress_bar
     from rescale_cli.data.labels import row_hints
-    from rescale_cli.evaluating.side_by_side import Feedback, evaluate_models
+    from rescale_cli.evaluating.evaluate_models import Feedback, evaluate_models
 
     gates = bounds.gates(grouped=counts is not None)
     bases = (bounds.against, bounds.against_logits)
@@ -319,7 +318,7 @@ def _terms(
 ) -> Terms:
     """How the models are measured, from what was typed."""
     from rescale_cli.data.counts import as_raw_counts
-    from rescale_cli.evaluating.scoring import Terms
+    from rescale_cli.evaluating.evaluate_models import Terms
     from rescale_cli.patching.plan import CountsChoice
 
     adjustment = adjust.adjustment()

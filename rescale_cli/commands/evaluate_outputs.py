@@ -22,7 +22,7 @@ from rescale_cli.measures.gates import GateResult
 from rescale_cli.measures.metric_names import ABOUT
 
 if TYPE_CHECKING:
-    from rescale_cli.evaluating.side_by_side import Evaluation
+    from rescale_cli.evaluating.evaluate_models import Evaluation
 
 
 def junit(verdicts: Sequence[GateResult], suite: str) -> str:

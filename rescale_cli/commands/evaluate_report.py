@@ -18,8 +18,7 @@ from rescale_cli.commands.tables import Grid
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import data_line
 from rescale_cli.evaluating.checks import prepared_line
-from rescale_cli.evaluating.scoring import Difference, MeasuredModel, Terms
-from rescale_cli.evaluating.side_by_side import Evaluation
+from rescale_cli.evaluating.evaluate_models import Difference, Evaluation, MeasuredModel, Terms
 from rescale_cli.measures.gates import GateResult
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.measures.metrics import Confusion

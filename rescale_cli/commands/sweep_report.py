@@ -251,7 +251,8 @@ def show_sweep(
         say("", _metric_table(found), "", payers(given, found))
     if found.never_right is not None:
         limit = f"{found.selection.limit:g}"
-        say(f"{found.never_right:.2%} of all samples are right at no strength up to {limit}")
+        share = f"{100 * found.never_right:.2f} %"
+        say(f"{share} of all samples stay wrong at every strength from 0 to {limit}")
     if patched is not None:
         say("")
         show_written(patched)
@@ -271,7 +272,7 @@ def show_choice(given: SweepInput, found: Sweep) -> None:
     interval = "" if best.interval is None else f" [{best.interval[0]:.3g}, {best.interval[1]:.3g}]"
     say(
         f"{normalized}{adjustment.method}, bias {bias}: strength {choice.gamma:g}{interval}, "
-        f"plateau {choice.plateau[0]:.4g} to {choice.plateau[1]:.4g}"
+        f"best range of γ {choice.plateau[0]:.4g} to {choice.plateau[1]:.4g}"
     )
     how = "the predicted classes, without labels" if selection.unlabeled else (
         f"{found.objective.metric.replace('_', ' ')} ({selection.rule})"

@@ -212,7 +212,7 @@ CODE = "training-set"
 def trained_on(
     support: NDArray[np.int64], counts: ClassCounts | None, source: str, split: str | None
 ) -> str:
-    """Why samples are likely the training set of the model, in words; empty if nothing shows it.
+    """Why the model was probably trained on these samples; empty if there is no sign of that.
 
     Args:
         support: samples of each class, (C,).
@@ -222,25 +222,28 @@ def trained_on(
 
     Returns:
         A reason if the split is the training split, or if the class counts are exactly those of the
-        training set: in the same order, or in another order, which also says that classes were
-        joined wrongly. Equal counts of balanced data count, too.
+        training set: in the same order, or in another order, which also means that classes were
+        matched wrongly. Equal counts of balanced data are a reason, too.
 
     Example:
         >>> counts = ClassCounts.of([50, 20, 5])
-        >>> trained_on(np.array([50, 20, 5]), counts, "a.csv", None)
-        'a.csv has exactly the class counts of --counts'
+        >>> trained_on(np.array([50, 20, 5]), counts, "a.csv", None).partition(":")[0]
+        '--counts are exactly those of a.csv'
         >>> trained_on(np.array([50, 20, 6]), counts, "a.csv", None)
         ''
     """
     if split == "train":
-        return f"{source} is the training split"
+        return f"{source} is the training split, on which the model was probably trained"
     if counts is None or len(support) != len(counts.values):
         return ""
     if np.array_equal(support, counts.values):
-        return f"{source} has exactly the class counts of --counts"
+        return (
+            f"--counts are exactly those of {source}: either the model was trained on it, or the "
+            "counts are not those of the training set"
+        )
     if np.array_equal(np.sort(support), np.sort(counts.values)):
         return (
-            f"{source} has the class counts of --counts in another order, so the classes of one of "
-            "them are probably in the wrong order, too"
+            f"--counts are those of {source} in another order: the classes of one of them are "
+            "probably in the wrong order, and the model was probably trained on this data"
         )
     return ""

@@ -16,9 +16,9 @@ from rescale_cli.core.head import Head, adjusting_line, refuse_rescaling
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Predictions, Provenance
 from rescale_cli.errors import BadHead, NeedsDecision
-from rescale_cli.evaluating.evaluation import (
+from rescale_cli.evaluating.run_on_data import (
     DataChoice,
-    Known,
+    ModelToRun,
     Notes,
     Progress,
     of_result,
@@ -45,28 +45,28 @@ from rescale_cli.sweeping.verdict import Verdict, reach_verdict
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SweepInput:
-    """One model, ready to be adjusted without being run again."""
+    """What a sweep works on: one model with its predictions, which need not be computed again."""
 
     path: Path | None
-    """None where only the logits were given."""
+    """None if only the logits were given."""
     head: Head
     counts: ClassCounts
     predictions: Predictions
     warnings: Warnings
     joint: JointHead
-    """Says which methods the logits of several heads allow."""
+    """Which methods are possible if several heads give the logits together."""
     head_sha256: str | None = None
-    """Of the checkpoint's head, see `head_identity`; None where it is not known."""
+    """Of the checkpoint's head, see `head_identity`; None if it is not known."""
 
     @property
     def compose(self) -> dict[str, list[str]]:
-        """What `apply` asks for beside a strength: a second re-scaling is to be meant."""
+        """The option that `apply` requires to re-scale a checkpoint for a second time."""
         rescaled = any(code == "rescaled-before" for code, _ in self.warnings)
         return {"--compose": [""]} if rescaled else {}
 
     @property
     def provenance(self) -> Provenance:
-        """What results of it are tied to."""
+        """The model and the data that results are recorded with."""
         return of_result(self.predictions, self.head_sha256)
 
 
@@ -80,11 +80,11 @@ def input_of_logits(
     """The given of a file of logits without a checkpoint; the counts give the classes.
 
     Raises:
-        RescaleError: logits that cannot be read, or counts that are not those of their columns.
+        RescaleError: the logits cannot be read, or the counts do not match their columns.
     """
     assert choice.logits is not None
     file, choice = choice.logits, replace(choice, alone=True)
-    predictions = predictions_of(file, choice, labelled=labelled, notes=notes)
+    predictions = predictions_of(ModelToRun(file), choice, labelled=labelled, notes=notes)
     if predictions is None:
         return None
     c = predictions.num_classes
@@ -110,28 +110,28 @@ def sweep_input(
     progress: Progress | None = None,
     notes: Notes = lambda _: None,
 ) -> SweepInput | None:
-    """Find the head, hold the counts against it, and only then run the model on the data.
+    """Find the head, check the counts against it, and only then run the model on the data.
 
     Args:
         path: a checkpoint file or folder.
         counts: of the training set.
         choice: the data, or logits that were computed before.
-        heads: what the user says of the heads.
-        accept: full names of pickle globals that are let pass, still without being run.
-        labelled: whether it is an error that nobody knows the labels.
-        adjustment: of what will be written, so that a head which cannot hold it is refused now.
-        tried: what will be swept, so that what the heads do not allow is refused now.
-        leave_out: whether the re-scalings of a binary head are left out later, not refused now.
-        write: whether a checkpoint is written, too; one that was re-scaled before is refused then.
+        heads: what the user says about the heads.
+        accept: full names of pickle globals that are allowed, still without being run.
+        labelled: whether data without labels are an error.
+        adjustment: what will be written, so that a head that cannot store it is refused now.
+        tried: what will be swept, so that a method that the heads do not allow is refused now.
+        leave_out: whether re-scaling a binary head is left out later instead of refused now.
+        write: whether a checkpoint will be written; then one that was re-scaled before is refused.
         progress: called as the images go through.
-        notes: told what the user should know.
+        notes: called with what the user should know.
 
     Returns:
         None on any rank of torchrun but 0.
 
     Raises:
-        RescaleError: no head that can be re-scaled, counts that are not its rows', data that do not
-            go with the model.
+        RescaleError: no head can be re-scaled, the counts do not match it, or the data do not match
+            the model.
     """
     checkpoint = open_checkpoint(path, accept)
     if choice.logits is not None or not labelled:
@@ -139,7 +139,7 @@ def sweep_input(
     plan = make_plan(checkpoint, counts, adjustment or Adjustment(), heads=heads, compose=not write)
     warnings = list(plan.warnings)
     if plan.records:
-        text = f"{path.name} was re-scaled before; what is chosen here would come on top of that"
+        text = f"{path.name} was re-scaled before; the strength chosen here would be applied on top"
         warnings.append(("rescaled-before", text))
     for one in tried:
         plan.joint.refuse(one)
@@ -150,11 +150,11 @@ def sweep_input(
             data = ("--data", choice.data) if choice.logits is None else ("--logits", choice.logits)
             refuse_rescaling(method, adjusting_line("sweep-gamma", path, counts.typed, *data))
     choice, own = replace(choice, purpose="choose"), head_sha256(checkpoint, first.keys)
-    known = Known(first.keys.num_classes, own, plan.counts, bool(plan.records))
-    predictions = predictions_of(
-        path, choice, known=known, said=counts.hints, accept=accept, heads=heads,
-        labelled=labelled, progress=progress, notes=notes,
+    to_run = ModelToRun(
+        path, first.keys.num_classes, own, plan.counts, bool(plan.records),
+        counts.hints, heads, accept,
     )  # fmt: skip
+    predictions = predictions_of(to_run, choice, labelled=labelled, progress=progress, notes=notes)
     if predictions is None:
         return None
     rows = checkpoint.rows(first.keys.classes, path.name)
@@ -166,19 +166,20 @@ def sweep_input(
 
 
 def doubts(predictions: Predictions, counts: ClassCounts) -> Warnings:
-    """What speaks against choosing on these samples: they are of one class, or trained on."""
+    """Warnings about samples that are all of one class, or on which the model was trained."""
     found = []
     labels = predictions.labels
     if labels is not None and len(labels) and (labels == labels[0]).all():
         row = int(labels[0])
         name = f"{row} ({counts.names[row]})" if counts.names else f"{row}"
-        text = f"all {len(labels):,} samples are of class {name}: what is chosen on them says "
-        found.append(("one-class", f"{text}nothing about the other classes"))
+        text = (
+            f"all {len(labels):,} samples are of class {name}, so a strength chosen on them says "
+        )
+        found.append(("one-class", f"{text}nothing about other classes"))
     support = np.bincount(labels, minlength=len(counts.values)) if labels is not None else ()
     if why := trained_on(np.array(support), counts, predictions.source, predictions.split):
-        text = "the strength is chosen on the data that the model was trained on, where rare "
-        text += f"classes look better than they are ({why}); choose on validation data: --data DATA"
-        found.append((TRAINING_SET, text))
+        text = f"{why}; in training data rare classes look better than they are, so choose on "
+        found.append((TRAINING_SET, f"{text}validation data: --data DATA"))
     return tuple(found)
 
 
@@ -196,7 +197,7 @@ METHODS_COMPARED: Mapping[str, Adjustment] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankedMethod:
-    """One method."""
+    """One method and its place among the others."""
 
     name: str
     adjustment: Adjustment
@@ -230,13 +231,13 @@ class RankedMethod:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """All of them, the best first."""
+    """All methods, the best first."""
 
     metric: str
     entries: tuple[RankedMethod, ...]
-    """The head as it is among them."""
+    """The best first; the head as it is is one of them."""
     left_out: Mapping[str, str]
-    """Methods that this head cannot take, and why."""
+    """Methods that cannot be applied to this head, and why."""
     chosen_on: int
     """Samples."""
     reported_on: int

@@ -19,8 +19,8 @@ from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.data.logits_file import write_logits
 from rescale_cli.errors import BadInput, RescaleError, UsageError
-from rescale_cli.evaluating.evaluation import of_predictions
 from rescale_cli.evaluating.ranks import Ranks
+from rescale_cli.evaluating.run_on_data import of_predictions
 from rescale_cli.models import networks, timm_models
 from rescale_cli.models.networks import HeadKind, build_of, head_name
 from rescale_cli.models.weights import Build, choose, differences, read_tensors

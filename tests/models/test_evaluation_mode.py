@@ -19,8 +19,8 @@ from torch import nn
 from torchvision import models as tv
 
 from rescale_cli.errors import BadInput
-from rescale_cli.evaluating.evaluation import DataChoice, predictions_of
 from rescale_cli.evaluating.predict import RunOptions
+from rescale_cli.evaluating.run_on_data import DataChoice, ModelToRun, predictions_of
 from rescale_cli.models.classifiers import load_classifier, models
 from rescale_cli.models.networks import networks
 
@@ -216,7 +216,7 @@ def test_logits_are_those_of_evaluation_mode_at_every_batch_size(
             data=f"npz:{tmp_path / 'data.npz'}", arch=arch, size=(SIZE, SIZE), mean=(0.0,) * 3,
             std=(1.0,) * 3, run=RunOptions(batch_size=size, workers=0), accept_poor=True,
         )  # fmt: skip
-        found = predictions_of(path, choice)
+        found = predictions_of(ModelToRun(path), choice)
         assert found is not None
         np.testing.assert_allclose(found.logits, wanted, rtol=1e-4, atol=1e-5)
 

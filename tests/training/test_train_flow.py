@@ -252,8 +252,8 @@ def measured(tmp_path: Path, capsys: Capture, counts: list[int], labels: list[in
 @pytest.mark.parametrize(
     ("counts", "sizes", "reason"),
     [
-        ([30, 20, 10], [30, 20, 10], "has exactly the class counts of --counts"),
-        ([10, 10, 10], [10, 10, 10], "has exactly the class counts of --counts"),
+        ([30, 20, 10], [30, 20, 10], "--counts are exactly those of"),
+        ([10, 10, 10], [10, 10, 10], "--counts are exactly those of"),
         ([30, 20, 10], [10, 30, 20], "in another order"),
         ([30, 20, 10], [30, 20, 11], None),
         ([300, 200, 100], [30, 20, 10], None),

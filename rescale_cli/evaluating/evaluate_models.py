@@ -1,8 +1,9 @@
-"""One model, measured; and two, compared on the same samples."""
+"""Models measured on data side by side, and compared with a base model on the same samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,26 @@ import numpy as np
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice, locate, one_size
 from rescale_cli.core.classes import NO_HINTS, HeadRows, RowHints, row_names
-from rescale_cli.core.counts import ClassCounts
+from rescale_cli.core.counts import ClassCounts, few
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.head import Head, RowUpdate
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions, Provenance
 from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier, UsageError
-from rescale_cli.evaluating.evaluation import Known, of_result
+from rescale_cli.evaluating import ranks
+from rescale_cli.evaluating.run_on_data import (
+    DataChoice,
+    ModelToRun,
+    Notes,
+    Progress,
+    of_result,
+    predictions_of,
+)
 from rescale_cli.finding.refusals import refuse_multi_label
 from rescale_cli.measures.calibration import PerSample, measure_logits
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
+from rescale_cli.measures.model_evidence import CODE as TRAINING_SET
+from rescale_cli.measures.model_evidence import trained_on
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
 from rescale_cli.patching.find_records import ChosenFor, head_sha256, was_rescaled
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
@@ -32,17 +43,17 @@ class Terms:
     """How all models of one evaluation are measured."""
 
     counts: CountsChoice | None = None
-    """Of the training samples: they say which classes are many, medium and few."""
+    """Training samples per class, which define the groups many, medium and few."""
     said: RowHints = NO_HINTS
     """What the user says about the head's rows."""
     groups: tuple[int, int] = (100, 20)
-    """Many is more than the first, few is less than the second, training samples."""
+    """Training samples: many is more than the first number, few is less than the second."""
     adjustment: Adjustment | None = None
-    """Measured as if it had been applied; it needs counts, unless it is only a temperature."""
+    """Measured as if this were applied; it needs counts, unless it is only a temperature."""
     heads: HeadChoice = ANY_HEAD
     accept: frozenset[str] = frozenset()
     chosen_for: ChosenFor | None = None
-    """The model that the strength was chosen for, where a sweep chose it."""
+    """The model for which a sweep chose the strength, if a sweep did."""
 
     @property
     def rows_said(self) -> int | None:
@@ -53,36 +64,37 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """What a checkpoint says before its model is run."""
+    """What is known of a checkpoint before its model is run."""
 
     path: Path
     num_classes: int | None = None
-    """Rows of the head, 1 for a binary one; None where no head was found, which only an adjustment
-    needs."""
+    """Rows of the head, 1 for a binary one; None if no head was found."""
     classes: tuple[str, ...] | None = None
     counts: ClassCounts | None = None
     update: RowUpdate | None = None
-    """What the adjustment does to its head."""
+    """How the adjustment changes the head."""
     bias: Float64 | None = None
     warnings: Warnings = ()
     own: tuple[str, ...] | None = None
-    """The names that the checkpoint itself has."""
+    """The class names in the checkpoint itself."""
     tool: str = ""
-    """What trained it, where it says so."""
+    """The tool that trained it, if the checkpoint names it."""
     head_sha256: str | None = None
-    """See `head_identity`; None where no head was found."""
+    """See `head_identity`; None if no head was found."""
     rescaled: bool = False
     """Whether the checkpoint has the record of a re-scaling."""
 
-    @property
-    def known(self) -> Known:
-        """What helps to run it."""
-        return Known(self.num_classes, self.head_sha256, self.counts, self.rescaled)
+    def to_run(self, terms: Terms) -> ModelToRun:
+        """The checkpoint with what is known of it."""
+        return ModelToRun(
+            self.path, self.num_classes, self.head_sha256, self.counts, self.rescaled,
+            terms.said, terms.heads, terms.accept,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeasuredModel:
-    """One model, measured."""
+    """The metrics of one model."""
 
     name: str
     """Its path, as the user gave it."""
@@ -94,9 +106,9 @@ class MeasuredModel:
     labels: Labels
     """(N,), rows of the head."""
     samples: PerSample
-    """What their probabilities add to the metrics."""
+    """What the metrics of probabilities are computed from."""
     names: Sequence[str] | None = None
-    """(N,): the file or key of each sample, where it has one."""
+    """(N,): the file or key of each sample, if it has one."""
     images_per_second: float | None = None
     skipped: tuple[str, ...] = ()
     """Samples that could not be read."""
@@ -104,7 +116,7 @@ class MeasuredModel:
     counts: ClassCounts | None = None
     groups: Groups = field(default_factory=dict)
     alignment: Mapping[str, Any] | None = None
-    """How its labels were joined with the rows."""
+    """How the labels were matched with the rows of the head."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """See `Predictions.data`."""
     provenance: Provenance = Provenance()  # noqa: RUF009 - frozen
@@ -122,13 +134,13 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
 
     Args:
         path: a checkpoint file or folder.
-        terms: the counts are held against the head here, before an hour is spent on the data.
-        must_have_head: whether it is wrong not to find one: with logits of unknown origin it is; a
-            model that will be run is measured whatever its head is like.
+        terms: the counts are checked against the head here, before time is spent on the data.
+        must_have_head: whether a missing head is an error. With given logits it is; a model that
+            will be run is measured whatever its head is like.
 
     Raises:
-        RescaleError: no checkpoint, counts that are not its rows', an adjustment that its head
-            cannot take.
+        RescaleError: the checkpoint cannot be read, the counts do not match the head, or the
+            adjustment cannot be applied to it.
     """
     if terms.counts is not None and must_have_head:  # their labels are rows, without names
         terms = replace(terms, counts=replace(terms.counts, checked=False))
@@ -156,7 +168,7 @@ def subject_of(path: Path, terms: Terms, *, must_have_head: bool) -> Subject:
 
 
 def subject_of_logits(path: Path, terms: Terms) -> Subject:
-    """A file of logits that stands for its model.
+    """The subject for a file of logits without a checkpoint.
 
     Raises:
         UsageError: an adjustment that reads the rows of the head.
@@ -164,8 +176,8 @@ def subject_of_logits(path: Path, terms: Terms) -> Subject:
     adjustment = terms.adjustment
     if adjustment is not None and adjustment.needs_counts and adjustment.method != "logit-adjust":
         raise UsageError(
-            f"{adjustment.method} reads the rows and the bias of the head, so it needs the MODEL",
-            saw=f"{path.name} alone",
+            f"{adjustment.method} needs the weights and the bias of the head, so MODEL is required",
+            saw=f"only the logits {path.name}",
             fix=f"name the checkpoint: MODEL --logits {path}, or adjust the logits: "
             "--method logit-adjust --tau 1",
         )
@@ -182,7 +194,7 @@ def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjust
         terms.chosen_for.refuse_other(path, own, terms.accept)
         terms.chosen_for.refuse_other_counts(plan.counts)
     if plan.records:
-        text = f"{path.name} was re-scaled before; what is measured is once more, on top of that"
+        text = f"{path.name} was re-scaled before; the adjustment is measured on top of that"
         warnings.append(("rescaled-before", text))
     c = head.keys.num_classes
     refuse_multi_label(checkpoint.contents.config or {}, terms.heads.names, c)
@@ -195,18 +207,18 @@ def _adjusted(path: Path, terms: Terms, counts: CountsChoice, adjustment: Adjust
 
 
 def measure_model(
-    subject: Subject, predictions: Predictions, labels: Labels, terms: Terms, *, plain: bool
+    subject: Subject, predictions: Predictions, terms: Terms, *, plain: bool
 ) -> MeasuredModel:
     """Measure the predictions of one model.
 
     Args:
-        subject: whose they are.
-        predictions: of N samples.
-        labels: (N,), rows of its head.
-        terms: groups, and what names and counts are still to be held against C.
-        plain: measure them as they are, not as the adjustment would make them.
+        subject: the model.
+        predictions: of N samples, with labels.
+        terms: the groups, and names and counts that have not yet been checked against C.
+        plain: whether to measure the predictions without the adjustment.
     """
-    c, counts = predictions.num_classes, subject.counts
+    c, counts, labels = predictions.num_classes, subject.counts, predictions.labels
+    assert labels is not None
     if terms.counts is not None:
         rows = HeadRows(c, subject.own, subject.tool, f"{c} classes of {subject.path.name}")
         counts = counts if counts is not None else terms.counts.resolve(rows)[0]
@@ -236,14 +248,14 @@ def measure_model(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Difference:
-    """One model less the base, on the same samples."""
+    """The metrics of one model minus those of the base, on the same samples."""
 
     differences: dict[str, float | None]
-    """Of every metric; None where one of the two is n/a."""
+    """For every metric; None if one of the two is n/a."""
     intervals: dict[str, Interval | None]
-    """Paired bootstrap, of every metric; None where a metric is n/a."""
+    """Paired bootstrap, for every metric; None if a metric is n/a."""
     mcnemar: McNemar
-    """First is the base."""
+    """The base comes first."""
 
 
 def compare_with(
@@ -259,7 +271,7 @@ def compare_with(
         raise BadInput(
             f"{base.name} and {model.name} were not run on the same samples",
             saw=f"{len(base.labels):,} and {len(model.labels):,} labels, which differ",
-            fix="run both on one --data; their heads must have the same class order",
+            fix="run both on the same --data; their heads must have the same class order",
         )
     intervals = bootstrap_difference(
         base.predicted, model.predicted, model.labels, c, model.groups,
@@ -272,3 +284,115 @@ def compare_with(
     return Difference(
         differences, intervals, mcnemar(base.predicted, model.predicted, model.labels)
     )
+
+
+#: A checkpoint and the data to measure it on.
+ModelAndData = tuple[Path, DataChoice]
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """How progress and notes are reported."""
+
+    bar: Callable[[str], AbstractContextManager[Progress | None]] = lambda _: nullcontext()
+    """Gives a context for one pass over the data, in which progress is reported."""
+    notes: Notes = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The measured models."""
+
+    scored: tuple[MeasuredModel, ...]
+    """One per model, in the order given."""
+    base: MeasuredModel | None
+    differences: tuple[Difference, ...]
+    """From each model to the base; empty without a base."""
+    warnings: Warnings
+
+
+def evaluate_models(
+    trials: Sequence[ModelAndData],
+    terms: Terms,
+    base: ModelAndData | None = None,
+    *,
+    replicates: int,
+    seed: int = 0,
+    watch: Feedback = Feedback(),
+) -> Evaluation | None:
+    """Run each model on its data and measure it; each reads its data once.
+
+    Args:
+        trials: the models.
+        terms: how they are measured. The adjustment applies to all models, but not to the base.
+        base: the model to compare with. If it is one of the models on the same data, it is not run
+            again, but measured without the adjustment.
+        replicates: number of bootstrap replicates.
+        seed: seed of the bootstrap.
+        watch: how progress and notes are reported.
+
+    Returns:
+        None on any rank of torchrun but 0.
+
+    Raises:
+        RescaleError: a model, its data or the counts cannot be used.
+    """
+    paths = [path for path, _ in trials]
+    if twice := [path for number, path in enumerate(paths) if path in paths[:number]]:
+        raise UsageError(f"{twice[0]} is given twice", fix="name each MODEL once")
+    everything = [*trials, *([base] if base is not None and base not in trials else [])]
+    # All are opened before the first one runs, so that a mistake is reported at once.
+    subjects = [
+        subject_of(
+            path,
+            terms if (path, choice) in trials else replace(terms, adjustment=None, chosen_for=None),
+            must_have_head=choice.logits is not None,
+        )
+        if not choice.alone
+        else subject_of_logits(path, terms)
+        for path, choice in everything
+    ]
+    scored: list[MeasuredModel] = []
+    plain: MeasuredModel | None = None
+    for subject, trial in zip(subjects, everything, strict=True):
+        with watch.bar(trial[0].name) as progress:
+            predictions = predictions_of(
+                subject.to_run(terms), trial[1], progress=progress, notes=watch.notes
+            )
+        if predictions is None or predictions.labels is None:
+            continue  # not rank 0: labels are required, so they are there
+        if trial[1].alone and terms.chosen_for is not None:
+            terms.chosen_for.refuse_other(trial[0], predictions.provenance.head_sha256)
+        if trial in trials:
+            scored.append(measure_model(subject, predictions, terms, plain=False))
+        if trial == base:
+            plain = measure_model(subject, predictions, terms, plain=True)
+    if not ranks.is_main():
+        return None
+    differences = () if plain is None else tuple(
+        compare_with(plain, model, replicates=replicates, seed=seed) for model in scored
+    )  # fmt: skip
+    warnings = _warnings(trials, subjects, scored)
+    return Evaluation(tuple(scored), plain, differences, warnings)
+
+
+def _warnings(
+    trials: Sequence[ModelAndData], subjects: Sequence[Subject], scored: Sequence[MeasuredModel]
+) -> Warnings:
+    found = [warning for subject in subjects for warning in subject.warnings]
+    for (_, choice), model in zip(trials, scored, strict=True):
+        support = model.confusion.tallies.support
+        missing = int((support == 0).sum())
+        if missing and choice.logits is not None:  # data: reported before the model runs
+            text = f"{missing} of {len(support)} classes have no sample in {choice.logits.name}"
+            found.append(("classes-without-samples", text))
+        source, split = str(model.data.get("source", choice.data)), model.data.get("split")
+        if why := trained_on(support, model.counts, source, split):
+            text = (
+                f"{why}; metrics of training data are better than those of new data, so measure on "
+            )
+            found.append((TRAINING_SET, f"{text}other data: --data DATA"))
+        if model.skipped:
+            text = f"{len(model.skipped)} images could not be read and were left out: "
+            found.append(("skipped-images", text + few(model.skipped)))
+    return tuple(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""A model and what it is to be tried on, as Predictions: the one way that all commands go."""
+"""A model run on data, or its logits read from a file: how every command gets Predictions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import rescale_cli
-from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.checkpoints.formats.sharded_folder import read_config
 from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice
 from rescale_cli.core.alignment import join_labels
@@ -39,7 +38,7 @@ from rescale_cli.models.hugging_face import refuse_other_input
 from rescale_cli.models.networks import input_channels
 from rescale_cli.models.preprocessing import Hints, override
 from rescale_cli.models.preprocessing_config import save_preprocessing, to_run
-from rescale_cli.patching.find_records import find_records, refuse_other_head
+from rescale_cli.patching.find_records import refuse_other_head
 
 #: The library of a network, by the first part of its `--arch`.
 LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
@@ -63,39 +62,32 @@ def versions(*libraries: str | None) -> dict[str, str]:
 
 
 def check_logits_head(
-    predictions: Predictions,
-    model: Path,
-    head_sha256: str | None,
-    notes: Callable[[str], None],
-    *,
-    accept: frozenset[str] = frozenset(),
+    predictions: Predictions, model: ModelToRun, notes: Callable[[str], None]
 ) -> None:
-    """Stop where a file of logits is that of another model.
+    """Stop if a file of logits is from another model.
 
     Args:
         predictions: read from the file.
-        model: the checkpoint that is named beside it.
-        head_sha256: of its head.
-        notes: told where the file does not say whose it is.
-        accept: full names of pickle globals that are let pass, still without being run.
+        model: the checkpoint that was given with it.
+        notes: called if the file does not say which model it is from.
 
     Raises:
         NeedsDecision: the file says that its model has another head.
     """
     if predictions.provenance.head_sha256 is None:
         text = f"{predictions.source} does not say which model its logits are from, so they are "
-        text += f"taken for those of {model.name}"
-        if find_records(open_checkpoint(model, accept))[0]:
+        text += f"taken for those of {model.path.name}"
+        if model.rescaled:
             text += ", which was re-scaled: with logits from before that, the results are wrong"
         notes(text)
     refuse_other_head(
-        model,
-        head_sha256,
+        model.path,
+        model.head_sha256,
         predictions.provenance.head_sha256,
         what=f"the logits in {predictions.source}",
         fix=f"name the model that they are from, or compute them anew: --data DATA in place of "
         f"--logits {predictions.source}",
-        accept=accept,
+        accept=model.accept,
     )
 
 
@@ -136,9 +128,11 @@ Notes = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What the checkpoint and the counts say of a model before it is run."""
+class ModelToRun:
+    """A checkpoint, and what is known of it before it is run."""
 
+    path: Path
+    """A file or folder; the file of logits where no checkpoint is given."""
     num_classes: int | None = None
     """Rows of the head; 1 for a binary head."""
     head_sha256: str | None = None
@@ -146,10 +140,13 @@ class Known:
     counts: ClassCounts | None = None
     """Of the training set."""
     rescaled: bool = False
-    """Whether the head was re-scaled before."""
-
-
-NOTHING_KNOWN = Known()
+    """Whether the checkpoint has the record of a re-scaling."""
+    said: RowHints = NO_HINTS
+    """What the user says about the rows of the head."""
+    heads: HeadChoice = ANY_HEAD
+    """What the user says about the head, whose inputs may be kept."""
+    accept: frozenset[str] = frozenset()
+    """Full names of pickle globals that are allowed, still without being run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,67 +186,66 @@ class DataChoice:
 
 
 def predictions_of(
-    model: Path,
+    model: ModelToRun,
     choice: DataChoice,
     *,
-    known: Known = NOTHING_KNOWN,
-    said: RowHints = NO_HINTS,
-    accept: frozenset[str] = frozenset(),
-    heads: HeadChoice = ANY_HEAD,
     labelled: bool = True,
     progress: Progress | None = None,
     notes: Notes = lambda text: None,
 ) -> Predictions | None:
-    """What a model says of the data, with labels in the order of its head's rows.
+    """The logits of a model on the data, with labels in the order of the rows of its head.
 
     Args:
-        model: a checkpoint file or folder.
+        model: the checkpoint.
         choice: the data, or the logits in their place.
-        known: what is known of the model before it is run.
-        said: what the user says about the head's rows.
-        accept: full names of pickle globals that are let pass, still without being run.
-        heads: what the user says of the head, whose inputs may be kept.
-        labelled: whether it is an error that nobody knows the labels.
+        labelled: whether data without labels are an error.
         progress: called now and then as the images go through.
-        notes: told what the user should know.
+        notes: called with what the user should know.
 
     Returns:
         None on any rank of torchrun but 0.
 
     Raises:
-        BadInput: another number of classes, labels that are no row of the head, or none.
-        NeedsDecision: logits of another model, an unknown preparation of the images, or predictions
+        BadInput: another number of classes, labels that are no row of the head, or no labels.
+        NeedsDecision: logits of another model, unknown preprocessing of the images, or predictions
             that have little to do with the labels.
         RescaleError: the model or the data cannot be read or do not go together.
     """
     if choice.logits is None:
-        found = _run(model, choice, known, said, accept, heads, labelled, progress, notes)
-        if found is None:
-            return None
-        predictions = found
+        found = _run(model, choice, labelled, progress, notes)
     else:
-        predictions = read_logits(choice.logits)
-        preprocessing_of(predictions.provenance)  # a damaged one is found before the work
-        _check(model, known.num_classes, predictions.columns.shape[1], predictions.source)
-        _check_labelled(predictions.labels, predictions.source, labelled)
-        if not choice.alone:
-            check_logits_head(predictions, model, known.head_sha256, notes, accept=accept)
-        if predictions.binary and 0 <= predictions.columns.min() <= predictions.columns.max() <= 1:
-            text = "all logits lie between 0 and 1: if they are probabilities, give the logits"
-            notes(f"{predictions.source}: {text}, log(p / (1 - p))")
-        predictions = replace(predictions, alignment=_of_logits(predictions))
-        check_order(predictions, notes, accept=choice.accept_order)
-        check_accuracy(
-            predictions, notes, counts=known.counts, rescaled=known.rescaled,
-            accept=choice.accept_poor,
-        )  # fmt: skip
+        found = _read(model, choice, choice.logits, labelled, notes)
+    if found is None:
+        return None
     if choice.save_logits is not None:
-        write_logits(choice.save_logits, predictions, force=choice.force)
+        write_logits(choice.save_logits, found, force=choice.force)
     if choice.save_preprocessing is not None:
-        _save_preprocessing(choice.save_preprocessing, predictions, force=choice.force)
+        _save_preprocessing(choice.save_preprocessing, found, force=choice.force)
     if choice.save_features is not None:
-        write_features(choice.save_features, predictions, force=choice.force)
-    return predictions
+        write_features(choice.save_features, found, force=choice.force)
+    return found
+
+
+def _read(
+    model: ModelToRun, choice: DataChoice, file: Path, labelled: bool, notes: Notes
+) -> Predictions:
+    """Read the logits from a file, and check that they are those of the model."""
+    found = read_logits(file)
+    preprocessing_of(found.provenance)  # a damaged one is found before the work
+    _check(model, found.columns.shape[1], found.source)
+    _check_labelled(found.labels, found.source, labelled)
+    if not choice.alone:
+        check_logits_head(found, model, notes)
+    if found.binary and 0 <= found.columns.min() <= found.columns.max() <= 1:
+        text = "all logits lie between 0 and 1: if they are probabilities, give the logits"
+        notes(f"{found.source}: {text}, log(p / (1 - p))")
+    line = f"the labels of {found.source} are rows of the head"
+    found = replace(found, alignment={"by": "index", "evidence": line, "classes": []})
+    check_order(found, notes, accept=choice.accept_order)
+    check_accuracy(
+        found, notes, counts=model.counts, rescaled=model.rescaled, accept=choice.accept_poor
+    )
+    return found
 
 
 def _save_preprocessing(path: Path, predictions: Predictions, *, force: bool) -> None:
@@ -264,15 +260,15 @@ def _save_preprocessing(path: Path, predictions: Predictions, *, force: bool) ->
 
 
 def _aligned(
-    images: Images, classifier: Classifier, model: Path, said: RowHints, notes: Notes
+    images: Images, classifier: Classifier, model: ModelToRun, notes: Notes
 ) -> tuple[Images, dict[str, Any] | None]:
     """The images with their labels as rows of the head, and how the two were joined."""
     if images.labels is None or images.classes is None:
         return images, None
     c = max(2, classifier.num_classes)
-    rows = HeadRows(c, classifier.classes, classifier.tool, model.name)
+    rows = HeadRows(c, classifier.classes, classifier.tool, model.path.name)
     labels, joined = join_labels(
-        images.labels, images.classes, rows, said, source=images.source, samples=images.names
+        images.labels, images.classes, rows, model.said, source=images.source, samples=images.names
     )
     for text in joined.notes if ranks.is_main() else ():
         notes(text)
@@ -280,19 +276,15 @@ def _aligned(
 
 
 def _run(
-    model: Path,
+    model: ModelToRun,
     choice: DataChoice,
-    known: Known,
-    said: RowHints,
-    accept: frozenset[str],
-    heads: HeadChoice,
     labelled: bool,
     progress: Progress | None,
     notes: Notes,
 ) -> Predictions | None:
     """Open the data, build the model, put the labels in the order of its head, and run it."""
     if choice.arch in (None, "hf"):
-        folder = model if model.is_dir() else model.parent
+        folder = model.path if model.path.is_dir() else model.path.parent
         refuse_other_input(folder, read_config(folder))
     images = open_images(
         str(choice.data),
@@ -301,32 +293,32 @@ def _run(
         skip_bad=choice.run.skip_bad,
     )
     _check_labelled(images.labels, images.source, labelled)
-    classifier = load_classifier(model, choice.arch, accept=accept)
+    classifier = load_classifier(model.path, choice.arch, accept=model.accept)
     if ranks.is_main() and any(word in classifier.why for word in ("weights from", "named by")):
-        notes(f"{model.name}: {classifier.why}")
-    _check(model, known.num_classes, classifier.num_classes, classifier.arch)
+        notes(f"{model.path.name}: {classifier.why}")
+    _check(model, classifier.num_classes, classifier.arch)
     shape = _first_shape(images)
     prepared = _prepared(classifier, choice, shape)
     if prepared.source.startswith("mean and std of") and ranks.is_main():
         notes(f"images are {prepared}; --mean and --std replace the values of the library")
-    images, aligned = _aligned(images, classifier, model, said, notes)
+    images, aligned = _aligned(images, classifier, model, notes)
     tap = None
     if choice.save_features is not None:
-        tap = head_input_of(classifier, model, heads, accept)
+        tap = head_input_of(classifier, model.path, model.heads, model.accept)
     found = predict(classifier, images, prepared, choice.run, progress, notes, tap)
     if found is None:
         return None
     if images.skipped:
         notes(str(DataRead.of(images.source, len(images), images.skipped)))
     found = replace(found, alignment=aligned, split=images.split, no_samples=images.skipped)
-    origin = of_predictions(found, known.head_sha256, classifier.arch, prepared)
+    origin = of_predictions(found, model.head_sha256, classifier.arch, prepared)
     found = replace(found, provenance=origin)
     if classifier.num_classes == 1:
         found = replace(found, logits=two_columns(found.logits), binary=True)
-    names = said.names or classifier.classes
+    names = model.said.names or classifier.classes
     check_order(found, notes, head_names=names, accept=choice.accept_order)
     check_accuracy(
-        found, notes, counts=known.counts, rescaled=known.rescaled,
+        found, notes, counts=model.counts, rescaled=model.rescaled,
         image=None if shape is None else (shape[0], shape[1]), accept=choice.accept_poor,
     )  # fmt: skip
     return found
@@ -361,26 +353,22 @@ def _channels(classifier: Classifier, shape: tuple[int, ...] | None) -> int | No
     return first if first in (1, 3) else None
 
 
-def _of_logits(predictions: Predictions) -> dict[str, Any]:
-    """Of a file of logits, whose labels are rows already."""
-    line = f"the labels of {predictions.source} are rows of the head"
-    return {"by": "index", "evidence": line, "classes": []}
-
-
-def _check(model: Path, known: int | None, found: int, source: str) -> None:
-    if known is not None and found != known and 1 in (known, found):
+def _check(model: ModelToRun, found: int, source: str) -> None:
+    """Stop if the head has another number of classes than the logits."""
+    known, name = model.num_classes, model.path.name
+    if known is None or found == known:
+        return
+    if 1 in (known, found):
         raise BadInput(
-            f"the head of {model.name} has {_rows(known)}, but {source} has "
-            f"{_logits(found)} a sample",
+            f"the head of {name} has {_rows(known)}, but {source} has {_logits(found)} per sample",
             saw=f"rows of the head: {known}; columns of logits: {found}",
             fix="save the output of this model, one column for each row of its head: --logits FILE",
         )
-    if known is not None and found != known:
-        raise BadInput(
-            f"the head of {model.name} has {known} rows, but {source} has {found} classes",
-            saw=f"{known} and {found} classes",
-            fix="name what belongs to this model: --logits FILE, --arch KIND:NAME or --head NAME",
-        )
+    raise BadInput(
+        f"the head of {name} has {known} rows, but {source} has {found} classes",
+        saw=f"{known} and {found} classes",
+        fix="name what belongs to this model: --logits FILE, --arch KIND:NAME or --head NAME",
+    )
 
 
 def _rows(number: int) -> str:
