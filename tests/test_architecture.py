@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,11 @@ def test_every_module_class_and_public_function_has_a_docstring(file: Path) -> N
                 assert ast.get_docstring(node), node.name
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 todo.append(node)
+
+
+def test_every_extra_is_used_and_every_extra_that_is_used_exists() -> None:
+    with (ROOT.parent / "pyproject.toml").open("rb") as file:
+        extras = set(tomllib.load(file)["project"]["optional-dependencies"])
+    source = "".join(file.read_text(encoding="utf-8") for file in FILES)
+    used = set(re.findall(r'library\("[\w.]+", "(\w+)"\)', source))
+    assert used == extras - {"all", "test", "wds"}

@@ -577,6 +577,7 @@ def test_logits_need_no_torch(work: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_under_torchrun_rank_0_alone_speaks_and_writes(run: Run, work: Path) -> None:
     _, single = run(*IMAGES)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

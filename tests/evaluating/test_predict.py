@@ -393,6 +393,7 @@ def program(case: str, folder: Path) -> list[str]:
     return [str(file), str(folder / "out.npz"), case]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_ranks_give_the_very_bits_of_one(processes: int, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -430,6 +431,7 @@ def ranks_of(case: str, folder: Path) -> list[tuple[int, str]]:
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 
+@pytest.mark.slow
 def test_bad_images_of_all_ranks_are_one_error_that_rank_0_tells(tmp_path: Path) -> None:
     (code, said), (other_code, silence) = ranks_of("bad", tmp_path)
     assert "3 of 23 images in a folder cannot be read" in said
@@ -437,6 +439,7 @@ def test_bad_images_of_all_ranks_are_one_error_that_rank_0_tells(tmp_path: Path)
     assert (code, other_code, silence) == (3, 3, "")
 
 
+@pytest.mark.slow
 def test_when_one_rank_fails_all_end_and_rank_0_tells_why(tmp_path: Path) -> None:
     (code, said), (other_code, silence) = ranks_of("one fails", tmp_path)
     assert "the disk is gone image 12" in said

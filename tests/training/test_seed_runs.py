@@ -209,6 +209,7 @@ def test_a_series_that_was_interrupted_goes_on_and_trains_no_seed_twice(
     assert begun == [0, 1, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_series_that_was_killed_in_its_second_seed_goes_on(
     words: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
@@ -252,6 +253,7 @@ def test_one_seed_of_a_series_is_a_run(words: list[str], tmp_path: Path, capsys:
     assert found["recipe"]["seed"] == 1
 
 
+@pytest.mark.slow
 def test_two_ranks_train_several_seeds(words: list[str], tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(

@@ -122,6 +122,7 @@ def distributed(folder: Path, value: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_distributed_checkpoint_is_refused_with_commands_that_work(tmp_path: Path) -> None:
     folder = distributed(tmp_path / "dcp", {"model": net().state_dict(), "step": torch.tensor(3)})

@@ -203,6 +203,7 @@ def test_staging_leaves_no_lock_behind(tmp_path: Path) -> None:
     assert marked(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["open", "link", "rename", "unlink"])
 @pytest.mark.parametrize("form", ["file", "in place"])
 def test_apply_killed_at_any_step_is_cleaned_up_and_loses_nothing(

@@ -402,6 +402,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_bits_of_an_unbroken_one(tiny: Recipe, tmp_path: Path) -> None:
     recipe = replace(tiny, wvn=True, epochs=6)
     whole = trained(recipe, tmp_path / "whole")
@@ -414,6 +415,7 @@ def test_a_killed_run_goes_on_to_the_bits_of_an_unbroken_one(tiny: Recipe, tmp_p
     assert_same(gone_on(tmp_path / "killed"), whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tiny: Recipe, tmp_path: Path) -> None:
     recipe = replace(tiny, epochs=500)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -433,6 +435,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tiny: Recipe, tmp_path: Path)
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_does(tiny: Recipe, tmp_path: Path) -> None:
     # A small rate, and noise instead of images with large black parts: there, a difference in the
     # last digit turns many equal pixels from one side of a ReLU to the other, all at once.
@@ -464,6 +467,7 @@ def test_two_ranks_train_as_one_does(tiny: Recipe, tmp_path: Path) -> None:
     assert_unit(two["linear.weight"])
 
 
+@pytest.mark.slow
 def test_an_error_of_one_rank_is_told_by_rank_0(tiny: Recipe, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "other").touch()
