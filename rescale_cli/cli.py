@@ -29,6 +29,7 @@ from rescale_cli.commands.options import stdout_options
 from rescale_cli.commands.progress import heartbeat
 from rescale_cli.errors import EnvironmentProblem, Interrupted, NotPrinted, RescaleError, UsageError
 from rescale_cli.files import leftovers
+from rescale_cli.files.reading import kept_open
 from rescale_cli.files.staging import written
 from rescale_cli.foreign_code import missing
 from rescale_cli.json_text import clip
@@ -200,7 +201,7 @@ def _run_words(words: Sequence[str]) -> int:
     console.announced.set(())
     written.set(())
     try:
-        with interruptible():
+        with interruptible(), kept_open():
             code = app(words, standalone_mode=False, prog_name="rescale-cli")
             if code == 1:  # nothing but Typer's completion ends like this
                 raise EnvironmentProblem(

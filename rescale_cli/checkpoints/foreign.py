@@ -8,9 +8,9 @@ import shlex
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 
+from rescale_cli.checkpoints.formats import named_format
 from rescale_cli.errors import BadCheckpoint, BadInput
 from rescale_cli.files.reading import opened, read_at, refuse_lfs_pointer
 from rescale_cli.files.zip_table import list_names
@@ -290,7 +290,7 @@ def unreadable(path: Path) -> BadInput:
             return other if isinstance(other, BadInput) else other.refusal(path)
         reader = _reader_for(path, head)
         if reader is not None:
-            import_module(f"rescale_cli.checkpoints.formats.{reader}").list_tensors(path)
+            named_format(reader).list_tensors(path)
     except BadInput as error:
         return error
     damaged = path.suffix == ".safetensors" or path.suffix in _TORCH

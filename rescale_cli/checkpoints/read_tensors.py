@@ -10,12 +10,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.checkpoints.checkpoint import Checkpoint, refuse_adapted_head
+from rescale_cli.checkpoints.checkpoint import Checkpoint
+from rescale_cli.checkpoints.partial_models import refuse_adapted_head
 from rescale_cli.core.floats import HEAD_DTYPES, ITEM_SIZES, Bits, Float64, bits_dtype, to_float64
 from rescale_cli.core.head import Head
 from rescale_cli.errors import AmbiguousHead, BadHead, BadInput, NoEffect, RescaleError, UsageError
 from rescale_cli.files.contents import TensorInfo
-from rescale_cli.files.reading import opened, read_at
+from rescale_cli.files.reading import opened, opened_once, read_at
 from rescale_cli.finding.find_head import FoundHeads, HeadKeys, find_heads
 
 T = TypeVar("T", bound=np.generic)
@@ -259,7 +260,7 @@ def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
     squares = np.zeros(keys.num_classes)
     total = np.zeros(0 if lengths_only else keys.feature_dim)
     axis = class_axis(keys)
-    with opened(weight.file) as fd:
+    with opened_once(weight.file) as fd:
         for block in blocks(weight):
             values = to_float64(block.read(fd), weight.dtype)
             _refuse_nan(weight, values, axis, block.lo if block.axis == axis else 0)
@@ -270,6 +271,7 @@ def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
                 continue
             sums = rows.sum(axis=0)
             total[slice(None) if len(sums) == len(total) else block.along(1 - axis)] += sums
+        bias = _read_bias(checkpoint, keys)
     norms = np.sqrt(squares)
     if not np.isfinite(norms).all():
         raise BadHead(
@@ -279,7 +281,7 @@ def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
         )
     length = norms.sum()
     gauge = float(np.sqrt((total**2).sum()) / length) if length else 0.0
-    return Head(norms, _read_bias(checkpoint, keys), gauge)
+    return Head(norms, bias, gauge)
 
 
 def refuse_shared(checkpoint: Checkpoint, edited: list[TensorInfo]) -> None:

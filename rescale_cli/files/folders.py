@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rescale_cli.errors import OutputExists
-from rescale_cli.files.folder_lock import sync_names
-from rescale_cli.files.leftovers import MARK
+from rescale_cli.files.leftovers import MARK, sync_names
 from rescale_cli.files.reading import opened
 
 #: What a system call says when it cannot do it here, and another way may.

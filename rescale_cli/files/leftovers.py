@@ -8,6 +8,7 @@ writer is gone, whatever its number is now and in whatever container it ran.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -22,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
-from rescale_cli.files.folder_lock import where_able
 from rescale_cli.signals import undisturbed
 
 #: The names of all temporary files start with this.
@@ -35,6 +35,41 @@ _DAY = 86_400
 listener: ContextVar[Callable[[str], None]] = ContextVar(
     "listener", default=logging.getLogger("rescale_cli").info
 )
+
+
+#: What a file system says that has no locks, or whose folders cannot be synced.
+_UNABLE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """The folder's descriptor, locked against other runs of this tool where the system can."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(ImportError), where_able():
+            import fcntl
+
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        with contextlib.suppress(OSError):  # it was opened for reading: nothing can be lost
+            os.close(fd)
+
+
+def sync_names(folder_fd: int) -> None:
+    """Make the names in an open folder last, where the file system can."""
+    with where_able():
+        os.fsync(folder_fd)
+
+
+@contextlib.contextmanager
+def where_able() -> Iterator[None]:
+    """Go on where a file system lacks the very thing; any other error counts."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNABLE:
+            raise
 
 
 class Claim:

@@ -16,7 +16,8 @@ import stat
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from rescale_cli.errors import BadCheckpoint, BadInput, EnvironmentProblem
@@ -83,14 +84,59 @@ def stamp_of(path: Path) -> Stamp:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+#: The descriptors that stay open in `kept_open`, and what closes them.
+_kept: ContextVar[tuple[dict[Path, int], ExitStack] | None] = ContextVar("kept", default=None)
+_MOST_KEPT = 64
+
+
 @contextmanager
 def opened(path: Path, kind: type[BadInput] = BadCheckpoint) -> Iterator[int]:
-    """`open_regular` for a with statement."""
+    """`open_regular` for a with statement; a file that is kept open is not opened again."""
+    if (kept := _kept_descriptor(path)) is not None:
+        yield kept
+        return
     fd = open_regular(path, kind)
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def kept_open() -> Iterator[None]:
+    """Inside, the files of checkpoints stay open, so that each of them is opened once.
+
+    They are read at offsets only, so several readers can use one descriptor.
+    """
+    if _kept.get() is not None:
+        yield
+        return
+    with ExitStack() as files:
+        token = _kept.set(({}, files))
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+
+
+@contextmanager
+def opened_once(path: Path) -> Iterator[int]:
+    """`opened` for a file of a checkpoint: it stays open until the outermost `kept_open` ends."""
+    with kept_open(), opened(path) as fd:
+        kept = _kept.get()
+        if kept is not None and len(kept[0]) < _MOST_KEPT and _kept_descriptor(path) is None:
+            kept[0][path] = os.dup(fd)
+            kept[1].callback(os.close, kept[0][path])
+        yield fd
+
+
+def _kept_descriptor(path: Path) -> int | None:
+    """The descriptor that is kept open, if the file still has this name."""
+    fd = kept[0].get(path) if (kept := _kept.get()) else None
+    with contextlib.suppress(OSError):
+        if fd is not None and os.path.samestat(os.fstat(fd), path.stat()):
+            return fd
+    return None
 
 
 def read_at(fd: int, start: int, size: int) -> bytes:

@@ -15,9 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 from rescale_cli.errors import BadInput, EnvironmentProblem, OutputExists, RescaleError, UsageError
-from rescale_cli.files.folder_lock import locked, sync_names
 from rescale_cli.files.folders import exchange, sync_folder
-from rescale_cli.files.leftovers import Claim, remove
+from rescale_cli.files.leftovers import Claim, locked, remove, sync_names
 from rescale_cli.files.reading import kind_of
 from rescale_cli.signals import committed, undisturbed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rescale_cli.checkpoints.checkpoint import Checkpoint, left_behind
+from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.checkpoints.read_tensors import (
     ANY_HEAD,
     HeadChoice,
@@ -209,7 +209,7 @@ def make_plan(
     notes = _about_choice(choice, own, planned[0])
     notes += [("class-order", text) for text in aligned.notes]
     notes += [("head", text) for text in found.warnings] + [("record", text) for text in odd]
-    left = left_behind(checkpoint)
+    left = checkpoint.left_behind
     notes += [
         (
             "other-weights",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rescale_cli.checkpoints.checkpoint import Checkpoint, left_behind, open_checkpoint
+from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.formats import safetensors_file
 from rescale_cli.checkpoints.formats.safetensors_file import HeaderEdit, read_header
 from rescale_cli.checkpoints.read_tensors import HeadChoice
@@ -225,7 +225,7 @@ def _refuse_other(original: Path, wanted: str, sha256: str) -> None:
     found = digest_like(wanted, original, sha256)
     if found != wanted:
         raise NotProven(
-            f"{original.name} is not the file that was patched",
+            f"{original} is not the file that was patched",
             saw=f"the record names {wanted}, but the file has {found}",
             fix="give the file that was patched: --against ORIGINAL",
         )
@@ -357,7 +357,7 @@ def _prove_side_files(after: Checkpoint, before: Checkpoint) -> tuple[int, tuple
         )
     weights = [file.relative_to(patched) for file in after.contents.files]
     proven = {name for file in weights for name in (file, sidecar_of(file), undo_file_of(file))}
-    stale = left_behind(before)
+    stale = before.left_behind
     missing = [
         entry for entry in stale if not os.path.lexists(patched / entry.relative_to(original))
     ]

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from rescale_cli import api
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
-from rescale_cli.checkpoints.models_inside import TrainingState
+from rescale_cli.checkpoints.partial_models import TrainingState
 from rescale_cli.errors import BadCheckpoint, BadHead, BadInput, NeedsDecision
 
 Containers = Callable[[str], Made]

@@ -18,7 +18,8 @@ from conftest import CONTAINERS, COUNTS, GAMMA, C, D, Made
 
 from rescale_cli import api
 from rescale_cli.checkpoints import read_tensors
-from rescale_cli.checkpoints.checkpoint import all_formats, open_checkpoint
+from rescale_cli.checkpoints.checkpoint import open_checkpoint
+from rescale_cli.checkpoints.formats import all_formats
 from rescale_cli.errors import AlreadyRescaled, BadInput, NotProven
 from rescale_cli.patching.patch import Target, apply_plan
 from rescale_cli.patching.proof import verify

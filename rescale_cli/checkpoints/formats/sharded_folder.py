@@ -5,31 +5,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from rescale_cli.checkpoints.foreign import unreadable
+from rescale_cli.checkpoints.formats import file_format
+from rescale_cli.checkpoints.model_folders import weights_of
 from rescale_cli.errors import BadCheckpoint
 from rescale_cli.files.contents import Contents
 from rescale_cli.files.folders import leads_home
-from rescale_cli.files.reading import read_whole
+from rescale_cli.files.reading import opened_once, read_whole
 from rescale_cli.json_text import clip, parse_json
 
 NAME = "folder of weights"
 
-#: What holds the weights of a folder, the first that is there; transformers has the same order.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-)
 MAX_INDEX = 256 << 20
 MAX_CONFIG = 64 << 20
-_FILE_FORMATS = ("safetensors_file", "torch_zip", "torch_legacy")
 
 
 def matches(path: Path) -> bool:
@@ -62,22 +53,6 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
         globals=tuple(sorted({name for part in parts for name in part.globals})),
         checksums=tuple(check for part in parts for check in part.checksums),
     )
-
-
-def weights_of(folder: Path) -> Path:
-    """The file that holds a folder's weights, or the index of its shards.
-
-    Raises:
-        BadCheckpoint: no weights in the folder, or such as cannot be re-scaled.
-        NeedsDecision: several models, and no convention says which.
-    """
-    from rescale_cli.checkpoints.models_inside import choose_model, refuse_several
-
-    for name in WEIGHTS:
-        if (folder / name).exists():
-            refuse_several(folder, name)
-            return folder / name
-    return choose_model(folder)
 
 
 def _shards(folder: Path, index: Path, accept: frozenset[str]) -> list[Contents]:
@@ -128,19 +103,12 @@ def _stay_inside(folder: Path, file: Path) -> None:
 
 
 def _list_file(file: Path, accept: frozenset[str]) -> Contents:
-    module = file_format(file)
-    if module is None:
-        from rescale_cli.checkpoints.foreign import unreadable
-
-        raise unreadable(file)
-    contents: Contents = module.list_tensors(file, accept)
-    return contents
-
-
-def file_format(path: Path) -> ModuleType | None:
-    """The format of one file, by its content; None if no format claims it."""
-    modules = (import_module(f"rescale_cli.checkpoints.formats.{name}") for name in _FILE_FORMATS)
-    return next((module for module in modules if module.matches(path)), None)
+    with opened_once(file):
+        module = file_format(file)
+        if module is None:
+            raise unreadable(file)
+        contents: Contents = module.list_tensors(file, accept)
+        return contents
 
 
 def read_config(folder: Path) -> dict[str, Any]:

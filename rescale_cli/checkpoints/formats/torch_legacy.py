@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rescale_cli.checkpoints.models_inside import refuse_training_state
+from rescale_cli.checkpoints.partial_models import refuse_training_state
 from rescale_cli.checkpoints.pickle_machine import load_pickle
 from rescale_cli.checkpoints.pickle_policy import Global, is_ordinary
 from rescale_cli.checkpoints.pickled_facts import find_class_names, find_tool, plain_facts

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from rescale_cli.checkpoints.models_inside import refuse_training_state
+from rescale_cli.checkpoints.partial_models import refuse_training_state
 from rescale_cli.checkpoints.pickle_machine import Loaded, load_pickle
 from rescale_cli.checkpoints.pickle_policy import is_ordinary
 from rescale_cli.checkpoints.pickled_facts import find_class_names, find_tool, plain_facts

@@ -1,29 +1,27 @@
-"""Folders: training state spread over files, and the models inside a folder.
+"""Files that hold only a part of a model: a shard of a training state, an adapter without a head.
 
 DeepSpeed, FSDP and Megatron keep the weights that training continues from in other files, or split
-them between ranks. A patched shard would change nothing, or a part. Each kind is recognised by what
-it holds and refused with the command that makes a checkpoint of it.
+them between ranks, so a patched shard would change nothing, or only a part. Each kind is recognised
+by its content and refused with the command that makes a whole checkpoint of it.
 
-MLflow, Triton, training runs and archives of experiments keep models in folders of folders. A
-checkpoint is told by its content: optimizers, random states and arguments hold no matrix of a
-network, and are never proposed.
+An adapter that was trained with the classifier in `modules_to_save` holds the whole head, which
+takes the place of the base model's: re-scaling it there is exact. With any other adapter, only the
+merged model has the head that decides.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
-from rescale_cli.checkpoints.foreign import foreign_file, foreign_folder, names_of
-from rescale_cli.checkpoints.formats.sharded_folder import WEIGHTS, file_format
 from rescale_cli.checkpoints.pickle_machine import load_pickle
 from rescale_cli.checkpoints.pickle_policy import Built
-from rescale_cli.errors import BadCheckpoint, BadInput, NeedsDecision, RescaleError
-from rescale_cli.files.leftovers import MARK
+from rescale_cli.errors import BadCheckpoint, BadHead, BadInput, RescaleError
+from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened, read_at, read_whole
+from rescale_cli.json_text import clip, parse_json
 
 _MAX_METADATA = 256 << 20
 #: Classes of tensors of which every rank has a part.
@@ -194,172 +192,73 @@ def holds_optimizer(folder: Path) -> bool:
     return all(is_optimizer_entry(str(n)) or str(n).startswith("state.") for n in names)
 
 
-_DEPTH = 4
-_MOST_ENTRIES = 5_000
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-_SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}(\.\w+)")
-#: Files of training that hold no model, by the names that Trainer and accelerate give them.
-_SIDE = re.compile(
-    r"(optimizer|scheduler|lr_scheduler|scaler|rng_state|random_states|training_args)"
+_MAX_CONFIG = 16 << 20
+#: Parts of the names that PEFT gives to what it trains.
+_PARTS = re.compile(
+    r"(^|[._])(lora_|ia3_|vera_|hada_|lokr_|oft_|boft_|hra_|bone_|miss_|vblora|fourierft|shira_"
+    r"|adaption_|prompt_embeddings|prompt_encoder)"
 )
+_EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|shared)(\.|$)")
 
 
-@dataclass(frozen=True, slots=True)
-class Inner:
-    """A model in a folder."""
-
-    path: Path
-    error: BadInput | None = None
-    """Why it cannot be re-scaled as it is; None for a checkpoint that can be named."""
-
-
-def models_in(folder: Path, depth: int = _DEPTH, left: list[int] | None = None) -> Iterator[Inner]:
-    """Every model in a folder and the folders in it, in natural order: files first.
-
-    A folder with weights of its own, such as `checkpoint-500`, counts as one model.
+def refuse_bare_adapter(path: Path, tensors: Iterable[TensorInfo]) -> None:
+    """Stop at an adapter that does not hold the head.
 
     Args:
-        folder: where to look.
-        depth: how many levels of folders to enter.
-        left: how many entries may still be looked at; a data set by mistake ends soon.
-    """
-    left = left or [_MOST_ENTRIES]
-    entries = sorted((e for e in folder.iterdir() if _is_visible(e)), key=_natural)
-    for entry in [e for e in entries if e.is_file()]:
-        left[0] -= 1
-        if left[0] < 0:
-            return
-        found = _model_of(entry)
-        if found is not None:
-            yield found
-    for entry in [e for e in entries if e.is_dir() and not e.is_symlink()]:
-        other = foreign_folder(entry)
-        if any((entry / name).is_file() for name in WEIGHTS):
-            yield Inner(entry)
-        elif is_distributed(entry):
-            if not holds_optimizer(entry):
-                yield Inner(entry, _error_of(entry))
-        elif other is not None:
-            yield Inner(entry, other.refusal(entry))
-        elif depth > 1:
-            yield from models_in(entry, depth - 1, left)
-
-
-def _is_visible(entry: Path) -> bool:
-    beside = entry.name.endswith((".bak", ".rescale.json", ".rescale.undo"))
-    # A repository in the Hugging Face cache: the snapshots are links to these.
-    beside = beside or (entry.name == "blobs" and entry.with_name("snapshots").is_dir())
-    return not beside and not entry.name.startswith((".", MARK))
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """A key that puts checkpoint-500 before checkpoint-1000."""
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d{1,18})", path.name)]
-
-
-def _error_of(folder: Path) -> BadInput | None:
-    try:
-        refuse_distributed(folder)
-    except TrainingState as error:
-        return error
-    return None
-
-
-def _model_of(file: Path) -> Inner | None:
-    """A file as a model; None if it holds no matrix of a network."""
-    if file.name in WEIGHTS and file.suffix == ".json":
-        return Inner(file)
-    shard = _SHARD.fullmatch(file.name)
-    if shard and (file.parent / f"{shard[1]}{shard[2]}.index.json").exists():
-        return None  # the index stands for its shards
-    try:
-        module = file_format(file)
-        if module is not None:
-            tensors = module.list_tensors(file).tensors
-            kept = (t for t in tensors if len(t.shape) > 1 and not is_optimizer_entry(t.name))
-            return Inner(file) if any(kept) else None
-        other = foreign_file(file)
-    except TrainingState as error:
-        return Inner(file, error)
-    except BadInput:  # damaged, or refused: whoever opens it says why
-        return None if _SIDE.match(file.name) else Inner(file)
-    if other is not None:
-        return Inner(file, other.refusal(file)) if other.is_model else None
-    return Inner(file) if file.suffix in _SUFFIXES else None
-
-
-def choose_model(folder: Path) -> Path:
-    """The one checkpoint file of a folder that follows no convention.
+        path: the file of weights.
+        tensors: all that it holds.
 
     Raises:
-        NeedsDecision: it holds several models, or holds them in folders of their own.
-        BadCheckpoint: it holds a model that cannot be re-scaled as it is, or none.
+        BadCheckpoint: with the line of Python that merges adapter and base model.
     """
-    refuse_distributed(folder)
-    found = list(models_in(folder))
-    ready = [inner.path for inner in found if inner.error is None]
-    files = [path for path in ready if path.parent == folder and path.is_file()]
-    if len(files) == 1:
-        return files[0]
-    if ready:
-        raise _which(folder, ready)
-    other = foreign_folder(folder)
-    if other is not None:
-        raise other.refusal(folder)
-    errors = [inner.error for inner in found if inner.error is not None]
-    # DeepSpeed, FSDP and Megatron first: beside their shards there may be anything.
-    for error in sorted(errors, key=lambda error: not isinstance(error, TrainingState)):
-        raise error
-    names = sorted(entry.name for entry in folder.iterdir())
+    matrices = [t.name for t in tensors if len(t.shape) > 1]
+    own = [name for name in matrices if _PARTS.search(name)]
+    whole = [n for n in matrices if not _PARTS.search(n) and not _EMBEDDING.search(n)]
+    if not own or whole:
+        return
+    config = _config(path.parent)
+    base = config.get("base_model_name_or_path")
     raise BadCheckpoint(
-        f"{folder} holds no weights",
-        saw=names_of([Path(name) for name in names]) or "an empty folder",
-        fix="name a checkpoint file, or a folder with model.safetensors or pytorch_model.bin",
+        f"{path.name} is a PEFT adapter; the head belongs to its base model, which lies elsewhere",
+        saw=clip(f"base model {base}" if base else f"only {own[0]} and its like", 200),
+        fix=_merge(path.parent, config),
     )
 
 
-def _which(folder: Path, ready: list[Path]) -> NeedsDecision:
-    kind, last = "a folder", False
-    if (folder / "MLmodel").is_file():
-        kind = "an MLflow model"
-    elif any(folder.glob("config.pbtxt")) or any(folder.glob("*/config.pbtxt")):
-        kind, last = "a Triton model repository", True
-    elif any(re.fullmatch(r"checkpoint-\d+", path.name) for path in ready):
-        kind, last = "the folder of a training run", True
-    many = f"with {len(ready)} models in it" if len(ready) > 1 else "with one model in it"
-    return NeedsDecision(
-        f"{folder} is {kind} {many}; name the one to re-scale",
-        saw=names_of([path.relative_to(folder) for path in ready]),
-        fix=f"{'name one, such as' if len(ready) > 1 else 'name it:'} {ready[-1 if last else 0]}",
-    )
-
-
-def refuse_several(folder: Path, name: str) -> None:
-    """Stop where accelerate saved two models: model.safetensors and model_1.safetensors.
+def refuse_adapted_head(weight: str, tensors: Iterable[TensorInfo]) -> None:
+    """Stop at a head to which an adapter adds: W + B A changes less than W when only W grows.
 
     Raises:
-        NeedsDecision: with the names of all of them.
+        BadHead: naming the adapter's matrix.
     """
-    stem, _, rest = name.partition(".")
-    pattern = re.compile(rf"{re.escape(stem)}_\d+\.{re.escape(rest)}")
-    more = sorted((f for f in folder.iterdir() if pattern.fullmatch(f.name)), key=_natural)
-    if more:
-        raise _which(folder, [folder / name, *more])
+    layer = weight.removesuffix(".weight")
+    if not layer.endswith(".base_layer"):
+        return
+    root = layer.removesuffix("base_layer")
+    added = [t.name for t in tensors if t.name.startswith(root) and _PARTS.search(t.name)]
+    if added:
+        raise BadHead(
+            f"{weight} is only a part of the head: an adapter adds to it",
+            saw=clip(", ".join(added)),
+            fix="merge the adapter first: model.merge_and_unload(), then save the model",
+        )
 
 
-def other_models(path: Path, used: tuple[Path, ...]) -> list[str]:
-    """What else in a folder holds a model, as paths below it.
+def _config(folder: Path) -> dict[str, object]:
+    path = folder / "adapter_config.json"
+    try:
+        found = parse_json(read_whole(path, _MAX_CONFIG), path.name)
+    except BadInput:
+        return {}
+    return found if isinstance(found, dict) else {}
 
-    Args:
-        path: the checkpoint: a folder; or the file that holds a folder's weights, beside which only
-            the other conventional names count.
-        used: the files that were opened.
-    """
-    if path.is_dir():
-        # Where an index led to the shards, it is the first conventional name in the folder.
-        index = next((path / n for n in WEIGHTS if (path / n).exists()), None)
-        found = [i.path for i in models_in(path) if i.path not in (*used, index)]
-        return [str(other.relative_to(path)) for other in found]
-    if path.name not in WEIGHTS:
-        return []
-    return [n for n in WEIGHTS if n != path.name and (path.parent / n).exists()]
+
+def _merge(folder: Path, config: dict[str, object]) -> str:
+    """The line that merges; the class of a text classifier is known, any other is the user's."""
+    load, first, where = "PeftModel", "base, ", " with base, the base model, loaded"
+    if config.get("task_type") == "SEQ_CLS":
+        load, first, where = "AutoPeftModelForSequenceClassification", "", ""
+    return (
+        f"merge it first, in Python{where}: from peft import {load} as A; A.from_pretrained("
+        f"{first}{str(folder)!r}).merge_and_unload().save_pretrained('merged'), then name merged"
+    )

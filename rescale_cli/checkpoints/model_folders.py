@@ -1,0 +1,291 @@
+"""Which files of a folder are the model, which are other models, and which belong to its training.
+
+MLflow, Triton, training runs and archives of experiments keep models in folders of folders. A
+checkpoint is recognised by its content: optimizers, random states and arguments hold no matrix of a
+network, and are never proposed.
+
+A re-scaled copy of a folder gets every file that a library reads to run the model (configs,
+tokenizers, preprocessing, code, licences) and every file that this tool does not know. It does not
+get what training wrote about the model before re-scaling: optimizer and schedule, random states,
+logs and results, the logits it gave, its other checkpoints, and backups of its weights. Training
+that continued from them would continue from another model. Sources: the names that transformers'
+Trainer, accelerate, DeepSpeed and TensorBoard use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rescale_cli.checkpoints.foreign import foreign_file, foreign_folder, names_of
+from rescale_cli.checkpoints.formats import file_format
+from rescale_cli.checkpoints.partial_models import (
+    TrainingState,
+    holds_optimizer,
+    is_distributed,
+    is_optimizer_entry,
+    refuse_distributed,
+)
+from rescale_cli.errors import BadCheckpoint, BadInput, NeedsDecision
+from rescale_cli.files.leftovers import MARK
+
+#: What holds the weights of a folder, the first that is there; transformers has the same order.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+
+
+def weights_of(folder: Path) -> Path:
+    """The file that holds a folder's weights, or the index of its shards.
+
+    Raises:
+        BadCheckpoint: no weights in the folder, or such as cannot be re-scaled.
+        NeedsDecision: several models, and no convention says which.
+    """
+    for name in WEIGHTS:
+        if (folder / name).exists():
+            refuse_several(folder, name)
+            return folder / name
+    return choose_model(folder)
+
+
+_DEPTH = 4
+_MOST_ENTRIES = 5_000
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+_SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}(\.\w+)")
+#: Files of training that hold no model, by the names that Trainer and accelerate give them.
+_SIDE = re.compile(
+    r"(optimizer|scheduler|lr_scheduler|scaler|rng_state|random_states|training_args)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """A model in a folder."""
+
+    path: Path
+    error: BadInput | None = None
+    """Why it cannot be re-scaled as it is; None for a checkpoint that can be named."""
+
+
+def models_in(folder: Path, depth: int = _DEPTH, left: list[int] | None = None) -> Iterator[Inner]:
+    """Every model in a folder and the folders in it, in natural order: files first.
+
+    A folder with weights of its own, such as `checkpoint-500`, counts as one model.
+
+    Args:
+        folder: where to look.
+        depth: how many levels of folders to enter.
+        left: how many entries may still be looked at; a data set by mistake ends soon.
+    """
+    left = left or [_MOST_ENTRIES]
+    entries = sorted((e for e in folder.iterdir() if _is_visible(e)), key=_natural)
+    for entry in [e for e in entries if e.is_file()]:
+        left[0] -= 1
+        if left[0] < 0:
+            return
+        found = _model_of(entry)
+        if found is not None:
+            yield found
+    for entry in [e for e in entries if e.is_dir() and not e.is_symlink()]:
+        other = foreign_folder(entry)
+        if any((entry / name).is_file() for name in WEIGHTS):
+            yield Inner(entry)
+        elif is_distributed(entry):
+            if not holds_optimizer(entry):
+                yield Inner(entry, _error_of(entry))
+        elif other is not None:
+            yield Inner(entry, other.refusal(entry))
+        elif depth > 1:
+            yield from models_in(entry, depth - 1, left)
+
+
+def _is_visible(entry: Path) -> bool:
+    beside = entry.name.endswith((".bak", ".rescale.json", ".rescale.undo"))
+    # A repository in the Hugging Face cache: the snapshots are links to these.
+    beside = beside or (entry.name == "blobs" and entry.with_name("snapshots").is_dir())
+    return not beside and not entry.name.startswith((".", MARK))
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A key that puts checkpoint-500 before checkpoint-1000."""
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d{1,18})", path.name)]
+
+
+def _error_of(folder: Path) -> BadInput | None:
+    try:
+        refuse_distributed(folder)
+    except TrainingState as error:
+        return error
+    return None
+
+
+def _model_of(file: Path) -> Inner | None:
+    """A file as a model; None if it holds no matrix of a network."""
+    if file.name in WEIGHTS and file.suffix == ".json":
+        return Inner(file)
+    shard = _SHARD.fullmatch(file.name)
+    if shard and (file.parent / f"{shard[1]}{shard[2]}.index.json").exists():
+        return None  # the index stands for its shards
+    try:
+        module = file_format(file)
+        if module is not None:
+            tensors = module.list_tensors(file).tensors
+            kept = (t for t in tensors if len(t.shape) > 1 and not is_optimizer_entry(t.name))
+            return Inner(file) if any(kept) else None
+        other = foreign_file(file)
+    except TrainingState as error:
+        return Inner(file, error)
+    except BadInput:  # damaged, or refused: whoever opens it says why
+        return None if _SIDE.match(file.name) else Inner(file)
+    if other is not None:
+        return Inner(file, other.refusal(file)) if other.is_model else None
+    return Inner(file) if file.suffix in _SUFFIXES else None
+
+
+def choose_model(folder: Path) -> Path:
+    """The one checkpoint file of a folder that follows no convention.
+
+    Raises:
+        NeedsDecision: it holds several models, or holds them in folders of their own.
+        BadCheckpoint: it holds a model that cannot be re-scaled as it is, or none.
+    """
+    refuse_distributed(folder)
+    found = list(models_in(folder))
+    ready = [inner.path for inner in found if inner.error is None]
+    files = [path for path in ready if path.parent == folder and path.is_file()]
+    if len(files) == 1:
+        return files[0]
+    if ready:
+        raise _which(folder, ready)
+    other = foreign_folder(folder)
+    if other is not None:
+        raise other.refusal(folder)
+    errors = [inner.error for inner in found if inner.error is not None]
+    # DeepSpeed, FSDP and Megatron first: beside their shards there may be anything.
+    for error in sorted(errors, key=lambda error: not isinstance(error, TrainingState)):
+        raise error
+    names = sorted(entry.name for entry in folder.iterdir())
+    raise BadCheckpoint(
+        f"{folder} holds no weights",
+        saw=names_of([Path(name) for name in names]) or "an empty folder",
+        fix="name a checkpoint file, or a folder with model.safetensors or pytorch_model.bin",
+    )
+
+
+def _which(folder: Path, ready: list[Path]) -> NeedsDecision:
+    kind, last = "a folder", False
+    if (folder / "MLmodel").is_file():
+        kind = "an MLflow model"
+    elif any(folder.glob("config.pbtxt")) or any(folder.glob("*/config.pbtxt")):
+        kind, last = "a Triton model repository", True
+    elif any(re.fullmatch(r"checkpoint-\d+", path.name) for path in ready):
+        kind, last = "the folder of a training run", True
+    many = f"with {len(ready)} models in it" if len(ready) > 1 else "with one model in it"
+    return NeedsDecision(
+        f"{folder} is {kind} {many}; name the one to re-scale",
+        saw=names_of([path.relative_to(folder) for path in ready]),
+        fix=f"{'name one, such as' if len(ready) > 1 else 'name it:'} {ready[-1 if last else 0]}",
+    )
+
+
+def refuse_several(folder: Path, name: str) -> None:
+    """Stop where accelerate saved two models: model.safetensors and model_1.safetensors.
+
+    Raises:
+        NeedsDecision: with the names of all of them.
+    """
+    stem, _, rest = name.partition(".")
+    pattern = re.compile(rf"{re.escape(stem)}_\d+\.{re.escape(rest)}")
+    more = sorted((f for f in folder.iterdir() if pattern.fullmatch(f.name)), key=_natural)
+    if more:
+        raise _which(folder, [folder / name, *more])
+
+
+def other_models(path: Path, used: tuple[Path, ...]) -> list[str]:
+    """What else in a folder holds a model, as paths below it.
+
+    Args:
+        path: the checkpoint: a folder; or the file that holds a folder's weights, beside which only
+            the other conventional names count.
+        used: the files that were opened.
+    """
+    if path.is_dir():
+        # Where an index led to the shards, it is the first conventional name in the folder.
+        index = next((path / n for n in WEIGHTS if (path / n).exists()), None)
+        found = [i.path for i in models_in(path) if i.path not in (*used, index)]
+        return [str(other.relative_to(path)) for other in found]
+    if path.name not in WEIGHTS:
+        return []
+    return [n for n in WEIGHTS if n != path.name and (path.parent / n).exists()]
+
+
+#: Files and folders of a run of `train` that speak of the head as it was trained.
+_OF_OUR_RUN = re.compile(
+    r"last\.ckpt|model\.rs\.safetensors|norms\.svg|metrics\.jsonl|val_logits\.npz|tensorboard"
+)
+_OF_OTHERS = re.compile(
+    r"(optimizer|scheduler|lr_scheduler|scaler|sampler)(_\d+)?\.(pt|pth|bin)"
+    r"|rng_state(_\d+)?\.pth|random_states_\d+\.pkl|dl_state_dict(_\d+)?\.bin"
+    r"|custom_checkpoint_\d+\.pkl|trainer_state\.json|training_args\.(bin|json)"
+    r"|(all|train|eval|test|predict)_results\.json"
+    r"|events\.out\.tfevents\..*|global_step\d+|zero_to_fp32\.py|optimizer_\d+"
+)
+#: Which of the folders beside it training goes on from (DeepSpeed).
+_POINTER = "latest"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+#: How `apply --in-place` names the weights that it replaced.
+_BACKUP = ".bak"
+_TORCH = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+
+
+def left_behind(folder: Path, used: tuple[Path, ...], *, run: bool) -> tuple[Path, ...]:
+    """The files and folders of a model that its re-scaled copy does not get, in order.
+
+    Args:
+        folder: of the model.
+        used: the files that hold its tensors.
+        run: whether it is a run of `train`.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    return tuple(_stale(folder, used, run))
+
+
+def _stale(folder: Path, used: tuple[Path, ...], run: bool) -> Iterator[Path]:
+    for entry in sorted(folder.iterdir()):
+        if entry in used or entry.name.startswith(MARK):
+            continue
+        if _is_named(entry, run) or (entry.suffix == _BACKUP and entry.with_suffix("") in used):
+            yield entry
+        elif entry.is_dir() and not entry.is_symlink():
+            inner = list(_stale(entry, used, run=False))
+            whole = _CHECKPOINT.fullmatch(entry.name) or set(entry.iterdir()) == set(inner)
+            yield from [entry] if inner and whole else inner
+        elif entry.suffix in _TORCH and entry.is_file() and _holds_optimizer(entry):
+            yield entry
+
+
+def _is_named(entry: Path, run: bool) -> bool:
+    """Whether its name is one that training gives; see the patterns above."""
+    if _OF_OTHERS.fullmatch(entry.name) or (run and _OF_OUR_RUN.fullmatch(entry.name)):
+        return True
+    return entry.name == _POINTER and any(entry.parent.glob("global_step*"))
+
+
+def _holds_optimizer(file: Path) -> bool:
+    """Whether a torch file holds the state of an optimizer, beside a model or alone."""
+    try:
+        module = file_format(file)
+        tensors = module.list_tensors(file).tensors if module is not None else ()
+    except BadInput:  # damaged, or refused: it is copied as it is
+        return False
+    return any(is_optimizer_entry(info.name) for info in tensors)
