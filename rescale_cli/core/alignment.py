@@ -1,8 +1,8 @@
 """Which row of the head each class of a source is: one join for counts, labels and class names.
 
 A class has a name, an index or both (`Classes`); a head has rows, and perhaps names. Names join
-first. An index is a row where one side has no names. Where two readings differ, nothing is
-chosen: the error shows both, and the option that selects each.
+first. An index is a row if one side has no names. If two readings differ, neither is chosen: the
+error shows both, and the option that selects each.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ class Alignment:
     """The row of each class of a source, and why."""
 
     by: str
-    """name, index, sorted or file."""
+    """How they were joined: name, index, sorted or file."""
     rows: tuple[int, ...]
-    """(K,), the row of each class; -1 for a class without samples that the head does not have."""
+    """(K,), the row of each class; -1 for a class without samples that is not in the head."""
     evidence: str
     """The join in one line."""
     texts: tuple[str, ...] = ()
-    """(K,), the classes as the source has them."""
+    """(K,), the classes as the source names them."""
     proofs: tuple[str, ...] = ()
-    """(K,), why each is that row."""
+    """(K,), why each class is that row."""
     names: tuple[str, ...] | None = None
-    """(C,), the names of the rows: the head's, else the source's."""
+    """(C,), the names of the rows: from the head, else from the source."""
     notes: tuple[str, ...] = ()
     """What the user should know."""
 
     @property
     def named(self) -> bool:
-        """Whether names, or a file of names, show the row of each class."""
+        """Whether names, or a file of names, decide the row of each class."""
         return self.by in ("name", "file")
 
     def as_json(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def join_labels(
         labels: (N,), each the place of its class in `classes`.
         classes: of the data; it may lack classes of the head.
         head: the rows.
-        hints: by the user.
+        hints: from the user.
         source: what the data is, for messages.
         samples: (N,), the name of each sample, for messages.
 
@@ -137,10 +137,10 @@ def join_counts(
     """The counts of the head's rows; see `align` and `ClassCounts.of`.
 
     Args:
-        raw: what was read.
+        raw: the counts as they were read.
         head: the rows.
-        hints: by the user.
-        zero: what a class without samples is.
+        hints: from the user.
+        zero: how to count a class without samples.
         checked: whether labels are joined by the same names and compared with predictions, which
             would show a wrong order; otherwise the order must be certain.
 
@@ -156,14 +156,14 @@ def join_counts(
 def in_row_order(
     raw: RawCounts, head: HeadRows, hints: RowHints = NO_HINTS, *, checked: bool = False
 ) -> tuple[tuple[object, ...], Alignment]:
-    """The entries (C,) in row order, not checked to be counts; see `join_counts`."""
+    """The entries (C,) in row order, not yet checked to be counts; see `join_counts`."""
     c = head.size
     if raw.classes is None:
         if len(raw.values) != c:
             raise wrong_length(raw.source, len(raw.values), head)
         names = row_names(head, hints, checked=checked)
         texts = tuple(map(str, range(c)))
-        line = f"{c} entries of {raw.source} are the head's {c} rows in their order"
+        line = f"{c} entries of {raw.source} joined with the head's {c} rows in their order"
         why = ("place in the list",) * c
         return raw.values, Alignment("index", tuple(range(c)), line, texts, why, names)
     numbered = raw.classes.order == "index"
@@ -196,23 +196,23 @@ def align(
 ) -> Alignment:
     """Join the classes of a source with the rows of a head.
 
-    By name where every class that occurs is named like a row (after Unicode NFC; case and blanks
-    count). By index where one side has no names, every index is a row, and index 0 occurs. In
-    sorted order where as many class folders as rows have no other evidence, the tools agree about
-    that order, and `counts` is not set; or where the order is known.
+    By name if every class that occurs has the name of a row (after Unicode NFC; case and spaces
+    matter). By index if one side has no names, every index is a row, and index 0 occurs. In sorted
+    order if that order is known; or if there are as many class folders as rows, nothing else is
+    known of them, all tools agree about the order, and `counts` is false.
 
     Args:
         classes: K of them.
         head: the rows.
-        hints: by the user; it goes before everything else.
-        used: the classes that occur; all if None.
-        source: what has the classes, for messages.
-        counts: whether the classes are those of counts, for which no later check exists.
+        hints: from the user; they take precedence.
+        used: the classes that occur; None: all.
+        source: where the classes come from, for messages.
+        counts: whether the classes are those of counts, which nothing checks later.
         checked: see `join_counts`.
 
     Raises:
-        BadInput, BadCounts: a class that occurs is no row of the head.
-        UnknownClassOrder: two readings are possible, and they differ; or names of the user's
+        BadInput, BadCounts: a class that occurs is not a row of the head.
+        UnknownClassOrder: two readings are possible, and they differ; or the names of the user
             contradict those of the checkpoint.
     """
     names = row_names(head, hints, checked=checked)
@@ -235,7 +235,7 @@ def align(
 
 
 def _found(case: Join, by: str, rows: tuple[int, ...], note: str = "", how: str = "") -> Alignment:
-    """The alignment, with a line that says it."""
+    """The alignment, with the evidence in words."""
     texts, c, names = case.classes.names, case.head.size, case.names
     if names is None and case.classes.named and sorted(rows) == list(range(c)):
         names = tuple(texts[i] for i in np.argsort(rows).tolist())
@@ -265,14 +265,14 @@ def _found(case: Join, by: str, rows: tuple[int, ...], note: str = "", how: str 
 
 
 def _by_index(case: Join, *, asked: bool = False) -> Alignment:
-    """Every index is a row, if all of them are in range and 0 is one of them."""
+    """Every index is a row, provided that all are in range and 0 is one of them."""
     classes, c = case.classes, case.head.size
     indices = classes.indices if classes.indices is not None else numbers_of(classes.names)
     if indices is None:
         raise BadInput(
             f"the classes of {case.source} have no numbers for --label-order index",
             saw=few(classes.names),
-            fix="--label-order name, or the classes in row order: --label-order FILE",
+            fix="join by name: --label-order name; or list them in row order: --label-order FILE",
         )
     outside = [i for i in case.used if indices[i] >= c]
     if outside:
@@ -284,20 +284,20 @@ def _by_index(case: Join, *, asked: bool = False) -> Alignment:
         raise UnknownClassOrder(
             f"the labels of {case.source} have no 0, so they are probably counted from 1",
             saw=f"labels {low} to {high}; the head has the rows 0 to {c - 1}",
-            fix="if a label is its row all the same: --label-order index; otherwise give the "
+            fix="if the labels are rows all the same: --label-order index; otherwise give the "
             "labels in the order of the head's rows: --label-order FILE",
         )
     if not asked:
         _refuse_tool_order(case, indices)
     note = ""
     if classes.named and not asked and numbers_of(classes.names) is None:
-        note = (f"the head has no class names: the numbers of {case.source} are taken for its "
+        note = (f"the head has no class names: the numbers of {case.source} are taken as its "
                 f"rows, {pairs(classes.names, indices)}")  # fmt: skip
     return _found(case, "index", indices, note)
 
 
 def _refuse_tool_order(case: Join, indices: tuple[int, ...]) -> None:
-    """Numbers beside names are not rows where the tool that trained the head sorts otherwise."""
+    """Stop if the tool that trained the head sorts the names in another order than the numbers."""
     classes, order = case.classes, TOOL_ORDERS.get(case.head.tool)
     if order is None or not classes.named or len(classes.names) != case.head.size:
         return
@@ -307,7 +307,7 @@ def _refuse_tool_order(case: Join, indices: tuple[int, ...]) -> None:
 
 
 def _by_place(case: Join) -> Alignment:
-    """Classes that only sorting numbers: in an order that is known, or that all tools agree on."""
+    """Number the classes by sorting: in a known order, or in one that all tools agree on."""
     classes, head, hints = case.classes, case.head, case.hints
     maps = _readings(classes.names, head.size)
     known = hints.sort or (classes.order if classes.given else "") or TOOL_ORDERS.get(head.tool, "")
@@ -319,20 +319,20 @@ def _by_place(case: Join) -> Alignment:
         note = ""
         if not hints.sort and not classes.given and len({*maps.values()}) > 1:
             note = (f"{head.tool} trained this checkpoint, so the classes of {case.source} are "
-                    f"taken in {known} order; --order says otherwise")  # fmt: skip
+                    f"taken in {known} order; --order selects another")  # fmt: skip
         return _found(case, "sorted", maps[known], note, known)
     ways = {*maps.values()}
     if len(ways) != 1 or known or (case.counts and "index" not in maps):
         raise unknown_order(case, maps)
     if "index" in maps:
         return _by_index(case)
-    note = (f"the head has no class names: the classes of {case.source} are taken for its rows in "
+    note = (f"the head has no class names: the classes of {case.source} are taken as its rows in "
             f"sorted order, {few(classes.names)}")  # fmt: skip
     return _found(case, "sorted", maps["imagefolder"], note, "imagefolder")
 
 
 def _readings(names: tuple[str, ...], c: int) -> dict[str, tuple[int, ...]]:
-    """The rows (K,) that these names may be, sorted by one tool or another, or as numbers."""
+    """The rows (K,) that these names may be: as each tool sorts them, or as numbers."""
     maps: dict[str, tuple[int, ...]] = {}
     if len(names) == c:
         found = ((order, ranks(names, order)) for order in FOLDER_ORDERS)
@@ -341,7 +341,7 @@ def _readings(names: tuple[str, ...], c: int) -> dict[str, tuple[int, ...]]:
     if numbers is not None and max(numbers) < c:
         stem = names[0].rstrip("0123456789")
         if len(names) < c and all(n == f"{stem}{i}" for n, i in zip(names, numbers, strict=True)):
-            # Of a head that was trained on the folders 0 to C - 1, all of them.
+            # The head was trained on all of the folders 0 to C - 1.
             place = {name: i for i, name in enumerate(sorted(f"{stem}{i}" for i in range(c)))}
             maps = {"imagefolder": tuple(place[name] for name in names), "natural": numbers}
         maps["index"] = numbers
@@ -349,7 +349,7 @@ def _readings(names: tuple[str, ...], c: int) -> dict[str, tuple[int, ...]]:
 
 
 def _other_reading(case: Join, rows: tuple[int, ...]) -> str:
-    """A line where the numbers of the classes would be other rows than their names."""
+    """A note if the numbers of the classes would be other rows than their names."""
     indices = case.classes.indices
     if indices is None:
         return ""

@@ -1,4 +1,4 @@
-"""How a source knows its classes, and what the user says about the head's rows."""
+"""What a source knows about its classes, and what the user says about the rows of the head."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Classes:
     names: tuple[str, ...]
     """(K,), the text of each class exactly as the source has it: "cat", "10", "007"."""
     indices: tuple[int, ...] | None = None
-    """(K,), the number of each class; None where only sorting would number them."""
+    """(K,), the number of each class; None if only sorting would number them."""
     order: str = "text"
-    """What the order of the classes comes from: imagefolder, natural, index, dataset, run,
-    file, or text."""
+    """Where the order of the classes comes from: imagefolder, natural, index, dataset, run, file
+    or text."""
     given: bool = False
-    """Whether the user chose that order, rather than the tool by default."""
+    """Whether the user chose that order; otherwise it is the default of the tool."""
 
     @classmethod
     def numbered(cls, size: int, order: str = "index") -> Classes:
-        """The numbers 0 to `size` - 1 and no names; `dataset` where they are known to be rows."""
+        """The numbers 0 to `size` - 1 without names; `dataset` if they are known to be rows."""
         return cls(tuple(map(str, range(size))), tuple(range(size)), order)
 
     @property
@@ -64,26 +64,26 @@ class RawCounts:
     """
 
     values: tuple[object, ...]
-    """One entry for each class, as the file has it: not yet checked to be a number."""
+    """One entry per class, as in the file: not yet checked to be a number."""
     classes: Classes | None = None
     """The class of each entry; None for a plain list, whose entries are in row order."""
     source: str = "given"
     """Where the counts were read, for messages."""
     split: str | None = None
-    """Which split of the data was counted; None where it has none."""
+    """The split of the data that was counted; None if there are no splits."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """How many entries of the data are no samples, by reason."""
+    """The number of entries of the data that are not samples, by reason."""
 
     @classmethod
     def keyed(
         cls, pairs: Iterable[tuple[str, object]], source: str, order: str = "file"
     ) -> RawCounts:
-        """Entries under keys. Keys that are all numbers are indices, too, except of folders.
+        """Counts under keys. If all keys are numbers, they are also indices, except for folders.
 
         Args:
             pairs: key and count of each class.
             source: for the errors.
-            order: what the order of the pairs comes from; see `Classes.order`.
+            order: where the order of the pairs comes from; see `Classes.order`.
 
         Raises:
             BadCounts: a key occurs twice, or there are no keys.
@@ -104,20 +104,20 @@ class RawCounts:
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """(K,), where the entries have names that are more than numbers."""
+        """(K,), if the entries have names that are not only numbers; else None."""
         return self.classes.names if self.classes is not None and self.classes.named else None
 
     def sorted_by(self, order: str) -> RawCounts:
-        """The same counts with the classes in the order that `--order` names.
+        """The same counts with the classes in the order of `--order`.
 
         Raises:
-            BadCounts: the classes cannot be sorted so.
+            BadCounts: the classes cannot be sorted in this order.
         """
         names = self.names
         places = None if names is None else ranks(names, order)
         if places is None or names is None:
             what = f"the classes of {self.source} cannot be sorted by --order {order}"
-            saw = few(names) if names else "they have no names"
+            saw = few(names) if names else "no class names"
             raise bad_counts(what, saw, self.source)
         at = sorted(range(len(places)), key=places.__getitem__)
         classes = Classes(tuple(names[i] for i in at), None, order, given=True)
@@ -156,7 +156,7 @@ def ranks(names: Sequence[str], order: str) -> tuple[int, ...] | None:
 
 
 def natural_key(name: str) -> list[str | int]:
-    """What timm sorts class folders by: text without case, numbers by their value.
+    """The key by which timm sorts class folders: text ignoring case, numbers by value.
 
     Example:
         >>> sorted(["n10", "N2"], key=natural_key)
@@ -167,7 +167,7 @@ def natural_key(name: str) -> list[str | int]:
 
 
 def numbers_of(names: Sequence[str]) -> tuple[int, ...] | None:
-    """The number of each name, where all are "3", or all are "class_3" or "LABEL_3"."""
+    """The number of each name, if all are like "3", or all like "class_3" or "LABEL_3"."""
     found = [_GENERIC.fullmatch(name) for name in names]
     if not all(found) or len({match[1] for match in found if match}) > 1:
         return None
@@ -176,7 +176,7 @@ def numbers_of(names: Sequence[str]) -> tuple[int, ...] | None:
 
 
 def are_generic(names: Sequence[str]) -> bool:
-    """Whether names say no more than their place: LABEL_0, LABEL_1, ...; or 0, 1, ..."""
+    """Whether the names only count the rows: LABEL_0, LABEL_1, ...; or 0, 1, ..."""
     return numbers_of(names) == tuple(range(len(names)))
 
 
@@ -186,12 +186,12 @@ TOOL_ORDERS = {"timm": "natural", "torchvision": "imagefolder", "rescale": "imag
 
 @dataclass(frozen=True, slots=True)
 class RowHints:
-    """What the user says about the head's rows."""
+    """What the user says about the rows of the head."""
 
     names: tuple[str, ...] | None = None
-    """(C,), of `--classes`, in row order."""
+    """(C,), the names of `--classes`, in row order."""
     order: str = ""
-    """What put them in that order, where their file says so; see `Classes.order`."""
+    """Where their order comes from, if their file says it; see `Classes.order`."""
     given: bool = False
     """Whether a user chose that order when the file was written."""
     source: str = "--classes"
@@ -199,13 +199,13 @@ class RowHints:
     by: str = ""
     """`--label-order name` or `index`."""
     listed: tuple[str, ...] | None = None
-    """(C,), of `--label-order FILE`: the name or number of each row, whatever else is known."""
+    """(C,), `--label-order FILE`: the name or number of each row, which overrides all else."""
     sort: str = ""
     """`--order`: how the class folders were sorted when the model was trained."""
 
     @property
     def doubtful(self) -> str:
-        """The order of the names, where `counts` chose it and another tool would sort otherwise."""
+        """The order of the names, if `counts` chose it and another tool would sort differently."""
         if self.names is None or self.order not in FOLDER_ORDERS or self.given or self.sort:
             return ""
         other = "natural" if self.order == "imagefolder" else "imagefolder"
@@ -222,21 +222,21 @@ class HeadRows:
     size: int
     """C."""
     own: tuple[str, ...] | None = None
-    """(C,), the names that the checkpoint carries; LABEL_0, LABEL_1, ... say nothing."""
+    """(C,), the names in the checkpoint; LABEL_0, LABEL_1, ... carry no information."""
     tool: str = ""
-    """What trained the checkpoint, a key of `TOOL_ORDERS`; empty where nothing says it."""
+    """The tool that trained the checkpoint, a key of `TOOL_ORDERS`; empty if unknown."""
     title: str = ""
     """What the head is, for messages: `fc.weight (100, 512) in resnet32.pth`."""
 
 
 def row_names(head: HeadRows, hints: RowHints, *, checked: bool = True) -> tuple[str, ...] | None:
-    """The names of the rows (C,): those that the user says, else the checkpoint's own.
+    """The names of the rows (C,): those of the user, else those of the checkpoint.
 
     Raises:
-        BadInput: the user's are not C different names.
+        BadInput: those of the user are not C different names.
         UsageError: they are in another order than `--order`.
-        UnknownClassOrder: they contradict the checkpoint's own, or the order that its training
-            tool sorts folders in; or they are in an order that only a tool's default chose.
+        UnknownClassOrder: they contradict those of the checkpoint, or the order in which its
+            training tool sorts folders; or only the default of `counts` chose their order.
     """
     own = (
         head.own if head.own and len({*map(nfc, head.own)}) == len(head.own) == head.size else None
@@ -272,7 +272,7 @@ def _one_a_row(given: tuple[str, ...], size: int, option: str) -> tuple[str, ...
 
 
 def _refuse_contradiction(own: tuple[str, ...], given: tuple[str, ...], hints: RowHints) -> None:
-    """`--classes` may rename rows, but not give a name of one row to another."""
+    """`--classes` may rename rows, but not give the name of one row to another."""
     row = {nfc(name): i for i, name in enumerate(own)}
     moved = [i for i, name in enumerate(given) if row.get(nfc(name), i) != i]
     if moved:
@@ -286,7 +286,7 @@ def _refuse_contradiction(own: tuple[str, ...], given: tuple[str, ...], hints: R
 
 
 def _check_order(given: tuple[str, ...], head: HeadRows, hints: RowHints, checked: bool) -> None:
-    """A file that `counts` wrote has the order of its folders, which is not always the rows'."""
+    """A file that `counts` wrote has the order of the folders, not always that of the rows."""
     tool = TOOL_ORDERS.get(head.tool)
     if tool is None and (checked or not hints.doubtful):
         return
@@ -306,12 +306,12 @@ def _check_order(given: tuple[str, ...], head: HeadRows, hints: RowHints, checke
 
 
 def side_by_side(triples: Iterable[tuple[str, str, str]], most: int = 3) -> str:
-    """The first classes that differ, each in both readings."""
+    """The first classes that differ, each with both readings."""
     shown = list(triples)
     more = f"; ... ({len(shown)} in all)" if len(shown) > most else ""
     return "; ".join(f"{who}: {clip(a, 40)} or {clip(b, 40)}" for who, a, b in shown[:most]) + more
 
 
 def nfc(name: str) -> str:
-    """A name as it is compared: composed Unicode, case and blanks as they are."""
+    """The form in which names are compared: composed Unicode, with case and spaces unchanged."""
     return unicodedata.normalize("NFC", name)

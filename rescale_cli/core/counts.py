@@ -1,4 +1,4 @@
-"""How many training samples each row of the head has seen, and what the row norms say beside it.
+"""The number of training samples of each row of the head, and how the row norms compare.
 
 Which count belongs to which row is decided in `alignment`.
 """
@@ -35,15 +35,15 @@ class ClassCounts:
     """
 
     values: NDArray[np.int64]
-    """(C,), all at least 1; the 1 of a class skipped for having no sample only holds its place."""
+    """(C,), all at least 1; a class that is skipped because it has no samples has a 1 here."""
     names: tuple[str, ...] | None = None
-    """The class names in head order, for messages; None where nobody said them."""
+    """The class names in row order, for messages; None if they are unknown."""
     source: str = "given"
     """Where the counts came from: `counts.json`, `stdin`, `folder train/`."""
     skipped: tuple[int, ...] = ()
-    """Rows that stay as they are and are never n_1, ascending."""
+    """Rows that do not change and are never n_1, ascending."""
     target: NDArray[np.float64] | None = None
-    """(C,), the shares of the classes where the model is used, sum 1; None means uniform."""
+    """(C,), the class shares where the model is used, sum 1; None means uniform."""
 
     @classmethod
     def of(
@@ -53,17 +53,17 @@ class ClassCounts:
         source: str = "given",
         zero: ZeroPolicy = "error",
     ) -> ClassCounts:
-        """Check that there is one positive whole number a class.
+        """Check that there is one positive whole number per class.
 
         Args:
             values: (C,), C >= 2; 3.0 is whole, 3.5, True and "3" are not.
             names: (C,), or None.
             source: for the errors.
-            zero: what a class without samples is: an error, counted as one, or skipped.
+            zero: how to count a class without samples: error, one, or skip.
 
         Raises:
-            BadCounts: an entry is zero (by policy), negative, fractional, not finite, no number,
-                above 10^15; or there are fewer than two entries, or only zeros.
+            BadCounts: an entry is zero (depending on `zero`), negative, fractional, not finite, not
+                a number, or above 10^15; or there are fewer than two entries, or only zeros.
         """
         entries = values.tolist() if isinstance(values, np.ndarray) else values
         if isinstance(entries, str | bytes) or not isinstance(entries, Sequence):
@@ -98,7 +98,7 @@ class ClassCounts:
 
     @property
     def effective(self) -> NDArray[np.float64]:
-        """(C,), n_i / (C * target_i): the counts, weighed by the shares where the model is used."""
+        """(C,), n_i / (C * target_i): the counts divided by the class shares where it is used."""
         values = self.values.astype(np.float64)
         if self.target is None:
             return values
@@ -108,7 +108,7 @@ class ClassCounts:
 
     @property
     def largest(self) -> float:
-        """n_1: the largest effective count of the rows that are not skipped. Never just entry 0."""
+        """n_1: the largest effective count of the rows that are not skipped, wherever it is."""
         return float(self.effective[self.kept].max())
 
     @property
@@ -142,22 +142,24 @@ class ClassCounts:
         return {"many": is_many, "medium": ~(is_many | is_few), "few": is_few}
 
     def exclude(self, classes: Iterable[str | int]) -> ClassCounts:
-        """Skip classes by name, or by row where no class has that name.
+        """Skip classes by name, or by row number if no class has that name.
 
         Raises:
-            UsageError: no such class, a name that two classes have, or none would be left.
+            UsageError: there is no such class, two have the name, or none would be left.
         """
         rows = {*self.skipped, *(self._row(name) for name in classes)}
         if len(rows) == self.num_classes:
             saw = f"{len(rows)} of {self.num_classes} classes are excluded"
-            raise UsageError("no class is left", saw=saw, fix="leave out one --exclude-class")
+            raise UsageError(
+                "no class is left to adjust", saw=saw, fix="leave out one --exclude-class"
+            )
         return replace(self, skipped=tuple(sorted(rows)))
 
     def against_target(self, target: Sequence[object] | NDArray[Any]) -> ClassCounts:
-        """Weigh the counts by target shares (C,), of any sum; call it after `exclude`.
+        """Divide the counts by target shares (C,), of any sum; call it after `exclude`.
 
         Raises:
-            BadInput: not one finite number above 0 a class (skipped classes may have 0).
+            BadInput: not one finite number above 0 per class (skipped classes may have 0).
         """
         fix = "give one share above 0 for each class, or leave a class out: --exclude-class NAME"
         shares = [_share(entry) for entry in target]
@@ -166,7 +168,7 @@ class ClassCounts:
             saw = f"{len(shares)} shares, {self.num_classes} classes"
             raise BadInput("the target prior must have one share per class", saw=saw, fix=fix)
         for i, (share, kept) in enumerate(zip(shares, self.kept.tolist(), strict=True)):
-            # Below 1e-12 a share is a slip, and n_i / share could overflow.
+            # A share below 1e-12 is a mistake, and n_i / share could overflow.
             if not (share > 0 and share >= 1e-12 * total) and (kept or share != 0):
                 what = f"the target share of class {_label(i, self.names)} is not above 0"
                 raise BadInput(what, saw=f"entry {i}: {_show(target[i])}", fix=fix)
@@ -189,7 +191,7 @@ class ClassCounts:
 def whole_numbers(
     entries: Sequence[object], names: tuple[str, ...] | None, source: str
 ) -> list[int]:
-    """The entries (C,) as whole numbers; BadCounts if one is none, or not from 0 to 10^15."""
+    """The entries (C,) as whole numbers from 0 to 10^15; any other is an error (BadCounts)."""
     return [_whole(entry, row, names, source) for row, entry in enumerate(entries)]
 
 
@@ -214,7 +216,7 @@ def _whole(entry: object, row: int, names: tuple[str, ...] | None, source: str) 
 
 
 def _share(entry: object) -> float:
-    """A share as a float; what is none becomes -1, which is refused."""
+    """A share as a float; anything else becomes -1, which is refused."""
     if isinstance(entry, bool) or not isinstance(entry, int | float | np.integer | np.floating):
         return -1.0
     return float(entry) if 0 <= entry < 1e300 else -1.0
@@ -235,7 +237,7 @@ def _label(row: int, names: tuple[str, ...] | None) -> str:
 
 
 def few(items: Sequence[object], limit: int = 5) -> str:
-    """The first items of a list, for a message, and how many there are."""
+    """The first items of a list, and how many there are, for a message."""
     more = f", ... ({len(items)} in all)" if len(items) > limit else ""
     return ", ".join(clip(str(item), 80) for item in items[:limit]) + more
 
@@ -246,21 +248,23 @@ def _show(entry: object) -> str:
 
 
 def bad_counts(what: str, saw: str, source: str) -> BadCounts:
-    """The error for counts that are not one positive whole number a class."""
+    """The error for counts that are not one positive whole number per class."""
     fix = (
         "give one positive whole number for each class, in a list, a CSV or by name: --counts FILE"
     )
     return BadCounts(what, saw=f"{source}: {saw}", fix=fix)
 
 
-#: How many standard errors of a rank correlation (1 / sqrt(C - 1)) are taken for more than chance.
+#: A rank correlation of more standard errors (1 / sqrt(C - 1)) than this is more than chance.
 CLEAR = 1.645
-#: Norms that differ by less, relatively, are one length, as WVN leaves them, and rounding.
+#: Norms whose relative difference is smaller are equal up to rounding, as after WVN.
 ONE_LENGTH = 1e-3
 
 
 def spearman(one: NDArray[Any], other: NDArray[Any]) -> float | None:
-    """Rank correlation of two vectors (C,), ties given their mean rank; None if one is constant.
+    """Rank correlation of two vectors (C,), with mean ranks for ties; None if one is constant.
+
+    Ours, because SciPy is not a dependency.
 
     Example:
         >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 15.0]))
@@ -281,7 +285,7 @@ def _ranks(vector: NDArray[np.float64]) -> NDArray[np.float64]:
 def correlation(head: Head, counts: ClassCounts) -> float | None:
     """Rank correlation of the row norms with the counts, over the rows that are not skipped.
 
-    None where the rows have one length, whose rounding says nothing.
+    None if all rows have the same length up to rounding.
     """
     if head.binary or head.num_classes == 1:
         return None
@@ -294,15 +298,15 @@ def correlation(head: Head, counts: ClassCounts) -> float | None:
 def warnings_of(
     head: Head, counts: ClassCounts | None, *, named: bool = False
 ) -> list[tuple[str, str]]:
-    """What a user should know before the rows of this head are scaled: (code, message) each.
+    """Warnings before the rows of this head are scaled, as (code, message).
 
-    Norms alone do not show a wrong order of the counts: AdamW and other training may lengthen the
-    rows of rare classes.
+    Norms alone do not prove a wrong order of the counts: AdamW and other training may lengthen
+    the rows of rare classes.
 
     Args:
-        head: as it is now.
+        head: before the change.
         counts: training samples of each row.
-        named: whether names show which count belongs to which row.
+        named: whether names decide which count belongs to which row.
     """
     found = []
     if head.gauge > 0.5 and not head.binary and head.num_classes > 1:

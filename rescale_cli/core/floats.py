@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Bytes of one element, by torch's name of the dtype. A dtype that is missing here is opaque to us.
+#: Bytes of one element, by torch's name of the dtype. Other dtypes are not interpreted.
 ITEM_SIZES = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
     "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
@@ -38,7 +38,7 @@ def to_float64(bits: Bits, dtype: str) -> Float64:
     native = np.ascontiguousarray(bits).astype(f"=u{ITEM_SIZES[dtype]}", copy=False)
     if dtype == "bfloat16":
         native, dtype = native.astype(np.uint32) << 16, "float32"
-    with np.errstate(invalid="ignore"):  # a signalling NaN is refused later, by name
+    with np.errstate(invalid="ignore"):  # a signalling NaN is refused later
         return native.view(_FLOATS[dtype]).astype(np.float64)
 
 
@@ -64,9 +64,9 @@ def to_bits(values: Float64, dtype: str) -> Bits:
 
 
 def ordered(bits: Bits) -> NDArray[np.int64]:
-    """Integers that step by one from each float to the next: differences are in last places.
+    """Integers that step by one from each float to the next, so they differ in last places.
 
-    One to one, -0.0 and 0.0 included; `unordered` is the way back.
+    One to one, including -0.0 and 0.0; `unordered` is the inverse.
     """
     width = bits.dtype.itemsize * 8
     signed = bits.astype(f"=u{width // 8}").view(f"=i{width // 8}").astype(np.int64)
@@ -74,7 +74,7 @@ def ordered(bits: Bits) -> NDArray[np.int64]:
 
 
 def unordered(steps: NDArray[np.int64], dtype: str) -> Bits:
-    """The bit patterns that `ordered` numbered."""
+    """The bit patterns of the integers of `ordered`."""
     width = ITEM_SIZES[dtype] * 8
     low = np.where(steps < 0, np.int64(-1) - steps, steps).astype(np.uint64)
     sign = (steps < 0).astype(np.uint64) << np.uint64(width - 1)

@@ -1,8 +1,8 @@
-"""The head of a classifier, what a post-hoc method does to it, and a head of one row.
+"""The head of a classifier, the update of its rows, and heads of one row.
 
-A binary head has one row and a sigmoid; its logit z decides for class 1 where z > 0. The two
-logits [0, z] have the same probabilities, so everything that works on C classes works on them. Only
-this file turns one form into the other: heads and logits on their way in, updates on their way out.
+A binary head has one row and a sigmoid; it predicts class 1 if its logit z is above 0. The two
+logits [0, z] have the same probabilities, so everything for C classes also works on them. Only
+this file converts between the two forms: heads and logits as they come in, updates as they go out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rescale_cli.errors import BadHead
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a post-hoc method may know of the head: logits = features @ weight.T + bias.
+    """What a post-hoc method needs of the head: logits = features @ weight.T + bias.
 
     The weight itself, (C, D), stays in its file; row norms and bias are enough for every method.
     """
@@ -30,9 +30,9 @@ class Head:
     bias: Float64 | None = None
     """(C,), or None."""
     gauge: float = 0.0
-    """|sum_i w_i| / sum_i |w_i|: 0 where the rows sum to nothing, 1 where all point one way."""
+    """|sum_i w_i| / sum_i |w_i|: 0 if the rows cancel, 1 if all have the same direction."""
     binary: bool = False
-    """Whether only row 1 is stored, and row 0 is all zeros: see `core.binary`."""
+    """Whether only row 1 is stored and row 0 is all zeros; see `two_rows`."""
 
     @classmethod
     def of(cls, weight: Float64, bias: Float64 | None = None) -> Head:
@@ -43,7 +43,7 @@ class Head:
             [5.0, 1.0]
         """
         weight = np.asarray(weight, np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever reads weights checks them
+        with np.errstate(over="ignore", invalid="ignore"):  # the reader of the weights checks them
             norms = np.sqrt((weight**2).sum(axis=1))
             total = norms.sum()
             gauge = float(np.sqrt((weight.sum(axis=0) ** 2).sum()) / total) if total else 0.0
@@ -51,7 +51,7 @@ class Head:
 
     @classmethod
     def of_logits(cls, num_classes: int, *, binary: bool = False) -> Head:
-        """A head of which only the logits are known; logit-adjust reads no more of it."""
+        """A head of which only the logits are known, which is enough for logit-adjust."""
         return cls(np.ones(num_classes), np.zeros(num_classes), binary=binary)
 
     @property
@@ -71,7 +71,7 @@ class RowUpdate:
     """One change of every row: w_i <- scale_i w_i and b_i <- bias_scale_i b_i + shift_i.
 
     The same vectors adjust logits that were computed before: z <- s (z - b) + k b + t. So weights
-    and cached logits are adjusted alike, and one pass over the data serves every adjustment.
+    and cached logits change alike, and one pass over the data is enough for every adjustment.
     """
 
     scale: Float64
@@ -88,7 +88,7 @@ class RowUpdate:
         return cls(ones, ones, np.zeros(num_classes))
 
     def then(self, other: RowUpdate) -> RowUpdate:
-        """This update, and the other one after it; entries that overflow are not finite."""
+        """This update followed by another; entries that overflow are not finite."""
         with np.errstate(over="ignore", invalid="ignore"):
             return RowUpdate(
                 self.scale * other.scale,
@@ -97,7 +97,7 @@ class RowUpdate:
             )
 
     def over(self, temperature: float) -> RowUpdate:
-        """This update, and all logits divided by T after it."""
+        """This update, after which all logits are divided by T."""
         cooler = np.full_like(self.scale, 1 / temperature)
         return self.then(RowUpdate(cooler, cooler, np.zeros_like(cooler)))
 
@@ -113,16 +113,16 @@ class RowUpdate:
         return self.scale * (logits - bias) + self.on_bias(bias)
 
 
-#: What is assumed of a single row, and what confirms it.
+#: The warning about a head with a single row.
 ASSUMED = (
-    "binary head: its one row is taken for the logit of class 1 of two classes (a sigmoid); the "
-    "file cannot tell it from a regression, and counts of two classes confirm it: "
+    "binary head: its one row is taken as the logit of class 1 of two classes (a sigmoid). A "
+    "regression looks the same in the file; counts of two classes confirm a classifier: "
     "--counts [NEGATIVES, POSITIVES]"
 )
 
 
 def two_rows(head: Head) -> Head:
-    """The head of two rows, the first all zeros, that a head of one row stands for.
+    """The equivalent head of two rows, of which the first is all zeros.
 
     Example:
         >>> found = two_rows(Head.of(np.array([[3.0, 4.0]]), np.array([0.5])))
@@ -146,7 +146,7 @@ def two_columns(logits: NDArray[Any]) -> NDArray[Any]:
 
 
 def one_row(update: RowUpdate) -> RowUpdate:
-    """What an update of the two rows does to the one that is stored; its shift of row 0 is 0."""
+    """The part of an update of two rows for the stored one; the shift of row 0 is always 0."""
     return RowUpdate(update.scale[1:], update.bias_scale[1:], update.shift[1:])
 
 
@@ -155,15 +155,15 @@ def log_ratio(effective: Float64) -> Float64:
     return np.array([0.0, np.log(effective[0] / effective[1])])
 
 
-#: What is left to do for a binary head that has no bias.
-NO_BIAS = "decide for class 1 where z > -tau * log(n_neg / n_pos), in your own code"
+#: The fix for a binary head without a bias.
+NO_BIAS = "predict class 1 if z > -tau * log(n_neg / n_pos), in your own code"
 
 
 def refuse_rescaling(method: str, line: str) -> NoReturn:
     """Refuse a method that scales the row of a binary head.
 
     Args:
-        method: what was asked for.
+        method: the method that was asked for.
         line: what to type instead.
 
     Raises:
@@ -178,13 +178,13 @@ def refuse_rescaling(method: str, line: str) -> NoReturn:
 
 
 def adjusting_line(command: str = "", model: object = "", counts: str = "", *data: object) -> str:
-    """What to type to move the threshold of a binary head instead: a whole line, or two options.
+    """What to type instead, to move the threshold of a binary head: a command, or two options.
 
     Args:
         command: `apply` or `sweep-gamma`; empty for the options alone.
         model: the path of the checkpoint.
-        counts: as they were typed.
-        data: `--data` or `--logits`, and what it is given.
+        counts: the counts, as typed.
+        data: `--data` or `--logits`, and its value.
     """
     start = ["rescale-cli", command, model, "--counts", counts, *data] if command else []
     strength = [] if command == "sweep-gamma" else ["--tau", "1"]

@@ -1,4 +1,4 @@
-"""One join of classes and rows, and the errors for what cannot be joined."""
+"""A join of classes and rows, and the errors for classes that cannot be joined."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SELECT = (
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """One join."""
+    """The classes of a source and the rows of a head, to be joined."""
 
     classes: Classes
     used: list[int]
@@ -44,7 +44,7 @@ class Join:
     counts: bool
 
     def by_name(self) -> tuple[int, ...] | None:
-        """The row of each class by its name; None where one that occurs is not named so."""
+        """The row of each class by its name; None if a class that occurs has no such row."""
         if self.names is None:
             return None
         row = {nfc(name): i for i, name in enumerate(self.names)}
@@ -56,7 +56,7 @@ class Join:
         return None if any(rows[i] < 0 for i in self.used) else rows
 
     def speaks_of_names(self) -> bool:
-        """Whether the classes have names that are not numbers, or a few that the head has."""
+        """Whether the classes have names that are not numbers, or any name of the head."""
         known = {nfc(name) for name in self.names or ()}
         if any(nfc(self.classes.names[i]) in known for i in self.used):
             return True
@@ -64,22 +64,22 @@ class Join:
 
 
 class OutOfRange(BadInput):
-    """A label that is no row; `place` is its class."""
+    """A label that is not a row; `place` is its class."""
 
     place = 0
 
 
 def out_of_range(case: Join, indices: Sequence[int], outside: list[int]) -> OutOfRange:
-    """The error for indices that are no row, and what they may be counted from."""
+    """The error for indices that are not rows; it says whether they seem to start at 1."""
     c, names, texts = case.head.size, case.names, case.classes.names
     saw = f"{len(outside)} labels are outside, the largest is {max(indices[i] for i in outside)}"
-    fix = "name the data that this model was made for, or the model that was made for this data"
+    fix = "use data that this model was trained for, or a model that was trained for this data"
     if names is not None and all(
         0 < indices[i] <= c and nfc(names[indices[i] - 1]) == nfc(texts[i]) for i in case.used
     ):
         fix = "the labels are 1 too large, as their names show: --label-order name"
     elif min(indices[i] for i in case.used) == 1 and max(indices[i] for i in case.used) == c:
-        saw += "; they may be counted from 1, or the head may be another's"
+        saw += "; they may be counted from 1, or belong to another head"
         fix = "give the labels in the order of the head's rows: --label-order FILE"
     what = (f"{case.source} has label {texts[outside[0]]}, but the head has the rows 0 to "
             f"{c - 1}")  # fmt: skip
@@ -89,11 +89,11 @@ def out_of_range(case: Join, indices: Sequence[int], outside: list[int]) -> OutO
 
 
 def no_name(case: Join, *, only: bool = False) -> BadInput | UnknownClassOrder:
-    """The error for classes that the head does not have, or has only by number."""
+    """The error for classes that are not in the head, or only by number."""
     classes, names = case.classes, case.names or ()
     row = {nfc(name): i for i, name in enumerate(names)}
     strange = [classes.names[i] for i in case.used if nfc(classes.names[i]) not in row]
-    saw = f"in the data {few(strange)}; in the head {few(names) or 'no names'}"
+    saw = f"in the data: {few(strange)}; in the head: {few(names) or 'no names'}"
     fix = "give the data's names in the order of the head's rows: --classes FILE"
     if close := _close(strange[:1], names):
         fix = f"is {clip(strange[0], 80)!r} the head's {clip(close, 80)!r}? then {fix}"
@@ -117,7 +117,7 @@ def no_name(case: Join, *, only: bool = False) -> BadInput | UnknownClassOrder:
 
 
 def _no_count(case: Join, strange: list[str]) -> BadCounts:
-    """The error for counts of other classes than the head's: which, and what was probably meant."""
+    """The error for counts of other classes than those of the head, with a likely correction."""
     names, counted = case.names or (), {nfc(name) for name in case.classes.names}
     missing = [name for name in names if nfc(name) not in counted]
     if len(case.classes.names) != len(names) and len(missing) == len(names):
@@ -130,11 +130,13 @@ def _no_count(case: Join, strange: list[str]) -> BadCounts:
         if close := _close([wanted], strange):
             fix = f"{case.source} has {clip(close, 80)!r}: is that {clip(wanted, 80)!r}? "
             fix += "Then rename it there."
-    return BadCounts(what, saw=f"{case.source} counts {few(strange)}, not in the head", fix=fix)
+    return BadCounts(
+        what, saw=f"{case.source} counts {few(strange)}, which the head does not have", fix=fix
+    )
 
 
 def unknown_order(case: Join, maps: dict[str, tuple[int, ...]]) -> UnknownClassOrder:
-    """The error for names without a proven order: with both readings, where there are two."""
+    """The error for names whose order is unknown; it shows both readings if there are two."""
     what = f"{case.source} names its classes, and nothing says which row of the head each name is"
     names, c, order = case.classes.names, case.head.size, case.classes.order
     if case.counts and order in FOLDER_ORDERS:
@@ -165,7 +167,7 @@ def unknown_order(case: Join, maps: dict[str, tuple[int, ...]]) -> UnknownClassO
 def wrong_length(
     source: str, entries: int, head: HeadRows, error: BadInput | None = None
 ) -> BadCounts:
-    """The error for counts that are not one for each row; `error` says more about their labels."""
+    """The error for counts that are not one per row; `error` says more about their labels."""
     saw = f"{entries} entries in {source}"
     saw += f"; {error.saw}" if error is not None else ""
     return BadCounts(
@@ -198,5 +200,5 @@ def _close(strange: Sequence[str], names: Sequence[str]) -> str:
 
 
 def pairs(names: Sequence[str], indices: Sequence[int]) -> str:
-    """The name beside each number, for a message."""
+    """Each number with its name, for a message."""
     return few([f"{i} = {clip(name, 40)}" for name, i in zip(names, indices, strict=True)])

@@ -1,4 +1,4 @@
-"""The post-hoc methods, and one decision of a user about them."""
+"""The post-hoc methods, and the user's choice of one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rescale_cli.registry import Registry
 
 Method = Callable[[Head, ClassCounts, float], RowUpdate]
 
-#: Facts of each: `knob` (the name of its strength), `reference`, `needs_bias`.
+#: Facts about each: `knob` (the name of its strength), `reference`, `needs_bias`.
 METHODS: Registry[Method] = Registry("method")
 method = METHODS.register
 
@@ -102,18 +102,18 @@ def logit_adjust(head: Head, counts: ClassCounts, tau: float) -> RowUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """One decision of a user: which method, how strong, and what becomes of the bias.
+    """The choice of a user: the method, its strength, and what happens to the bias.
 
     Raises:
-        UsageError: options that do not go together, or a strength outside 0 to 4.
+        UsageError: the options do not go together, or the strength is not from 0 to 4.
     """
 
     method: str = "rescale"
     strength: float = 0.0
     normalize: bool = False
-    """Rows to equal length first, times their mean norm, so that confidences keep their scale."""
+    """Scale all rows to their mean norm first, so that confidences keep their scale."""
     bias: str = ""
-    """keep, scale or drop; left out it is keep, and drop with normalize."""
+    """keep, scale or drop; empty: drop with normalize, else keep."""
     max_factor: float | None = None
     temperature: float = 1.0
 
@@ -147,20 +147,20 @@ class Adjustment:
 
     @property
     def needs_counts(self) -> bool:
-        """Whether it is more than a temperature, which every row has in common."""
+        """Whether it does more than divide all rows by a temperature."""
         return self != Adjustment(temperature=self.temperature)
 
     @property
     def bias_policy(self) -> str:
-        """The policy in force: a bias learnt beside long rows is out of scale beside short ones."""
+        """The policy in effect: a bias learnt with long rows does not fit normalized ones."""
         return self.bias or ("drop" if self.normalize else "keep")
 
     def update(self, head: Head, counts: ClassCounts) -> RowUpdate:
-        """What this decision does to the rows of that head.
+        """The update of the rows of a head.
 
         Raises:
-            BadHead: a row of length 0 where lengths are divided by; no bias where one is needed;
-                a binary head, whose row no factor changes.
+            BadHead: a row of length 0 would be normalized; a bias is needed and there is none; or
+                a factor is asked for the row of a binary head, which changes no decision.
             UsageError: one of the two classes of a binary head is left out.
         """
         if head.binary and self.needs_counts:
@@ -205,12 +205,12 @@ class Adjustment:
 def _positive_norms(
     head: Head, counts: ClassCounts
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The norms (C,), with 1 in place of skipped rows, which nothing is divided by."""
+    """The norms (C,), with 1 for skipped rows, whose norms are not used."""
     empty = np.flatnonzero((head.norms == 0) & counts.kept)
     if len(empty):
         raise BadHead(
             f"row {empty[0]} of the head is all zeros, so it has no direction to normalise",
             saw=f"{len(empty)} such rows of {head.num_classes}",
-            fix=f"leave it out: --exclude-class {empty[0]}, or do without --normalize and tau-norm",
+            fix=f"leave it out: --exclude-class {empty[0]}; or avoid --normalize and tau-norm",
         )
     return np.where(counts.kept, head.norms, 1.0)

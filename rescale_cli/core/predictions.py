@@ -1,4 +1,4 @@
-"""A data set of images, what a model said of it, and where that comes from."""
+"""Images, a classifier of them, its predictions, and where those come from."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rescale_cli.core.classes import Classes
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What logits and sweeps carry with them, so that they are not taken for another model's."""
+    """What logits and sweeps record, so that they are not used with another model."""
 
     head_sha256: str | None = None
-    """SHA-256 of the bytes of the head, see `record.head_digest`; None: not known."""
+    """SHA-256 of the bytes of the head, see `find_records.head_sha256`; None: unknown."""
     preprocessing: Mapping[str, Any] | None = None
-    """How images were prepared, as a run's config.json says it, and its `source`; None: not known,
+    """How images were prepared, as in the config.json of a run, and its `source`; None: unknown,
     or not done by this tool."""
     data: Mapping[str, Any] | None = None
     """`source`, `split` and `samples` of the data."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Library -> version, of those that had a part in it."""
+    """Library -> version, of the libraries that were used."""
 
     def as_json(self) -> dict[str, Any]:
-        """The same as plain values; `of` reads them again."""
+        """The same as plain JSON values; `of` reads them back."""
         return {
             "head_sha256": self.head_sha256,
             "preprocessing": None if self.preprocessing is None else dict(self.preprocessing),
@@ -37,7 +37,7 @@ class Provenance:
 
     @classmethod
     def of(cls, said: object) -> Provenance:
-        """What JSON from outside says; what is not of its type counts as not said.
+        """The provenance in JSON from outside; values of a wrong type count as missing.
 
         Example:
             >>> Provenance.of({"head_sha256": 5, "versions": {"torch": "2.9"}}).versions
@@ -63,24 +63,24 @@ class Images:
     """N labelled images. It can be sent to a worker process."""
 
     read: Callable[[int], Image]
-    """The image of that index, decoded; BadImage where it cannot be."""
+    """The decoded image of that index; raises BadImage if it cannot be decoded."""
     labels: Labels | None
-    """(N,), the class of each image, as a place in `classes`; None where the source has none."""
+    """(N,), the class of each image, as an index into `classes`; None without labels."""
     classes: Classes | None
-    """(K,): what is known of each class; not None where there are labels."""
+    """(K,): what is known about each class; not None if there are labels."""
     names: Sequence[str]
     """(N,): the file or key of each image."""
     source: str
     """What it is, for messages and records."""
     array: NDArray[Any] | None = None
-    """(N, H, W) or (N, H, W, channels), uint8: small sets lie in memory as one array."""
+    """(N, H, W) or (N, H, W, channels), uint8: small data sets are one array in memory."""
     split: str | None = None
-    """Which split of the data it is: train, val, test, or as the data name it; None: not known."""
+    """The split: train, val, test, or as the data name it; None: unknown."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """How many entries are no samples, by reason: ".txt files", "hidden folders"."""
+    """The number of entries that are not samples, by reason: ".txt files", "hidden folders"."""
 
     def only(self, rows: NDArray[np.int64], split: str | None) -> Images:
-        """Those of some rows, (n,), as the split of that name."""
+        """The images of some rows, (n,), as a split of that name."""
         return replace(
             self,
             read=_Rows(self.read, rows),
@@ -97,7 +97,7 @@ class Images:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Reads image i of some rows of a set."""
+    """Reads image i of a selection of rows."""
 
     read: Callable[[int], Image]
     rows: NDArray[np.int64]
@@ -109,16 +109,16 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class DataRead:
-    """What was found where the samples were looked for: `data` of the JSON."""
+    """What was found in the data: `data` in the JSON."""
 
     source: str
     """What it is, for messages."""
     split: str | None
-    """Which split of it; None: not known."""
+    """The split of it; None: unknown."""
     entries: int
     """Samples and skipped entries."""
     skipped: Mapping[str, int]
-    """How many entries are no samples, by reason."""
+    """The number of entries that are not samples, by reason."""
 
     @classmethod
     def of(
@@ -129,7 +129,7 @@ class DataRead:
         bad: int = 0,
         split: str | None = None,
     ) -> DataRead:
-        """With `bad` of the samples left out by `--skip-bad`."""
+        """The same, with `bad` of the samples left out by `--skip-bad`."""
         left_out = {"missing or unreadable images": bad} if bad else {}
         return cls(source, split, samples + sum(skipped.values()), {**skipped, **left_out})
 
@@ -151,24 +151,24 @@ class DataRead:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """From an image to a model's input: resize, crop, scale to 0..1, less mean, over std."""
+    """From an image to an input: resize, crop, scale to 0..1, subtract mean, divide by std."""
 
     size: tuple[int, int]
     """Height and width of the model's input, pixels."""
     mean: tuple[float, ...]
-    """Of values in 0..1, one a channel: 1 or 3."""
+    """Mean of values in 0..1, one per channel: 1 or 3."""
     std: tuple[float, ...]
-    """Of values in 0..1, one a channel."""
+    """Standard deviation of values in 0..1, one per channel."""
     resize: int | tuple[int, int] | None = None
-    """The shorter side (int) or both sides before the crop; None: resize to `size` outright."""
+    """The shorter side (int) or both sides before the crop; None: resize to `size` directly."""
     interpolation: str = "bilinear"
-    """As Pillow names it: nearest, bilinear, bicubic, lanczos, box or hamming."""
+    """Pillow's name of it: nearest, bilinear, bicubic, lanczos, box or hamming."""
     keep_ratio: bool = False
-    """Whether a pair in `resize` is covered, the image keeping its aspect ratio, as timm does."""
+    """Whether the image keeps its aspect ratio and covers a pair in `resize`, as in timm."""
     flip_channels: bool = False
-    """Whether the network takes blue, green, red."""
+    """Whether the network expects the channels blue, green, red."""
     crop_rounds_down: bool = False
-    """Where the middle lies between two pixels: the first of them; else the even one."""
+    """If the middle is between two pixels: whether to take the first, else the even one."""
     source: str = "given"
     """Where it was read, for messages."""
 
@@ -198,7 +198,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model that was built and loaded: images in, logits out."""
+    """A model that was built and loaded: it takes images and gives logits."""
 
     module: Any
     """torch.nn.Module in evaluation mode on the CPU: (n, channels, H, W) float32 to (n, C)."""
@@ -207,17 +207,17 @@ class Classifier:
     arch: str
     """As `--arch` names it: torchvision:resnet50, hf, torchscript."""
     why: str
-    """How the architecture was known, in words."""
+    """How the architecture was determined, in words."""
     classes: tuple[str, ...] | None = None
-    """Names in row order, where the checkpoint has them."""
+    """Names in row order, if the checkpoint has them."""
     preprocessing: Preprocessing | None = None
-    """What its own files say of its input."""
+    """The preprocessing that its own files specify."""
     tool: str = ""
-    """What trained the checkpoint, where it says so: timm, torchvision or rescale."""
+    """The tool that trained the checkpoint, if it says so: timm, torchvision or rescale."""
     usual: Preprocessing | None = None
-    """What the library uses for its own weights of this network: a suggestion, never a default."""
+    """The preprocessing of the library's own weights of this network: only a suggestion."""
     input_size: tuple[int, int] | None = None
-    """Height and width that its program takes, where it takes no other."""
+    """Height and width, if its program accepts no others."""
 
 
 Labels = NDArray[np.int64]
@@ -228,40 +228,40 @@ class Predictions:
     """Logits and labels of N samples."""
 
     logits: NDArray[Any]
-    """(N, C), float32 or float64, never NaN; a file mapped into memory where it is large."""
+    """(N, C), float32 or float64, never NaN; memory-mapped if large."""
     labels: Labels | None
-    """(N,), 0 to C - 1; None where nobody knows them."""
+    """(N,), 0 to C - 1; None if they are unknown."""
     source: str
     """What they are, for messages and records."""
     names: Sequence[str] | None = None
-    """(N,): the file or key of each sample, where it has one."""
+    """(N,): the file or key of each sample, if it has one."""
     images_per_second: float | None = None
-    """How fast the model was, where one was run."""
+    """The speed of the model, if one was run."""
     skipped: tuple[str, ...] = ()
     """Samples that could not be read, left out by `--skip-bad`."""
     binary: bool = False
-    """Whether the model has one logit: it is column 1, and column 0 is all zeros."""
+    """Whether the model has one logit; it is in column 1, and column 0 is all zeros."""
     split: str | None = None
-    """Which split of the data they are of; None: not known."""
+    """The split of the data; None: unknown."""
     alignment: Mapping[str, Any] | None = None
     """How the labels were joined with the rows; see `Alignment.as_json`."""
     no_samples: Mapping[str, int] = field(default_factory=dict)
-    """How many entries of the data are no samples, by reason."""
+    """The number of entries of the data that are not samples, by reason."""
     provenance: Provenance = Provenance()
-    """Whose they are, and how they were made; nothing is known of logits made elsewhere."""
+    """The model and how they were computed; empty for logits from elsewhere."""
     features: NDArray[np.float32] | None = None
-    """(N, D), the inputs of the head, where they were asked for; mapped where they are large."""
+    """(N, D), the inputs of the head, if they were asked for; memory-mapped if large."""
 
     @property
     def data(self) -> dict[str, Any]:
-        """What they are of, for JSON."""
+        """The data, for JSON."""
         bad = len(self.skipped)
         samples = len(self.logits) + bad
         return DataRead.of(self.source, samples, self.no_samples, bad, self.split).as_json()
 
     @property
     def data_line(self) -> str:
-        """The same for a person, with the number of samples."""
+        """The data in one line, with the number of samples."""
         return data_line(self.source, self.split, len(self.logits))
 
     @property
@@ -271,12 +271,12 @@ class Predictions:
 
     @property
     def columns(self) -> NDArray[Any]:
-        """The logits that the model gave: (N, 1) of a binary head, else (N, C)."""
+        """The logits of the model itself: (N, 1) for a binary head, else (N, C)."""
         return self.logits[:, 1:] if self.binary else self.logits
 
 
 def data_line(source: str, split: str | None, samples: int) -> str:
-    """What samples are of, in one line.
+    """The data of the samples, in one line.
 
     Example:
         >>> data_line("folder val/", "val", 1200)

@@ -1,4 +1,4 @@
-"""The records of a checkpoint, and which model a result belongs to, by any file name."""
+"""Find the records of a checkpoint, and the model of a result, by the hash of the head."""
 
 from __future__ import annotations
 
@@ -30,26 +30,25 @@ from rescale_cli.patching.record import (
     states,
 )
 
-#: Records under other names in a folder of which so many are looked at.
+#: The most records under other names that are read in a folder.
 _MOST_STRAYS = 256
 
 
 def find_records(
     checkpoint: Checkpoint, given: Path | None = None
 ) -> tuple[list[Record], list[str]]:
-    """The records of a checkpoint's files, at most one for each file, and what is odd about them.
+    """The records of the files of a checkpoint, at most one per file, and warnings about them.
 
-    A record beside a file counts only if the head is, bit for bit, the one that it describes. A
-    file without such a record may have been renamed: then the records of other files in its folder
-    are compared with its head.
+    A record beside a file counts only if it describes the head bit for bit. A file without such a
+    record may have been renamed, so its head is compared with the other records in its folder.
 
     Args:
         checkpoint: opened.
-        given: a record that lies elsewhere.
+        given: a record that is elsewhere.
 
     Raises:
-        NotProven: a damaged record, or a given one that describes another head.
-        UsageError: a record is given for a file that carries its own.
+        NotProven: a record is damaged, or the given one describes another head.
+        UsageError: a record is given for a file that contains its own.
     """
     found, odd = [], []
     for file in checkpoint.contents.files:
@@ -57,7 +56,9 @@ def find_records(
         if own is not None:
             if given is not None:
                 saw = f"--record {given}"
-                raise UsageError(f"{file.name} carries its record", saw=saw, fix="omit --record")
+                raise UsageError(
+                    f"{file.name} contains its record", saw=saw, fix="leave out --record"
+                )
             fields = _parsed(own.encode("utf-8", "surrogatepass"), file.name)
             found.append(Record(file, fields))
             if _Head(file, checkpoint).described_by(fields) is None:
@@ -76,7 +77,7 @@ def find_records(
 
 
 def _outside(file: Path, checkpoint: Checkpoint, given: Path | None) -> tuple[Record | None, str]:
-    """The record of a file that does not carry one, and what is odd about it."""
+    """The record of a file that does not contain one, and a warning about it."""
     sidecar, note, head = sidecar_of(file), "", _Head(file, checkpoint)
     if given is not None:
         fields = head.described_by(_parsed(_read(given), given.name))
@@ -88,15 +89,15 @@ def _outside(file: Path, checkpoint: Checkpoint, given: Path | None) -> tuple[Re
         note = f"{sidecar.name} describes another head than that of {file.name}"
     for stray, fields in _strays(head):
         return Record(file, fields, stray, stray=True), note or (
-            f"{file.name} has the head that {stray.name} describes, so that is its record"
+            f"{stray.name} describes the head of {file.name}, so it is taken as its record"
         )
     return None, note
 
 
 def _strays(head: _Head) -> Iterator[tuple[Path, Fields]]:
-    """Records under other names in the folder of a file that describe its head.
+    """Records under other names, in the folder of a file, that describe its head.
 
-    A record that changed nothing describes the head of the original, too, and does not count.
+    A record that changed nothing also describes the head of the original, and does not count.
     """
     own = sidecar_of(head.file)
     for stray in islice(sorted(own.parent.glob("*.rescale.json")), _MOST_STRAYS):
@@ -106,7 +107,7 @@ def _strays(head: _Head) -> Iterator[tuple[Path, Fields]]:
             fields = head.described_by(_parsed(_read(stray), stray.name))
             if fields is not None and head.is_changed_by(fields):
                 yield stray, fields
-        except (RescaleError, OSError):  # it belongs to another file, and is not asked for
+        except (RescaleError, OSError):  # it belongs to another file, and nobody asked for it
             continue
 
 
@@ -129,7 +130,7 @@ def _parsed(data: bytes, name: str) -> Fields:
 
 
 class _Head:
-    """The tensors of one file, against which records are held; each hash is taken once."""
+    """The tensors of one file, to compare records with; each hash is computed once."""
 
     def __init__(self, file: Path, checkpoint: Checkpoint) -> None:
         self.file, self._checkpoint = file, checkpoint
@@ -137,7 +138,7 @@ class _Head:
         self._hashes: dict[tuple[str, ...], str] = {}
 
     def described_by(self, fields: Fields) -> Fields | None:
-        """The state in a record, the last or an earlier one, whose head is, bit for bit, this."""
+        """The state in a record, the last or an earlier one, whose head equals this one."""
         for record in (fields, *replaced(fields)):
             for state in islice(states(record), KEPT + 1):
                 if self._is_of(state):
@@ -165,11 +166,11 @@ class _Head:
 def head_sha256(checkpoint: Checkpoint, keys: HeadKeys) -> str | None:
     """The SHA-256 of a head: the bytes of its weight, then those of its bias.
 
-    The name and the format of the file, and all other tensors, have no part in it. Of a weight
-    norm, the direction stands between the two.
+    It does not depend on the name and the format of the file or on other tensors. With weight
+    norm, the direction goes between the two.
 
     Returns:
-        None for a head of a kind that is never re-scaled, such as one of 8 bits.
+        None for a head that is never re-scaled, such as one of 8 bits.
     """
     names = [name for name in (keys.weight, keys.direction, keys.bias) if name is not None]
     tensors = [checkpoint.tensor(name) for name in names]
@@ -184,13 +185,13 @@ def identity_of(
     num_classes: int | None = None,
     accept: frozenset[str] = frozenset(),
 ) -> str | None:
-    """The same where the head is not found yet; None where it is in doubt.
+    """The SHA-256 of the head of a model; None if the head cannot be determined.
 
     Args:
         model: a checkpoint file or folder, or one that is open.
-        heads: what the user says of the heads.
-        num_classes: C, where it is known.
-        accept: full names of pickle globals that are let pass, still without being run.
+        heads: the user's choice of heads.
+        num_classes: C, if it is known.
+        accept: full names of pickle globals to accept; they are never run.
     """
     try:
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, accept)
@@ -220,11 +221,11 @@ def refuse_other_head(
 
     Args:
         model: the checkpoint.
-        own: SHA-256 of its head; None: not known, so nothing is compared.
-        wanted: SHA-256 of the head that the result belongs to; None: not known.
-        what: the result, for the error: `the logits in val.npz`.
+        own: SHA-256 of its head; None: unknown, so nothing is compared.
+        wanted: SHA-256 of the head that the result belongs to; None: unknown.
+        what: the result, for the error, such as `the logits in val.npz`.
         fix: what to type instead.
-        accept: full names of pickle globals that are let pass, still without being run.
+        accept: full names of pickle globals to accept; they are never run.
 
     Raises:
         OtherModel: the two differ.
@@ -250,18 +251,18 @@ class ChosenFor:
     """The model that a sweep chose a strength for."""
 
     sweep: str
-    """The file of the sweep, as it was typed."""
+    """The file of the sweep, as typed."""
     head_sha256: str | None
-    """Of the head; None: the sweep read logits that do not say whose they are."""
+    """SHA-256 of the head; None if the sweep read logits without one."""
     gamma: float
     counts: tuple[int, ...] | None = None
-    """Of the rows, as the strength was chosen with them; None: the sweep does not say."""
+    """The counts of the rows that the sweep used; None if it does not say."""
 
     def refuse_other_counts(self, counts: ClassCounts) -> None:
-        """Stop where the strength was chosen with other counts than these, of the rows.
+        """Stop if the strength was chosen with other counts of the rows.
 
         Raises:
-            OtherCounts: with them the same strength means other factors.
+            OtherCounts: with these counts the same strength means other factors.
         """
         found = tuple(counts.values.tolist())
         if self.counts is None or self.counts == found:
@@ -284,9 +285,9 @@ class ChosenFor:
         num_classes: int | None,
         accept: frozenset[str] = frozenset(),
     ) -> None:
-        """The same for a checkpoint whose head is not found yet.
+        """The same as `refuse_other`, for a checkpoint whose head is still to be found.
 
-        One whose head is in doubt is left to whoever looks for it next.
+        If the head cannot be determined, nothing is refused here.
 
         Raises:
             OtherModel: the strength was chosen for another head.
@@ -296,10 +297,10 @@ class ChosenFor:
     def refuse_other(
         self, model: Path, own: str | None, accept: frozenset[str] = frozenset()
     ) -> None:
-        """Stop where the strength was chosen for another head than that of the model.
+        """Stop if the strength was chosen for another head than that of the model.
 
         Raises:
-            OtherModel: no strength is right for all models.
+            OtherModel: each model has its own best strength.
         """
         refuse_other_head(
             model,

@@ -1,4 +1,4 @@
-"""Re-scaling a live torch module, in place."""
+"""Re-scale a live torch module in place."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def rescale_(
 
     Args:
         module: the head itself (Linear, or a convolution with a 1x1 kernel), or a classifier in
-            which it is found.
+            which the head is found.
         counts: training samples of each class, (C,) or by name.
         gamma: the strength, 0 to 4.
         method: rescale, tau-norm or logit-adjust.
-        normalize: rows to equal length first.
+        normalize: scale all rows to equal length first.
         bias: keep, scale or drop.
-        head: the name of the head in `module`, where it cannot be told.
+        head: the name of the head in `module`, if it cannot be found.
         classes: class names in head order, for counts that carry names.
         temperature: T > 0; weight and bias are divided by it.
 
@@ -56,10 +56,10 @@ def rescale_(
         The same module.
 
     Raises:
-        NoClassifier, AmbiguousHead: no head, or several.
+        NoClassifier, AmbiguousHead: there is no head, or there are several.
         NoEffect: a cosine classifier, which normalises its rows whenever it runs.
-        BadHead: NaN in it, or a result that its dtype cannot hold.
-        BadCounts, UnknownClassOrder: the counts are not those of its rows.
+        BadHead: the head contains NaN, or its dtype cannot hold the result.
+        BadCounts, UnknownClassOrder: the counts do not fit its rows.
     """
     import torch
 
@@ -88,7 +88,7 @@ def rescale_(
 def _rounded(values: Float64, like: torch.Tensor) -> torch.Tensor:
     """The values in the dtype of a parameter, rounded once, on the CPU.
 
-    torch itself rounds float64 to the 16-bit dtypes by way of float32, that is, twice.
+    torch itself rounds float64 to the 16-bit dtypes through float32, that is, twice.
     """
     import torch
 
@@ -105,12 +105,12 @@ def _rounded(values: Float64, like: torch.Tensor) -> torch.Tensor:
 def _pairs(
     module: torch.nn.Module, num_classes: int, head: str | None
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Weight and bias of each head: the module itself if it is a layer, else those found in it."""
+    """Weight and bias of each head: of the module itself if it is a layer, else of those in it."""
     own = dict(module.named_parameters(recurse=False))
     if "weight" in own and set(own) <= {"weight", "bias"} and own["weight"].dim() > 1:
         if any(size != 1 for size in own["weight"].shape[2:]):
             raise NoClassifier(
-                "a convolution with a kernel larger than 1 is no classifier head",
+                "a convolution with a kernel larger than 1 x 1 is not a classifier head",
                 saw=f"weight {tuple(own['weight'].shape)}",
                 fix="pass the final linear layer, or the whole model",
             )
@@ -144,7 +144,7 @@ def _find(
     for keys in found.heads:
         if keys.layout not in ("linear", "conv1x1", "weight_norm"):
             raise NoClassifier(
-                f"{keys.weight} is stored as {keys.layout}, which is not scaled in place",
+                f"{keys.weight} is stored as {keys.layout}, which cannot be scaled in place",
                 fix="pass the head itself, or re-scale the checkpoint: rescale-cli apply",
             )
     return [(state[k.weight], state[k.bias] if k.bias else None) for k in found.heads]

@@ -1,4 +1,4 @@
-"""Apply a plan: every file written aside, proven, and renamed with its record."""
+"""Apply a plan: write every file under a temporary name, prove it, and rename it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from rescale_cli.patching.record_writer import RecordWriter, records_beside
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the patched checkpoint goes, and how."""
+    """Where to write the patched checkpoint, and how."""
 
     output: Path
     replace: bool = False
-    """Whether something of that name may be replaced."""
+    """Whether an existing output may be replaced."""
     in_place: bool = False
     undo: bool = True
     """Whether to keep what `revert` needs."""
     command: str = ""
-    """The command line, to be kept in the record; empty to leave it out."""
+    """The command line to keep in the record; empty: none."""
     inputs: Sequence[Path] = ()
     """Other files that were read, which the output may not replace."""
 
@@ -48,16 +48,16 @@ class Patched:
 
     output: Path
     files: Mapping[Path, Written]
-    """Patched file, at its final place -> its hashes; the one with the first head first."""
+    """Final path of each patched file -> its hashes; the file with the first head comes first."""
     bytes_changed: int
     """Bytes of the head that differ from the source's."""
     record: Mapping[str, Any]
-    """Of the first patched file."""
+    """The record of the first patched file."""
     others: Mapping[Path, str | None] = field(default_factory=dict)
-    """Every other file that was written -> its SHA-256, or None if it is a copy of a side file."""
+    """Every other file that was written -> its SHA-256; None for a copy of a side file."""
     left_behind: tuple[Path, ...] = ()
-    """Training state of the source that a patched folder does not get, as paths below the source;
-    none in place, where all of it stays."""
+    """Training state that was not copied into a patched folder, as paths below the source; empty
+    with `in_place`, where it all stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,14 @@ def default_output(path: Path) -> Path:
 
 
 def apply_plan(plan: Plan, target: Target) -> Patched:
-    """Write the patched checkpoint: whole and proven, or not at all.
+    """Write the patched checkpoint, complete and proven, or write nothing.
 
     Raises:
         OutputExists: the output exists and may not be replaced, or it is an input.
         BadHead: a factor too large for the head's dtype.
         BadCheckpoint: a checksum of the source is wrong.
-        NotProven: what was written is not what was meant.
-        EnvironmentProblem: no space, no permission, a failing disk.
+        NotProven: the bytes read back are not those that should have been written.
+        EnvironmentProblem: no space, no permission, or a failing disk.
     """
     path, output = plan.checkpoint.path, target.output
     copied: list[Path] = []
@@ -120,7 +120,7 @@ class _Part:
     writer: RecordWriter
 
     def beside(self) -> Iterator[tuple[Path, str]]:
-        """The files that belong to it, with their SHA-256."""
+        """The files beside it that belong to it, with their SHA-256."""
         if not self.writer.inside:
             text = self.writer.sidecar(self.written.source_digest)
             yield sidecar_of(self.final), hashlib.sha256(text).hexdigest()
@@ -137,10 +137,10 @@ def _patched(output: Path, parts: list[_Part], others: Mapping[Path, str | None]
 
 
 def _stage(plan: Plan, source: Path, final: Path, staging: Staging, target: Target) -> _Part:
-    """Write one file and those beside it aside; the file itself is the last to get its name.
+    """Write one file and those beside it under temporary names; the file is renamed last.
 
-    Where it replaces another with a record beside it, the new record comes in two steps: first one
-    that speaks for both files, as a run may be killed before the file has its name; then its own.
+    If it replaces a file that has a record beside it, the new record comes in two steps: first one
+    that describes both files, because the run may be killed before the rename; then its own.
     """
     undo, sidecar = undo_file_of(final), sidecar_of(final)
     writer = RecordWriter.of(plan, source, target.undo, target.command)
@@ -159,7 +159,7 @@ def _stage(plan: Plan, source: Path, final: Path, staging: Staging, target: Targ
 
 
 def _write(plan: Plan, source: Path, aside: Path, final: Path, target: Target) -> _Part:
-    """Write one file and those beside it into a folder that is still aside."""
+    """Write one file and those beside it into a folder that still has a temporary name."""
     writer = RecordWriter.of(plan, source, target.undo, target.command)
     written = _write_main(plan, source, aside, writer)
     if writer.undo_beside is not None:
@@ -176,7 +176,7 @@ def _write_main(plan: Plan, source: Path, aside: Path, writer: RecordWriter) -> 
     promised = sha256_in_cache(source)
     if promised not in (None, written.source_sha256):
         raise BadCheckpoint(
-            f"{source.name} is damaged: it is not what the Hugging Face cache says it is",
+            f"{source.name} is damaged: its SHA-256 is not the one in the Hugging Face cache",
             saw=f"sha256 {written.source_sha256} in the file {source.resolve()}",
             fix=f"remove {source.resolve()} and download the model again",
         )
@@ -184,7 +184,7 @@ def _write_main(plan: Plan, source: Path, aside: Path, writer: RecordWriter) -> 
 
 
 def _in_place(plan: Plan, target: Target) -> Patched:
-    """Replace the file itself, keeping the old one as `FILE.bak`."""
+    """Replace the file itself and keep the old one as `FILE.bak`."""
     if len(plan.files) != 1:
         raise NeedsDecision(
             "the heads lie in several files, which cannot be replaced all at once",
@@ -194,16 +194,16 @@ def _in_place(plan: Plan, target: Target) -> Patched:
     (source,) = plan.files
     if source.is_symlink():
         raise OutputExists(
-            f"{source} is a link, and what it leads to may belong to others",
-            saw=f"it leads to {source.resolve()}",
+            f"{source} is a symbolic link, and its target may belong to other programs",
+            saw=f"it points to {source.resolve()}",
             fix="write a new file: --output FILE",
         )
     backup = source.with_name(source.name + ".bak")
     same = backup.is_file() and backup.samefile(source)  # left by a run that was killed
     if status(backup) is not None and not same:
         raise OutputExists(
-            f"{backup} exists already, and may be the only original",
-            saw=f"another file than {source}",
+            f"{backup} already exists and may be the only original",
+            saw=f"a file other than {source}",
             fix=f"move it away, or write a new file: --output {default_output(source)}",
         )
     refuse_wrong_crc(plan.checkpoint.contents.checksums, plan.files)
@@ -219,16 +219,16 @@ def _in_place(plan: Plan, target: Target) -> Patched:
 
 
 def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:
-    """Stop if writing the output, or what stands beside it, would write the source by any name.
+    """Stop if writing the output, or a file beside it, would overwrite the source.
 
     Raises:
-        OutputExists: same path, a link to it, a second name of it, or one inside the other.
-        UsageError: no name for a checkpoint.
+        OutputExists: the same path, a link to it, a hard link, or one inside the other.
+        UsageError: the output has a name that a checkpoint cannot have.
     """
     if not output.name or output.name.endswith((".rescale.json", ".rescale.undo")):
         raise UsageError(
-            f"{output} is no name for a checkpoint",
-            saw="the name of a folder that is there, or of a record",
+            f"{output} cannot be the name of a checkpoint",
+            saw="the name of an existing folder, or of a record",
             fix="name another output: --output FILE",
         )
     # realpath, as Path.resolve fails where a link leads to itself.
@@ -239,11 +239,11 @@ def refuse_source(path: Path, files: tuple[Path, ...], output: Path) -> None:
     if inside or around or sources & written:
         raise OutputExists(
             "the output is the source",
-            saw=f"{output} is {path}, by this or another name, or lies in it",
+            saw=f"{output} is {path} under this or another name, or lies inside it",
             fix="name another output: --output FILE",
         )
 
 
 def files_beside(file: Path) -> tuple[Path, Path]:
-    """The record of a patched file and its undo part, where they are files of their own."""
+    """Where the record of a patched file and its undo part go if they are separate files."""
     return sidecar_of(file), undo_file_of(file)

@@ -1,4 +1,4 @@
-"""Writing one file anew: the kernel copies it, the head is overwritten, and all of it is proven."""
+"""Write one patched file: the kernel copies it, the head is overwritten, all of it is proven."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ from rescale_cli.patching.rewrite import (
 
 T = TypeVar("T")
 
-#: Gives the header of the source and that of the target, for the digest of the source.
+#: Takes the digest of the source; gives the header of the source and that of the target.
 HeaderChange = Callable[[str], tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The SHA-256 of what was written, and of what it was made from; empty if not asked for."""
+    """The SHA-256 of the written file, and of its source; empty if it was not asked for."""
 
     sha256: str
     source_sha256: str = ""
 
     @property
     def source_digest(self) -> str:
-        """What a record names the source by."""
+        """The digest by which a record identifies the source."""
         return PLAIN + self.source_sha256
 
 
@@ -70,23 +70,23 @@ def write_changed(
 ) -> Written:
     """Copy `source` to the new file `target`, change the edits' tensors, and prove the result.
 
-    One thread computes the SHA-256 of the source while the kernel copies. The header, which holds
-    it, is written next; then both files are read behind the front of the copying and compared, and
-    the target is hashed meanwhile. When this returns, the target is on the disk, every byte of it
-    has been read back, and it has the mode of the source. Memory use does not depend on the size of
-    the file.
+    One thread computes the SHA-256 of the source while the kernel copies. The header, which
+    contains that hash, is written next. Then both files are read, as far as the copy has come, and
+    compared, while the target is hashed. When this returns, the target is on the disk, every byte
+    of it has been read back, and it has the mode of the source. Memory use does not depend on the
+    size of the file.
 
     Args:
         source: opened read-only.
         target: must not exist.
         edits: what changes; offsets are those of the source.
-        checksums: of the source; those over changed bytes are mended.
-        header: for formats whose header carries the record.
+        checksums: of the source; those that cover changed bytes are updated.
+        header: for formats whose header contains the record.
         hash_source: whether the SHA-256 of the source is wanted.
 
     Raises:
-        NotProven: what was read back is not what was to be written.
-        OSError: the system refused something.
+        NotProven: the bytes read back are not those that should have been written.
+        OSError: the operating system refused something.
     """
     with opened(source) as src, _created(target) as dst, _Background() as background:
         digest = background.hash(src) if hash_source else None
@@ -99,7 +99,7 @@ def write_changed(
         headed = background.run(lambda: _write_header(dst, header, digest))
 
         def compare_both() -> None:
-            headed.result()  # until then, zeros may stand there
+            headed.result()  # until then the header may be zeros
             compare_bytes(
                 src, dst, starts, changed_parts(stretches, places), (None, sha256), front.wait
             )
@@ -121,7 +121,7 @@ def write_changed(
 
 
 def _lengths(header: HeaderChange | None) -> tuple[int, int]:
-    """How long the header is, in the source and in the target."""
+    """The length of the header in the source and in the target."""
     before, after = header(NO_DIGEST) if header else (b"", b"")
     return len(before), len(after)
 
@@ -134,9 +134,9 @@ def _copy(
     hold: int,
     front: Front,
 ) -> None:
-    """Copy what is behind the header, rewrite each stretch once it is there, tell the front.
+    """Copy all after the header, rewrite each region once it is copied, and advance the front.
 
-    The front stops at offset `hold` of the source: what stands there is changed later.
+    The front stops at offset `hold` of the source, because the bytes there change later.
     """
     shift, pending = starts[1] - starts[0], deque(stretches)
 
@@ -160,10 +160,10 @@ def _write_header(fd: int, header: HeaderChange | None, digest: Hashing | None) 
 
 
 def refuse_wrong_crc(checksums: Sequence[Checksum], files: Sequence[Path]) -> None:
-    """Hold every checksum of some files against their bytes.
+    """Compare every checksum of some files with their bytes.
 
     Raises:
-        BadCheckpoint: a part of the file is not what it was when it was written.
+        BadCheckpoint: a part of a file was damaged after it was written.
     """
     for file in files:
         with opened(file) as fd:
@@ -174,13 +174,13 @@ def refuse_wrong_crc(checksums: Sequence[Checksum], files: Sequence[Path]) -> No
                 if crc32_of(fd, check.start, check.stop).to_bytes(4, "little") != wanted:
                     raise BadCheckpoint(
                         f"{file.name} is damaged: the checksum of {clip(check.name)} is wrong",
-                        saw=f"{wanted[::-1].hex()} kept for bytes {check.start} to {check.stop}",
-                        fix="fetch or copy the file again",
+                        saw=f"stored {wanted[::-1].hex()} for bytes {check.start} to {check.stop}",
+                        fix="download or copy the file again",
                     )
 
 
 def affected(checksums: Sequence[Checksum], stretches: Sequence[Region]) -> list[Checksum]:
-    """The checksums over changed bytes."""
+    """The checksums that cover changed bytes."""
     return [
         check
         for check in checksums
@@ -189,7 +189,7 @@ def affected(checksums: Sequence[Checksum], stretches: Sequence[Region]) -> list
 
 
 def mend(fd: int, checksums: Sequence[Checksum], shift: int = 0) -> dict[int, bytes]:
-    """Bring checksums up to date; what was written where."""
+    """Update checksums in the file; the bytes that were written, by offset."""
     written: dict[int, bytes] = {}
     for check in checksums:
         crc = crc32_of(fd, check.start + shift, check.stop + shift).to_bytes(4, "little")
@@ -216,7 +216,7 @@ def _created(path: Path) -> Iterator[int]:
 
 
 class _Background:
-    """Threads for hashing and syncing, told to stop when the block is left by an error."""
+    """Threads for hashing and syncing, which stop when the block is left by an error."""
 
     def __init__(self) -> None:
         self.front = Front()
@@ -244,7 +244,7 @@ def recorded_digest(record: Record) -> str:
     """The recorded digest of the source: "sha256:" or "sha256-tree-16MiB:", and 64 hex digits.
 
     Raises:
-        NotProven: the record names none, or one of another kind.
+        NotProven: the record has no such digest.
     """
     new = "source_digest" in record.fields
     text = record.text("source_digest") if new else PLAIN + record.text("source_sha256")
@@ -254,12 +254,12 @@ def recorded_digest(record: Record) -> str:
 
 
 def digest_like(wanted: str, path: Path, sha256: str) -> str:
-    """The digest of a file in the form of `wanted`.
+    """The digest of a file, of the same kind as `wanted`.
 
     Args:
         wanted: a recorded digest.
         path: the file.
-        sha256: its SHA-256, which is known already.
+        sha256: its SHA-256, which is already known.
     """
     if not wanted.startswith(TREE):
         return PLAIN + sha256

@@ -48,13 +48,13 @@ from rescale_cli.patching.rewrite import RowScaling, regions
 Warnings = tuple[tuple[str, str], ...]
 
 
-#: Factors further apart than this are taken for a mistake worth a word.
+#: The ratio of the largest to the smallest factor above which a warning is given.
 LARGE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class CountsChoice:
-    """How the counts become those of the head's rows."""
+    """The counts as the user gave them, and how to bring them into the order of the head's rows."""
 
     raw: RawCounts
     hints: RowHints = NO_HINTS
@@ -63,9 +63,9 @@ class CountsChoice:
     exclude: tuple[str, ...] = ()
     target_prior: RawCounts | None = None
     typed: str = ""
-    """What was typed after --counts, for a command line in an error; empty where nothing was."""
+    """What was typed after --counts, to repeat in the command line of an error; else empty."""
     checked: bool = False
-    """Whether labels joined by the same names will be compared with predictions."""
+    """Whether predictions will be compared with labels that are joined by the same names."""
 
     @classmethod
     def read(
@@ -97,10 +97,10 @@ class CountsChoice:
         return counts, found
 
     def refuse_unchecked(self, rows: HeadRows, joined_by: str | None) -> None:
-        """Stop where the labels were not joined by the names that gave the counts their order.
+        """Stop if the labels were not joined by the names that gave the counts their order.
 
         Raises:
-            UnknownClassOrder: then nothing shows that the order is right.
+            UnknownClassOrder: nothing shows that the order is right.
         """
         if joined_by != "name" and self.checked:
             replace(self, checked=False).resolve(rows)
@@ -108,17 +108,17 @@ class CountsChoice:
 
 @dataclass(frozen=True, slots=True)
 class PlannedHead:
-    """One head and what is to happen to it."""
+    """One head, and how it will change."""
 
     keys: HeadKeys
     before: Head
     update: RowUpdate
     edits: tuple[RowScaling, ...]
-    """Of its weight, and of its bias where that changes."""
+    """The edit of its weight, and that of its bias if it changes."""
 
     @property
     def row_update(self) -> RowUpdate:
-        """What becomes of the rows that are stored: of a binary head only one is."""
+        """The update of the stored rows; a binary head stores only one of its two."""
         return one_row(self.update) if self.keys.binary else self.update
 
     @property
@@ -130,7 +130,7 @@ class PlannedHead:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that `apply` will do, and what the user should know about it."""
+    """Everything that `apply` will do, and the warnings about it."""
 
     checkpoint: Checkpoint
     heads: tuple[PlannedHead, ...]
@@ -138,11 +138,11 @@ class Plan:
     adjustment: Adjustment
     warnings: Warnings = ()
     records: tuple[Record, ...] = ()
-    """Of earlier re-scalings."""
+    """The records of earlier re-scalings."""
     alignment: Alignment | None = None
     """How the counts were joined with the rows."""
     left_behind: tuple[Path, ...] = ()
-    """What a patched folder does not get: training state of the model as it is."""
+    """What a patched folder will not contain: training state of the original model."""
 
     def edits_of(self, file: Path) -> list[RowScaling]:
         """The changes in one file; a tensor with two names changes once."""
@@ -175,22 +175,22 @@ def make_plan(
     compose: bool = False,
     record: Path | None = None,
 ) -> Plan:
-    """Find the head, hold the counts against it, and work out every factor.
+    """Find the head, join the counts with its rows, and compute every factor.
 
     Args:
         checkpoint: opened.
         choice: the counts.
         adjustment: the method and its strength.
-        heads: what the user says of the heads.
-        num_classes: C, where the user knows it; else the number of counts says it.
+        heads: the user's choice of heads.
+        num_classes: C, if the user knows it; by default the number of counts.
         compose: whether a checkpoint that was re-scaled before may be re-scaled again.
-        record: the record of an earlier re-scaling, where it is not beside the checkpoint.
+        record: the record of an earlier re-scaling, if it is not beside the checkpoint.
 
     Raises:
-        AmbiguousHead, NoClassifier, BadHead: no one head that can be re-scaled.
+        AmbiguousHead, NoClassifier, BadHead: there is no single head that can be re-scaled.
         NoEffect: a head that normalises its rows when the model runs.
-        BadCounts, UnknownClassOrder: the counts are not those of its rows.
-        AlreadyRescaled: it was re-scaled before, and `compose` is not given.
+        BadCounts, UnknownClassOrder: the counts do not fit its rows.
+        AlreadyRescaled: it was re-scaled before, and `compose` is false.
     """
     found = locate(checkpoint, heads, num_classes, _rows_said(choice))
     first = one_size(found)
@@ -238,7 +238,7 @@ def make_plan(
 def _about_choice(
     choice: CountsChoice, own: tuple[str, ...] | None, head: PlannedHead
 ) -> list[tuple[str, str]]:
-    """What is odd about the names and the size of the factors."""
+    """Warnings about class names that differ and about very large factors."""
     notes = []
     names = choice.hints.names
     if names and own and names != own and not are_generic(own):
@@ -252,14 +252,14 @@ def _about_choice(
     if largest > LARGE:
         notes.append((
             "large-factors",
-            f"the factors are {largest:.3g} apart: so large a correction nearly always harms; "
-            "compare a smaller strength on held-out data",
+            f"the largest factor is {largest:.3g} times the smallest: so large a correction nearly "
+            "always harms; compare a smaller strength on held-out data",
         ))  # fmt: skip
     return notes
 
 
 def _rows_said(choice: CountsChoice) -> int | None:
-    """The number of rows that the counts speak of."""
+    """The number of rows that the names or counts imply."""
     if choice.hints.names is not None:
         return len(choice.hints.names)
     return len(choice.raw.values) if len(choice.raw.values) > 1 else None
@@ -268,7 +268,7 @@ def _rows_said(choice: CountsChoice) -> int | None:
 def plan_head(
     checkpoint: Checkpoint, keys: HeadKeys, counts: ClassCounts, adjustment: Adjustment
 ) -> PlannedHead:
-    """Read one head and work out what the adjustment does to it.
+    """Read one head and compute what the adjustment does to it.
 
     Raises:
         BadHead: it cannot be re-scaled.
@@ -300,9 +300,9 @@ def _already(checkpoint: Checkpoint, records: Sequence[Record]) -> AlreadyRescal
     fields, sidecar = records[0].fields, records[0].sidecar
     how = f"{fields.get('method')}, gamma {fields.get('gamma')}, version {fields.get('version')}"
     return AlreadyRescaled(
-        f"{checkpoint.path.name} was re-scaled before; once more would over-correct it",
+        f"{checkpoint.path.name} was re-scaled before; doing it again would over-correct it",
         saw=clip(f"{how}, recorded in {sidecar.name if sidecar else 'the file itself'}", 300),
-        fix="start from the original (rescale-cli revert), or insist: --compose",
+        fix="start from the original (rescale-cli revert restores it), or insist: --compose",
     )
 
 
@@ -311,14 +311,14 @@ def obstacle(
 ) -> str:
     """Why `apply` cannot write an adjustment to this checkpoint; empty if it can.
 
-    The new values of the head are computed, so a row that its dtype cannot hold is noticed. A
-    checkpoint that was re-scaled before is no obstacle here.
+    The new values of the head are computed, so a value that its dtype cannot hold counts as an
+    obstacle. An earlier re-scaling does not.
 
     Args:
         checkpoint: opened.
-        counts: of the training set.
-        adjustment: the method at its strength.
-        heads: what the user says of the heads.
+        counts: those of the training set.
+        adjustment: the method and its strength.
+        heads: the user's choice of heads.
     """
     try:
         plan = make_plan(checkpoint, counts, adjustment, heads=heads, compose=True)

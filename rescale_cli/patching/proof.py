@@ -33,33 +33,33 @@ from rescale_cli.patching.record_writer import describe, describe_keys
 from rescale_cli.patching.rewrite import Edit, RowScaling, crc32_of, prove, regions
 from rescale_cli.patching.unrecorded import read_off
 
-#: How far a factor in the record may be from the formula: another machine's pow() may differ.
+#: Relative tolerance of a recorded factor: pow() may differ between machines.
 _TOLERANCE = 1e-12
 _KEYS = ("weight", "bias", "layout", "num_classes", "feature_dim")
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was held against what."""
+    """The result of a comparison of a patched checkpoint with its original."""
 
     records: tuple[Record, ...]
-    """Empty where no record says what was intended."""
+    """Empty if no record says what was intended."""
     bytes_compared: int
-    """Bytes outside headers, of all files."""
+    """Bytes outside headers, over all files."""
     sha256: Mapping[str, str]
     """Patched file name -> its SHA-256."""
     source_sha256: str
-    """Of the original's file with the first head."""
+    """The SHA-256 of the original file that holds the first head."""
     heads: tuple[dict[str, Any], ...]
-    """What changed, as `record_writer.describe` has it."""
+    """The heads that changed, as `record_writer.describe` describes them."""
     factors: Float64
-    """(C,): what the rows of the first head were multiplied by."""
+    """(C,): the factor of each row of the first head."""
     shifts: Float64
-    """(C,): what was added to its bias."""
+    """(C,): the number that was added to each entry of its bias."""
     notes: tuple[str, ...] = ()
-    """What is odd about the records."""
+    """Warnings about the records."""
     left_behind: tuple[Path, ...] = ()
-    """Training state of the original that the patched folder does not have, as paths below it."""
+    """Training state that only the original has, as paths below it."""
 
 
 def verify(
@@ -70,29 +70,29 @@ def verify(
     heads: Sequence[str] = (),
     accept_global: Sequence[str] = (),
 ) -> Proof:
-    """Compare every byte of a patched checkpoint with what original and record make of it.
+    """Compare every byte of a patched checkpoint with what its original and record require.
 
-    Without a record, what was done to each row of the head is read off, and all the rest must be
-    equal; nothing says then what was intended.
+    Without a record, the factor of each row of the head is inferred, and all other bytes must be
+    equal; what was intended is then unknown.
 
     Args:
         patched: a file or folder that `apply` wrote.
-        original: what it was made from.
-        record: its record, where that is not beside it.
-        heads: names of the heads, where there is no record and the original does not show them.
-        accept_global: full names of pickle globals that are let pass.
+        original: the checkpoint that it was made from.
+        record: its record, if that is not beside it.
+        heads: names of the heads, if there is no record and they cannot be found.
+        accept_global: full names of pickle globals to accept; they are never run.
 
     Raises:
-        NotProven: another original, a factor that is not the formula's, a row that was not scaled,
-            or a byte that is not what it must be.
-        AmbiguousHead: no record, and several tensors of the original could be the head.
+        NotProven: it is another original, a factor does not follow the formula, a row was not
+            scaled, or a byte differs.
+        AmbiguousHead: there is no record, and several tensors could be the head.
     """
     patched, original = Path(patched), Path(original)
     accept = frozenset(accept_global)
     after, before = open_checkpoint(patched, accept), open_checkpoint(original, accept)
     records, odd = find_records(after, None if record is None else Path(record))
     twins = partners(after, before)
-    # All that is not named must be equal, final layers with as many rows, too.
+    # Everything that is not named must be equal, including other final layers of this size.
     choice = HeadChoice(tuple(heads), only=bool(heads))
     if records:
         try:
@@ -100,7 +100,7 @@ def verify(
         except NotProven:
             if not any(record.stray for record in records):
                 raise
-            # The same head in another network: that record is not of this file.
+            # The same head in another network: the record belongs to another file.
     refuse_leftover(after)
     return _without_record(after, before, twins, choice)
 
@@ -129,18 +129,18 @@ def _with_records(
 
 
 def refuse_leftover(after: Checkpoint) -> None:
-    """Stop at a record that has the name for it, and describes another head.
+    """Stop if the record with the right name describes another head.
 
     Raises:
-        NotProven: the head was changed since, or the record is of a file that had the same name.
+        NotProven: the head was changed since, or the record belongs to an earlier file.
     """
     for file in after.contents.files:
         sidecar = sidecar_of(file)
         if sidecar.is_file():
             raise NotProven(
                 f"{sidecar.name} describes another head than that of {file.name}",
-                saw="the head was changed after it was re-scaled, or the record is another file's",
-                fix=f"if the record is another file's, move it away: mv {sidecar} ELSEWHERE",
+                saw="the head was changed after it was re-scaled, or the record is of another file",
+                fix=f"if the record is of another file, move it away: mv {sidecar} ELSEWHERE",
             )
 
 
@@ -181,14 +181,14 @@ def _place(info: TensorInfo) -> tuple[object, ...]:
 
 
 def partners(after: Checkpoint, before: Checkpoint) -> dict[str, Path]:
-    """For each file of the patched checkpoint by name, that of the original."""
+    """The name of each file of the patched checkpoint -> the file of the original."""
     mine, theirs = after.contents.files, before.contents.files
     if len(mine) == len(theirs) == 1:
         return {mine[0].name: theirs[0]}
     found = {file.name: file for file in theirs}
     if set(found) != {file.name for file in mine}:
         raise NotProven(
-            "the two folders do not hold the same files of weights",
+            "the two folders do not hold the same weight files",
             saw=f"{len(mine)} and {len(theirs)} files",
             fix="give the folder that was patched: --against ORIGINAL",
         )
@@ -212,12 +212,12 @@ def _prove_file(record: Record, original: Path, before: Checkpoint) -> _Proven:
             starts = _prove_header(record, original)
             compared, hashes = _prove_bytes(src, dst, (original, before), edits, starts)
         except RescaleError:
-            # Another original explains everything else that may be wrong.
+            # A wrong original is the most likely cause of every other error.
             _refuse_other(original, wanted, sha256_of(original))
             raise
         _refuse_other(original, wanted, hashes[0])
     if record.fields.get("record_sha256") != seal(record.fields):
-        raise damaged("it is not as it was written")
+        raise damaged("it was changed after it was written")
     return _Proven(plan, compared, hashes[1], hashes[0])
 
 
@@ -235,10 +235,10 @@ def _prove_bytes(
     src: int, dst: int, original: tuple[Path, Checkpoint], edits: Sequence[Edit],
     starts: tuple[int, int],
 ) -> tuple[int, tuple[str, str]]:  # fmt: skip
-    """Compare every byte behind the headers with what the edits make of the original's.
+    """Compare every byte after the headers with the original's, changed by the edits.
 
     Returns:
-        how many bytes were compared; the SHA-256 of the original and of the patched file.
+        The number of bytes compared; the SHA-256 of the original and of the patched file.
     """
     stretches, mended = regions(edits), dict[int, bytes]()
     file, before = original
@@ -252,7 +252,7 @@ def _prove_bytes(
 
 
 def _prove_header(record: Record, original: Path) -> tuple[int, int]:
-    """Where the data begin in original and patched file, once their headers are compared."""
+    """Compare the headers; where the data begin in the original and in the patched file."""
     if not record.inside:
         return 0, 0
     mine, _ = read_header(record.file)
@@ -267,26 +267,26 @@ def _prove_header(record: Record, original: Path) -> tuple[int, int]:
 
 
 def header_edit(record: Record) -> HeaderEdit:
-    """How the record went into the header of its file.
+    """How the record was inserted into the header of its file.
 
     Raises:
-        NotProven: the record does not say.
+        NotProven: the record does not say it.
     """
     entry = record.fields.get("header")
     match entry:
         case {"at": int(at), "size": int(size), "spaces": int(spaces), "replaced": str(replaced)}:
             if 0 <= at <= size <= safetensors_file.MAX_HEADER and 0 <= spaces <= size:
                 return HeaderEdit(at, size, spaces, unpack(replaced, safetensors_file.MAX_HEADER))
-    raise damaged("no header, or one that cannot be")
+    raise damaged("its entry about the header is missing or impossible")
 
 
 def _proven_edits(
     record: Record, original: Path, before: Checkpoint
 ) -> tuple[Plan, list[RowScaling]]:
-    """What apply would do, and the recorded edits of one file, once both are the same.
+    """The plan that apply would make, and the recorded edits of one file, which must agree.
 
     Raises:
-        NotProven: other tensors, other factors, or a record that is damaged.
+        NotProven: the tensors or factors differ, or the record is damaged.
     """
     try:
         plan = _planned(record, before)
@@ -307,13 +307,13 @@ def _proven_edits(
 
 
 def _close(one: RowScaling, other: RowScaling) -> bool:
-    """Whether two edits have the same factors, but for another machine's pow()."""
+    """Whether two edits have the same factors, up to the rounding of pow()."""
     near = np.allclose(one.factor, other.factor, rtol=_TOLERANCE, atol=0)
     return near and np.allclose(one.shift, other.shift, rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
 def _planned(record: Record, before: Checkpoint) -> Plan:
-    """What `apply` would do to the original today, with the recorded decisions."""
+    """The plan that `apply` would make for the original with the recorded decisions."""
     fields = record.fields
     counts = ClassCounts.of(fields["counts"]).exclude(map(int, fields["skipped"]))
     if fields["target_prior"] is not None:
@@ -329,7 +329,7 @@ def _planned(record: Record, before: Checkpoint) -> Plan:
     heads = []
     for entry in fields["head"]:
         keys = HeadKeys(**{key: entry[key] for key in _KEYS}, why="recorded")
-        # Memory of the recorded size will be asked for.
+        # Memory of the recorded size will be allocated.
         sizes = [keys.num_classes, 1 if keys.layout == "weight_norm" else keys.feature_dim]
         whole = all(type(size) is int for size in sizes)
         if not whole or math.prod(sizes) != before.tensor(keys.weight).numel:
@@ -342,9 +342,9 @@ def _planned(record: Record, before: Checkpoint) -> Plan:
 
 
 def _prove_side_files(after: Checkpoint, before: Checkpoint) -> tuple[int, tuple[Path, ...]]:
-    """Every other file of a folder is the original's; the bytes compared, and what is missing.
+    """Compare every other file of a folder; the number of bytes, and what is missing.
 
-    Training state of the original may be missing: `apply` leaves it behind.
+    Training state of the original may be missing, because `apply` does not copy it.
     """
     patched, original = after.path, before.path
     if not patched.is_dir():
@@ -374,13 +374,13 @@ def _files_in(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_different(mine: Path, twin: Path) -> int:
-    """Hold a file that must not have changed against the original's; the bytes compared."""
+    """Compare a file that must be equal to that of the original; the number of bytes."""
     try:
         with opened(twin) as src, opened(mine) as dst:
             return prove(src, dst, (0, 0), [], {})
     except (NotProven, OSError) as error:
         raise NotProven(
-            f"{clip(mine.name)} differs from the original's",
+            f"{clip(mine.name)} differs from that of the original",
             saw=str(error),
             fix="patch the original again",
         ) from None

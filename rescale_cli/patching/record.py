@@ -1,10 +1,10 @@
-"""The record of a re-scaling: what was done to which file, before it, and what takes it back.
+"""The record of a re-scaling: what was done to which file, its history, and how to undo it.
 
-Each entry is the record of that state by itself. `revert` gives back the state before the last
-re-scaling, and the record that belongs to it, so that it can be taken back in turn.
+Each entry of the history is the complete record of an earlier state. `revert` restores the state
+before the last re-scaling together with its record, so that it can be reverted in turn.
 
-A safetensors file that has metadata carries it in `__metadata__["rescale_cli"]`; any other file has
-it beside itself, as `FILE.rescale.json`.
+A safetensors file that has metadata contains its record in `__metadata__["rescale_cli"]`; the
+record of any other file is `FILE.rescale.json` beside it.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from rescale_cli.files.reading import opened
 from rescale_cli.json_text import clip, parse_json
 from rescale_cli.patching.rewrite import RowScaling
 
-#: How many earlier re-scalings a record keeps, so that `revert` can be repeated as often.
+#: The number of earlier re-scalings in a record: `revert` can be repeated as often.
 KEPT = 8
-#: Keys that speak of other states of the file; older records nested them as "previous".
+#: Keys that describe other states of the file; older records nested them as "previous".
 _OTHERS = ("history", "previous", "replaced")
 
 Fields = dict[str, Any]
 
 
 def states(fields: Mapping[str, Any]) -> Iterator[Fields]:
-    """The record, then those of the states before it, each as it would stand alone.
+    """The record, then those of the states before it, each as a record of its own.
 
-    Entries that are no JSON objects end the list: who uses a record checks its fields anyway.
+    An entry that is not a JSON object ends the list; whoever uses a record checks its fields.
     """
     state: Fields | None = dict(fields)
     while state is not None:
@@ -52,7 +52,7 @@ def states(fields: Mapping[str, Any]) -> Iterator[Fields]:
 
 
 def before(fields: Mapping[str, Any]) -> Fields | None:
-    """The record of the state before a re-scaling; None if that was the first, as far as is known.
+    """The record of the state before a re-scaling; None if no earlier one is known.
 
     Example:
         >>> before({"gamma": 3, "history": [{"gamma": 2}, {"gamma": 1}]})
@@ -68,9 +68,9 @@ def before(fields: Mapping[str, Any]) -> Fields | None:
 
 
 def flat(fields: Mapping[str, Any]) -> list[Fields]:
-    """The record and those before it, at most `KEPT`, none of which holds another.
+    """The record and those before it, at most `KEPT`, none of which contains another.
 
-    A record that was nested gets a new seal if its own was right.
+    A nested record gets a new seal if its own was right.
     """
     found = []
     for state, _ in zip(states(fields), range(KEPT), strict=False):
@@ -87,40 +87,40 @@ def replaced(fields: Mapping[str, Any]) -> list[Fields]:
 
 
 def seal(fields: Mapping[str, Any]) -> str:
-    """The SHA-256 of a record by itself: without this hash, and without records of other states."""
+    """The SHA-256 of a record, without this hash and without the records of other states."""
     free = ("record_sha256", "replaced", "history")
     return hashlib.sha256(
         json.dumps({key: value for key, value in fields.items() if key not in free}).encode()
     ).hexdigest()
 
 
-#: The undo part stands inside the record up to this size, else in a file beside the output.
+#: Up to this size the undo part is inside the record; a larger one is a file beside the output.
 MAX_INSIDE = 1 << 20
 MAX_SIDECAR = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record, parsed; `fields` is the JSON object as it stands in the file."""
+    """A parsed record; `fields` is its JSON object, unchanged."""
 
     file: Path
-    """The patched file that it speaks of."""
+    """The patched file that it describes."""
     fields: Mapping[str, Any]
     sidecar: Path | None = None
-    """Where it stands, if not in the patched file itself."""
+    """The file that contains it, if not the patched file itself."""
     stray: bool = False
-    """Whether it stands under another file's name, and was found by the hash of the head."""
+    """Whether it is named after another file, and was found by the hash of the head."""
 
     @property
     def inside(self) -> bool:
-        """Whether it stands in the header of its file, and so says how it got there."""
+        """Whether it is in the header of its file; then it also says how it was inserted."""
         return "header" in self.fields
 
     def edits(self, checkpoint: Checkpoint) -> list[RowScaling]:
-        """The changes that it says were made to the tensors of its file.
+        """The recorded changes of the tensors of its file.
 
         Args:
-            checkpoint: the original or the patched one, whose offsets they get.
+            checkpoint: the original or the patched one; the edits have its offsets.
 
         Raises:
             NotProven: the record names tensors that are not there, or its numbers are damaged.
@@ -131,16 +131,20 @@ class Record:
             info = known.get(str(entry.get("tensor")))
             axis = entry.get("axis")
             if info is None or not isinstance(axis, int) or axis not in range(len(info.shape)):
-                raise damaged(f"no tensor {clip(str(entry.get('tensor')))} with such an axis")
+                raise damaged(
+                    f"there is no tensor {clip(str(entry.get('tensor')))} with such an axis"
+                )
             if not may_be_edited(info):
-                raise damaged(f"{clip(info.name)} is {info.dtype} {info.shape}, no part of a head")
+                raise damaged(
+                    f"{clip(info.name)} is {info.dtype} {info.shape}, so not part of a head"
+                )
             size = info.shape[axis]
             factor, shift = unpack_vectors(entry.get("vectors"), size)
             found.append(RowScaling(info, axis, factor, shift))
         return found
 
     def changes(self, checkpoint: Checkpoint) -> bool:
-        """Whether it says that any row was scaled or shifted; see `edits` for the errors."""
+        """Whether it records that any row was scaled or shifted; see `edits` for the errors."""
         edits = self.edits(checkpoint)
         return any((edit.factor != 1).any() or edit.shift.any() for edit in edits)
 
@@ -150,7 +154,7 @@ class Record:
         for last in states(self.fields):
             yield last
         header = last.get("header")
-        for _ in range(KEPT):  # a record in a header holds the one that it replaced there
+        for _ in range(KEPT):  # a record in a header contains the one that it replaced
             try:
                 text = unpack(header["replaced"], safetensors_file.MAX_HEADER) if header else b""
                 inner = parse_json(parse_json(text, "a record", NotProven).encode(), "a record")
@@ -162,14 +166,14 @@ class Record:
     def _entries(self, key: str) -> list[dict[str, Any]]:
         entries = self.fields.get(key)
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-            raise damaged(f"no list of {key}")
+            raise damaged(f"it has no list of {key}")
         return entries
 
     def text(self, key: str) -> str:
         """A field that must be a text."""
         value = self.fields.get(key)
         if not isinstance(value, str):
-            raise damaged(f"no {key}")
+            raise damaged(f"it has no text {key}")
         return value
 
 
@@ -180,17 +184,17 @@ def damaged(saw: str) -> NotProven:
 
 
 def sidecar_of(file: Path) -> Path:
-    """Where the record of a file stands that has no metadata."""
+    """The path of the record of a file that does not contain it."""
     return file.with_name(file.name + ".rescale.json")
 
 
 def undo_file_of(file: Path) -> Path:
-    """Where the undo part stands when it is too large for the record."""
+    """The path of the undo part if it is too large for the record."""
     return file.with_name(file.name + ".rescale.undo")
 
 
 def may_be_edited(info: TensorInfo) -> bool:
-    """Whether a re-scaling can have changed it; the record of a stranger may name any tensor."""
+    """Whether a re-scaling can have changed the tensor; a foreign record may name any."""
     return info.dtype in HEAD_DTYPES and not overlaps_itself(info)
 
 
@@ -221,7 +225,7 @@ def unpack(text: object, limit: int) -> bytes:
     except (binascii.Error, zlib.error, ValueError) as error:
         raise damaged(str(error)) from None
     if len(data) > limit or not stream.eof:
-        raise damaged("a part of it is longer than it can be")
+        raise damaged("a compressed part of it is too long")
     return data
 
 
@@ -234,10 +238,10 @@ def unpack_vectors(text: object, size: int) -> tuple[Float64, Float64]:
     """The two vectors (size,) that `pack_vectors` packed."""
     data = unpack(text, 16 * size)
     if len(data) != 16 * size:
-        raise damaged("factors for another number of classes")
+        raise damaged("it has factors for another number of classes")
     both = np.frombuffer(data, "<f8").astype(np.float64)
     if not np.isfinite(both).all():
-        raise damaged("a factor that is not finite")
+        raise damaged("it has a factor that is not finite")
     return both[:size], both[size:]
 
 

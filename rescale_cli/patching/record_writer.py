@@ -1,7 +1,7 @@
-"""Making the record of one patched file, and what takes rounding back, before the file is made.
+"""Make the record of one patched file, with what undoes the rounding, before the file is written.
 
-Dividing a re-scaled row by its factor gives the old row but for a unit in the last place here and
-there. Only these differences are kept, one small number an element, compressed.
+A re-scaled row divided by its factor is the old row, except for a unit in the last place here and
+there. Only these differences are stored: one small number per element, compressed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from rescale_cli.patching.record import (
 )
 from rescale_cli.patching.rewrite import RowScaling
 
-#: The difference of each two-bit code; the fourth code stands for a number in a list of its own.
+#: The difference of each two-bit code; the fourth code means that it is in a separate list.
 _STEPS = np.array([0, 1, -1, 0], np.int8)
 _FAR = 3
 
@@ -60,7 +60,7 @@ class UndoWriter:
         self._left = np.empty(0, np.uint8)
 
     def add(self, edit: RowScaling, block: Block, old: Bits, new: Bits) -> None:
-        """Note how far the guess for one block is from the truth, in units of the last place."""
+        """Store how far the guess for one block is from the truth, in units in the last place."""
         with np.errstate(over="ignore"):
             step = block.flat(ordered(old) - ordered(edit.guess_before(new, block)))
         code = np.where(step == 0, 0, np.where(step == 1, 1, np.where(step == -1, 2, _FAR)))
@@ -71,7 +71,7 @@ class UndoWriter:
         self._parts.append(self._near.compress(_four_a_byte(codes[:whole])))
 
     def packed(self) -> bytes:
-        """The whole, to be kept in or beside the record."""
+        """All of it, for the record or the file beside it."""
         rest = np.pad(self._left, (0, -len(self._left) % 4))
         near = b"".join([*self._parts, self._near.compress(_four_a_byte(rest)), self._near.flush()])
         return struct.pack("<Q", len(near)) + near + zlib.compress(b"".join(self._far), 6)
@@ -84,21 +84,21 @@ def _four_a_byte(codes: NDArray[np.uint8]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Restoring:
-    """The edit that takes a `RowScaling` back."""
+    """The edit that undoes a `RowScaling`."""
 
     edit: RowScaling
     codes: NDArray[np.uint8]
-    """One an element, in the order of the file."""
+    """One per element, in the order of the file."""
     far: NDArray[np.int64]
     """The differences that have no code, in the same order."""
 
     @property
     def info(self) -> TensorInfo:
-        """The tensor, where it lies in the patched file."""
+        """The tensor in the patched file."""
         return self.edit.info
 
     def rewrite(self, bits: Bits, block: Block) -> Bits:
-        """The bit patterns that stood there before the re-scaling."""
+        """The bit patterns before the re-scaling."""
         guess = ordered(self.edit.guess_before(bits, block))
         others = self.info.numel // self.info.shape[block.axis]
         part = slice(block.lo * others, block.hi * others)
@@ -116,7 +116,7 @@ def restorings(packed: bytes, edits: Sequence[RowScaling]) -> list[Restoring]:
     """Unpack what `UndoWriter` packed for the same edits.
 
     Raises:
-        NotProven: the bytes are damaged, or of another head.
+        NotProven: the bytes are damaged, or belong to another head.
     """
     total = sum(edit.info.numel for edit in edits)
     try:
@@ -128,7 +128,7 @@ def restorings(packed: bytes, edits: Sequence[RowScaling]) -> list[Restoring]:
             raise ValueError("too few differences")
     except (struct.error, zlib.error, ValueError) as error:
         raise NotProven(
-            "what the record keeps for revert is damaged",
+            "the undo part of the record is damaged",
             saw=str(error),
             fix="give the original: --against ORIGINAL",
         ) from None
@@ -149,30 +149,30 @@ def _inflate(data: bytes, limit: int) -> bytes:
     return out
 
 
-#: Where counts came from, in a record: no name of a file.
+#: Where the counts came from, for the record, without the name of a file.
 _KINDS = {"stdin": "stdin", "the counts given": "a program"}
 
 
 @dataclass(frozen=True, slots=True)
 class RecordWriter:
-    """Everything of a record but the digest of the source, which is known last."""
+    """A complete record, except for the digest of the source, which is known last."""
 
     base: Mapping[str, Any]
     bytes_changed: int
     undo_beside: bytes | None
-    """The undo part, where it is too large for the record."""
+    """The undo part, if it is too large for the record."""
     history: Sequence[Mapping[str, Any]] = ()
-    """The records of earlier re-scalings, which revert gives back."""
+    """The records of earlier re-scalings, which `revert` restores."""
     old_header: bytes = b""
     edit: HeaderEdit | None = None
-    """How the record gets into a safetensors header; None where it stands beside the file."""
+    """How to insert the record into a safetensors header; None if it goes beside the file."""
 
     @classmethod
     def of(cls, plan: Plan, source: Path, undo: bool, command: str = "") -> RecordWriter:
-        """Survey what the plan does to `source`.
+        """Compute what the plan does to `source`.
 
         Raises:
-            BadHead: a factor too large for the head's dtype.
+            BadHead: a value too large for the dtype of the head.
         """
         edits = plan.edits_of(source)
         packed, head_sha256, changed = _survey(edits, undo)
@@ -194,7 +194,7 @@ class RecordWriter:
 
     @property
     def inside(self) -> bool:
-        """Whether the record stands in the file itself."""
+        """Whether the record goes into the file itself."""
         return self.edit is not None
 
     def fields(self, source_digest: str) -> dict[str, Any]:
@@ -204,22 +204,22 @@ class RecordWriter:
         return fields | ({"history": list(self.history)} if self.history else {})
 
     def sidecar(self, source_digest: str, replaced: Sequence[Mapping[str, Any]] = ()) -> bytes:
-        """The record as a file of its own.
+        """The record as a separate file.
 
         Args:
-            source_digest: of the source.
+            source_digest: the digest of the source.
             replaced: the records of a file that is about to be replaced.
         """
         more = {"replaced": list(replaced)} if replaced else {}
         return sidecar_text(self.fields(source_digest) | more)
 
     def header(self, source_digest: str) -> tuple[bytes, bytes]:
-        """The file's first bytes, up to the data: before, and with the record.
+        """The first bytes of the file, up to the data: without the record, and with it.
 
-        The length is the same for every digest.
+        The length does not depend on the digest.
 
         Raises:
-            BadHead: the header would become larger than the format allows.
+            BadHead: the header would be larger than the format allows.
         """
         assert self.edit is not None
         new = self.edit.insert(self.old_header, dump(self.fields(source_digest)))
@@ -237,7 +237,7 @@ def _framed(header: bytes) -> bytes:
 
 
 def _survey(edits: Sequence[RowScaling], undo: bool) -> tuple[bytes | None, str, int]:
-    """Work every block out: the undo part, the sha256 of the new head, how many bytes differ."""
+    """Compute every block: the undo part, the SHA-256 of the new head, the bytes that differ."""
     writer, state, changed = UndoWriter(), hashlib.sha256(), 0
     for edit in edits:
         with opened(edit.info.file) as fd:
@@ -253,9 +253,9 @@ def _survey(edits: Sequence[RowScaling], undo: bool) -> tuple[bytes | None, str,
 
 
 def _facts(plan: Plan, source: Path, edits: Sequence[RowScaling], command: str) -> dict[str, Any]:
-    """What was decided, in words and numbers that a reader and `verify` understand.
+    """What was decided, for a reader and for `verify`.
 
-    The same edit has the same facts, wherever, whenever and by whom it is made.
+    Two equal edits have equal facts, whoever makes them, wherever and whenever.
     """
     adjustment, counts = plan.adjustment, plan.counts
     return {
@@ -286,12 +286,12 @@ def _facts(plan: Plan, source: Path, edits: Sequence[RowScaling], command: str) 
 
 
 def describe(head: PlannedHead) -> dict[str, Any]:
-    """The head in the words of the JSON result."""
+    """The head as in the JSON result."""
     return describe_keys(head.keys, head.edits[0].info.dtype)
 
 
 def describe_keys(keys: HeadKeys, dtype: str) -> dict[str, Any]:
-    """The same of a head that nothing is planned for."""
+    """The same for a head without a plan."""
     return {
         "weight": keys.weight,
         "bias": keys.bias,
@@ -305,13 +305,13 @@ def describe_keys(keys: HeadKeys, dtype: str) -> dict[str, Any]:
 def records_beside(file: Path) -> list[dict[str, Any]]:
     """The records of a file that is about to be replaced.
 
-    Until the new file has its name, the record beside it must speak for the old one, too.
+    Until the new file is renamed, the record beside it must describe the old one, too.
     """
     beside = sidecar_of(file)
     if not beside.is_file():
         return []
     try:
         old = parse_json(read_whole(beside, MAX_SIDECAR), beside.name)
-    except BadInput:  # no record of ours
+    except BadInput:  # not a record of this tool
         return []
     return [next(states(old)), *replaced(old)] if isinstance(old, dict) else []

@@ -1,4 +1,4 @@
-"""Take a re-scaling back: the original, bit for bit, from the record."""
+"""Undo a re-scaling: restore the original, bit for bit, from the record."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Reverted:
 
     output: Path
     sha256: dict[Path, str]
-    """Restored file, at its final place -> its SHA-256, which is the original's."""
+    """Final path of each restored file -> its SHA-256, which is that of the original."""
     records: tuple[Record, ...]
-    """Empty where no record says what was taken back."""
+    """Empty if no record says what was undone."""
     notes: tuple[str, ...] = ()
-    """What is odd about the records."""
+    """Warnings about the records."""
 
 
 def revert(
@@ -73,18 +73,18 @@ def revert(
 
     Args:
         patched: a file or folder that `apply` wrote.
-        output: where the original goes.
-        against: the original itself, where the record is missing or was written without its undo
-            part. It is written only once it is proven that the head alone differs.
-        record: the record, where it is not beside the patched file.
+        output: where to write the original.
+        against: the original itself, if the record is missing or has no undo part. It is copied
+            only after a proof that nothing but the head differs.
+        record: the record, if it is not beside the patched file.
         heads: names of the heads; see `proof.verify`.
-        force: whether something of the output's name may be replaced.
-        accept_global: full names of pickle globals that are let pass.
+        force: whether an existing output may be replaced.
+        accept_global: full names of pickle globals to accept; they are never run.
 
     Raises:
-        NotProven: a damaged record; or what comes out is not the original.
-        BadInput: no record, or one without its undo part, and `against` is not given.
-        OutputExists: the output is there, or is the patched file itself.
+        NotProven: the record is damaged, or the restored file is not the original.
+        BadInput: the record or its undo part is missing, and `against` is not given.
+        OutputExists: the output exists, or is the patched file itself.
     """
     patched, output = Path(patched), Path(output)
     checkpoint = open_checkpoint(patched, frozenset(accept_global))
@@ -99,8 +99,8 @@ def revert(
     if original is None and not records:
         refuse_leftover(checkpoint)
         raise NotProven(
-            f"{patched.name} has no record of a re-scaling, so it cannot be taken back by itself",
-            saw=f"no {sidecar_of(patched).name} beside it, none in its metadata",
+            f"{patched.name} has no record, so it cannot be reverted without the original",
+            saw=f"no {sidecar_of(patched).name} beside it, and no record in its metadata",
             fix="give the original (--against ORIGINAL), or the record (--record FILE)",
         )
     backs = _backs(checkpoint, records, original)
@@ -114,7 +114,7 @@ def revert(
 def _refuse_inputs(
     checkpoint: Checkpoint, records: Sequence[Record], original: Checkpoint | None, output: Path
 ) -> None:
-    """Stop if the output, or what stands beside it, is read here by any name."""
+    """Stop if the output, or a file beside it, is an input under any name."""
     refuse_source(checkpoint.path, checkpoint.contents.files, output)
     if original is not None:
         refuse_source(original.path, original.contents.files, output)
@@ -128,7 +128,7 @@ def _write(
     checkpoint: Checkpoint, backs: list[_Back], original: Checkpoint | None, output: Path,
     force: bool,
 ) -> dict[Path, str]:  # fmt: skip
-    """Write every file as it was, all or none; their final places and SHA-256."""
+    """Write every file as it was, all or none; their final paths and SHA-256."""
 
     def refuse_changed() -> None:
         for read in (checkpoint, original):
@@ -157,20 +157,20 @@ def _write(
 
 @dataclass(frozen=True, slots=True)
 class _Back:
-    """One file to take back."""
+    """One file to restore."""
 
     file: Path
     record: Record | None
     original: Path | None
-    """The file itself as it was, where it is there."""
+    """The original file, if it is given."""
     earlier: dict[str, Any] | None
-    """The record that stands beside the file then."""
+    """The record that belongs beside the restored file."""
 
 
 def _backs(
     checkpoint: Checkpoint, records: Sequence[Record], original: Checkpoint | None
 ) -> list[_Back]:
-    """The files to take back: those with a record, or those that differ from the original's."""
+    """The files to restore: those with a record; without any record, all of them."""
     twins = {} if original is None else partners(checkpoint, original)
     if records or original is None:
         return [_Back(r.file, r, twins.get(r.file.name), _earlier(r)) for r in records]
@@ -180,12 +180,12 @@ def _backs(
 
 
 def _earlier(record: Record) -> dict[str, Any] | None:
-    """The record before; one in a header comes back with the header."""
+    """The previous record; one inside a header is restored with the header."""
     return None if record.inside else before(record.fields)
 
 
 def _restore(checkpoint: Checkpoint, back: _Back, aside: Path, sidecar: Path) -> str:
-    """Write one file as it was, and the record that was beside it before; its SHA-256."""
+    """Write one file as it was, and the record that was beside it; its SHA-256."""
     wanted = "" if back.record is None else recorded_digest(back.record)
     if back.record is not None and back.original is None:
         sha256 = _undone(checkpoint, back.record, aside).sha256
@@ -194,9 +194,9 @@ def _restore(checkpoint: Checkpoint, back: _Back, aside: Path, sidecar: Path) ->
         sha256 = sha256_of(aside)
     if wanted and (found := digest_like(wanted, aside, sha256)) != wanted:
         raise NotProven(
-            f"what comes out of {back.file.name} is not the original",
+            f"the file restored from {back.file.name} is not the original",
             saw=f"its digest is {found}, not {wanted}",
-            fix="the patched file was changed since; use the original: --against ORIGINAL",
+            fix="the patched file was changed since; give the original: --against ORIGINAL",
         )
     if back.earlier is not None:
         write_new(sidecar, sidecar_text(back.earlier), like=back.file)
@@ -220,7 +220,7 @@ def _undo_part(record: Record) -> bytes:
     """What `UndoWriter` packed, from the record or from the file beside it.
 
     Raises:
-        BadInput: it was left out, or the file beside is missing or another.
+        BadInput: it was left out, or the file beside it is missing or has changed.
     """
     text, beside = record.fields.get("undo"), record.fields.get("undo_file")
     needs = "give the original: --against ORIGINAL"
@@ -231,7 +231,7 @@ def _undo_part(record: Record) -> bytes:
             raise damaged(str(error)) from None
     if not isinstance(beside, str):
         raise BadInput(
-            "the record was written with --no-undo, so it cannot restore the head alone",
+            "the record was written with --no-undo, so it alone cannot restore the head",
             saw=f"the record of {record.file.name} has no undo part",
             fix=needs,
         )
@@ -240,13 +240,13 @@ def _undo_part(record: Record) -> bytes:
         data = read_whole(path, _MAX_UNDO, NotProven) if path.exists() else b""
         if hashlib.sha256(data).hexdigest() == beside:
             return data
-        word = "is not the one that was written" if data else "is missing"
+        word = "has changed since it was written" if data else "is missing"
         saw = saw or (f"{len(data):,} bytes in {path}" if data else f"nothing in {path}")
     raise BadInput(f"{path.name}, which restores the head, {word}", saw=saw, fix=needs)
 
 
 def _undo_file_beside(record: Record) -> Path:
-    """The undo part of a record that lies under another name than that of its file."""
+    """The path of the undo part of a record that is not named after its file."""
     name = record.sidecar.name if record.sidecar is not None else ""
     if record.sidecar is None or not name.endswith(".json"):
         return undo_file_of(record.file)

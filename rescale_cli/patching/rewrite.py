@@ -1,4 +1,4 @@
-"""What changes in a file, index by index of one axis; and the proof that nothing else does."""
+"""How the bytes of a head change, row by row, and the proof that no other byte does."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class RowScaling:
     shift: Float64
     """(C,)"""
     labels: tuple[str, ...] = ()
-    """What to call class i in an error; may be empty."""
+    """The class names, for errors; may be empty."""
 
     def rewrite(self, bits: Bits, block: Block) -> Bits:
-        """The scaled block. Factor 1 and shift 0 keep every bit; factor 0 forgets the value.
+        """The scaled block. Factor 1 and shift 0 keep every bit; factor 0 gives 0 for any value.
 
         Raises:
-            BadHead: a result that is not finite in the tensor's dtype, naming the class.
+            BadHead: a result is not finite in the dtype of the tensor; the error names the class.
         """
         factor, shift = self._spread(self.factor, block), self._spread(self.shift, block)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -60,7 +60,7 @@ class RowScaling:
         return after
 
     def guess_before(self, bits: Bits, block: Block) -> Bits:
-        """About what a scaled block was before; the rest is what rounding took."""
+        """Approximately what a scaled block was before, up to the rounding."""
         factor, shift = self._spread(self.factor, block), self._spread(self.shift, block)
         with np.errstate(over="ignore", invalid="ignore"):
             values = (to_float64(bits, self.info.dtype) - shift) / np.where(
@@ -90,14 +90,14 @@ class RowScaling:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A stretch of a file that is rewritten: the blocks in it, and the bytes they span."""
+    """A part of a file that is rewritten: its blocks, and the bytes that they span."""
 
     start: int
     stop: int
     parts: tuple[tuple[Edit, Block], ...]
 
     def rewritten(self, source: int) -> bytearray:
-        """The bytes that the stretch is to hold, from those of the source (a descriptor)."""
+        """The new bytes of the region, from those of the source (a file descriptor)."""
         span = bytearray(read_at(source, self.start, self.stop - self.start))
         for edit, block in self.parts:
             bits = block.of(memoryview(span)[block.start - self.start :])
@@ -106,9 +106,9 @@ class Region:
 
 
 def regions(edits: Iterable[Edit]) -> list[Region]:
-    """The stretches of one file that the edits touch, in order, none overlapping another.
+    """The regions of one file that the edits change, in order and without overlaps.
 
-    Blocks whose spans run into one another (a bias stored as a column of its weight) share one.
+    Blocks whose spans overlap (a bias stored as a column of its weight) share a region.
     """
     parts = sorted(
         ((edit, block) for edit in edits for block in blocks(edit.info)),
@@ -125,14 +125,14 @@ def regions(edits: Iterable[Edit]) -> list[Region]:
     return merged
 
 
-#: Two buffers of this size for each pair; all pairs together stay in the processor's cache.
+#: Size of the two buffers of each pair; all pairs together fit into the cache of the processor.
 _CHUNK = 1 << 20
 #: How many pairs the two hashes may be apart.
 _AHEAD = 6
 
 
 class Hash(Protocol):
-    """What hashlib makes."""
+    """A hash object of hashlib."""
 
     def update(self, data: memoryview | bytes, /) -> None:
         """Take more bytes."""
@@ -141,7 +141,7 @@ class Hash(Protocol):
         """The digest of all bytes so far."""
 
 
-#: Those of the source and of the target.
+#: The hashes of the source and of the target.
 Hashes = tuple[Hash | None, Hash | None]
 
 
@@ -153,21 +153,21 @@ def prove(
     mended: Mapping[int, bytes],
     hashes: Hashes = (None, None),
 ) -> int:
-    """Compare every byte behind the headers of two files with what it must be.
+    """Compare every byte after the headers of two files with what it should be.
 
-    Outside the stretches and the mended checksums the target equals the source; in a stretch it
-    equals the source's bytes, changed by the edits and rounded once.
+    Outside the regions and the updated checksums the target equals the source; in a region it
+    equals the bytes of the source, changed by the edits and rounded once.
 
     Args:
         source: a descriptor.
         target: a descriptor.
         starts: where the headers end, in the source and in the target.
-        stretches: by offsets in the source.
-        mended: offset in the target -> bytes there.
+        stretches: the regions, by offsets in the source.
+        mended: offset in the target -> the bytes of an updated checksum.
         hashes: see `compare_bytes`.
 
     Returns:
-        How many bytes were compared.
+        The number of bytes that were compared.
 
     Raises:
         NotProven: the offset of the first difference.
@@ -185,8 +185,8 @@ def changed_parts(stretches: Sequence[Region], places: Iterable[int]) -> list[tu
     """The parts [start, stop) of the source that may differ, sorted.
 
     Args:
-        stretches: of the source.
-        places: offsets of mended checksums, of 4 bytes each, in the source.
+        stretches: the regions of the source.
+        places: offsets of updated checksums in the source, 4 bytes each.
     """
     parts = [(region.start, region.stop) for region in stretches]
     return sorted([*parts, *((at, at + 4) for at in places)])
@@ -200,7 +200,7 @@ def compare_bytes(
     hashes: Hashes = (None, None),
     wait: Callable[[int], None] = lambda to: None,
 ) -> None:
-    """Compare two files behind their headers, but for the special parts, and hash both meanwhile.
+    """Compare two files after their headers, except for the special parts, and hash both.
 
     Each byte is read once: two threads hash it while this one compares the next bytes.
 
@@ -209,8 +209,8 @@ def compare_bytes(
         target: a descriptor.
         starts: where the headers end, in the source and in the target.
         special: sorted parts [start, stop) of the source that are hashed but not compared.
-        hashes: updated with every byte of the source and of the target; None where not wanted.
-        wait: called with the end of each part of the target before that is read.
+        hashes: updated with every byte of the source and of the target; None for no hash.
+        wait: called with the end of each part of the target before the part is read.
 
     Raises:
         NotProven: the offset of the first difference.
@@ -235,7 +235,7 @@ def compare_bytes(
 
 
 class _Pair:
-    """Buffers for the same part of two files, and the hashing that still reads them."""
+    """Buffers for the same part of two files, and the hashing that may still read them."""
 
     def __init__(self) -> None:
         self._buffers = page_buffer(_CHUNK), page_buffer(_CHUNK)
@@ -287,7 +287,7 @@ def prove_changed(
     stretches: Sequence[Region],
     mended: Mapping[int, bytes],
 ) -> None:
-    """Compare the changed parts of the target with what they must hold; see `prove`.
+    """Compare the changed parts of the target with what they should contain; see `prove`.
 
     Raises:
         NotProven: the offset of a difference.
@@ -306,15 +306,15 @@ def _same_size(fd: int, size: int) -> None:
     if os.fstat(fd).st_size != size:
         raise NotProven(
             "the two files differ in size",
-            saw=f"{os.fstat(fd).st_size:,} bytes where {size:,} are due",
+            saw=f"{os.fstat(fd).st_size:,} bytes, expected {size:,}",
             fix="patch the original again",
         )
 
 
 def differs(offset: int) -> NotProven:
-    """The error for a byte that is not what it must be."""
+    """The error for a byte that is not what it should be."""
     return NotProven(
-        f"byte {offset:,} is not what it must be",
+        f"byte {offset:,} is not what it should be",
         saw="a difference outside the head, or a head that is not as recorded",
         fix="patch the original again; if it happens twice, check the disk",
     )

@@ -1,7 +1,7 @@
-"""What was done to a head that no record speaks of: read off from the original and the patched one.
+"""What was done to a head without a record, inferred from the original and the patched file.
 
 A re-scaled row is the original row times one number, rounded once. So every element of a row bounds
-that number from both sides, and one number must be within all bounds and give every bit.
+that number from both sides, and one number within all bounds must give every bit.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ from rescale_cli.patching.rewrite import Edit, RowScaling
 
 T = TypeVar("T", bound=np.generic)
 
-#: How many units in the last place the number may be from the middle of its bounds.
+#: Candidates for the number, in units in the last place from the middle of its bounds.
 _NEAR = (0, 1, -1, 2, -2, 3, -3, 4, -4)
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOff:
-    """One head and what became of its rows."""
+    """One head, and how its rows changed."""
 
     keys: HeadKeys
     dtype: str
     factors: Float64
-    """(C,): each row is the original's times this."""
+    """(C,): each row is that of the original times this."""
     shifts: Float64
-    """(C,): what was added to the bias; 0 without one."""
+    """(C,): the number added to each entry of the bias; 0 without a bias."""
     edits: tuple[Edit, ...]
-    """The same, as changes of the original's tensors."""
+    """The same, as edits of the tensors of the original."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A tensor of the original and its twin in the patched file."""
+    """A tensor of the original and the same tensor of the patched file."""
 
     old: TensorInfo
     new: TensorInfo
 
     def blocks(self) -> Iterator[tuple[Block, Bits, Bits]]:
-        """Every block of the original with the bits before and after."""
+        """Every block, with its bits before and after."""
         shift = self.new.start - self.old.start
         with opened(self.old.file) as src, opened(self.new.file) as dst:
             for block in blocks(self.old):
@@ -75,13 +75,13 @@ class _Pair:
 
     @property
     def differs(self) -> bool:
-        """Whether any bit of the tensor is another."""
+        """Whether any bit of the tensor differs."""
         return any((old != new).any() for _, old, new in self.blocks())
 
 
 @dataclass(frozen=True, slots=True)
 class _AsPatched:
-    """The edit that puts what the patched file holds: for a bias, each of whose entries is free."""
+    """The edit that copies the patched tensor: for a bias, whose entries may change freely."""
 
     pair: _Pair
 
@@ -104,12 +104,12 @@ def read_off(
     Args:
         after: the patched checkpoint.
         before: the original.
-        partners: name of each patched file -> the original's file.
-        choice: what the user says of the heads.
+        partners: name of each patched file -> the file of the original.
+        choice: the user's choice of heads.
 
     Raises:
-        AmbiguousHead, NoClassifier: the original does not show which tensor is its head.
-        NotProven: a row is not the original's times one positive number.
+        AmbiguousHead, NoClassifier: it is unclear which tensor of the original is its head.
+        NotProven: a row is not that of the original times one number of at least 0.
     """
     found = locate(before, choice, None, None)
     twins = {(partners[t.file.name], t.name): t for t in after.contents.tensors}
@@ -140,7 +140,7 @@ def _pair(old: TensorInfo, twins: Mapping[tuple[Path, str], TensorInfo]) -> _Pai
     new = twins.get((old.file, old.name))
     if new is None or replace(new, file=old.file, start=old.start, stop=old.stop) != old:
         raise NotProven(
-            f"the patched file has no {clip(old.name)} like that of the original",
+            f"the patched file has no {clip(old.name)} of the same shape and dtype as the original",
             saw=f"{new.dtype} {new.shape}" if new else "no tensor of that name",
             fix="give the file that was patched: --against ORIGINAL",
         )
@@ -154,7 +154,7 @@ def _pair(old: TensorInfo, twins: Mapping[tuple[Path, str], TensorInfo]) -> _Pai
 
 
 def _shifts(bias: _Pair) -> Float64:
-    """What was added to each entry of a bias; not finite is an error."""
+    """The number added to each entry of a bias; one that is not finite is an error."""
     parts = [
         to_float64(new, bias.old.dtype).ravel() - to_float64(old, bias.old.dtype).ravel()
         for _, old, new in bias.blocks()
@@ -166,7 +166,7 @@ def _shifts(bias: _Pair) -> Float64:
 
 
 def _factors(weight: _Pair, axis: int, names: Sequence[str]) -> Float64:
-    """The number of each row, (C,), with which every bit comes out right."""
+    """The factor of each row, (C,), that gives every bit of the patched tensor."""
     size = weight.old.shape[axis]
     lo, hi, same = np.zeros(size), np.full(size, np.inf), np.ones(size, bool)
     for block, old, new in weight.blocks():
@@ -190,7 +190,7 @@ def _factors(weight: _Pair, axis: int, names: Sequence[str]) -> Float64:
 
 
 def _bounds(old: Bits, new: Bits, dtype: str) -> tuple[Float64, Float64]:
-    """Between which positive numbers that of each element must be: (0, inf) where any will do."""
+    """The bounds of the factor from each element; (0, inf) if the element allows any."""
     was, now = np.abs(to_float64(old, dtype)), np.abs(to_float64(new, dtype))
     steps = ordered(to_bits(now, dtype))
     below = np.where(now == 0, 0.0, to_float64(unordered(steps - 1, dtype), dtype))
@@ -203,7 +203,7 @@ def _bounds(old: Bits, new: Bits, dtype: str) -> tuple[Float64, Float64]:
 
 
 def _gives(weight: _Pair, axis: int, factors: Float64) -> NDArray[np.bool_]:
-    """For which rows the factors give every bit of the patched tensor."""
+    """The rows for which the factors give every bit of the patched tensor."""
     right = np.isfinite(factors)
     edit = np.where(right, factors, 1.0)
     for block, old, new in weight.blocks():
@@ -225,7 +225,7 @@ def _by_row(values: NDArray[T], axis: int) -> NDArray[T]:
 def _not_scaled(pair: _Pair, row: int, names: Sequence[str]) -> NotProven:
     called = f" ({clip(names[row], 60)})" if row < len(names) else ""
     return NotProven(
-        f"row {row}{called} of {clip(pair.old.name)} is not the original's times one number",
+        f"row {row}{called} of {clip(pair.old.name)} is not that of the original times one number",
         saw="no record of a re-scaling, and a head that was changed in another way",
         fix="give the file that was patched (--against ORIGINAL), or its record (--record FILE)",
     )
