@@ -1,4 +1,4 @@
-"""`train`: a network on long-tailed data, in the ordinary way or by WVN."""
+"""`train`: train a network on long-tailed data, in the ordinary way or with WVN."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def train(
     place = _place(run, output, resume=resume)
     if resume and (preset or config or force):
         raise UsageError(
-            "a run goes on with its own recipe",
+            "a resumed run keeps its own recipe",
             saw=f"--resume beside --{'preset' if preset else 'config' if config else 'force'}",
             fix=f"rescale-cli train --resume {place}",
         )
@@ -127,12 +127,12 @@ def train(
 
 @dataclass(frozen=True)
 class _Start:
-    """What is trained, and where."""
+    """What to train, and where."""
 
     place: Path
     """RUN."""
     recipe: Recipe | None
-    """None: that of the run that goes on."""
+    """None if a run is resumed, which has its own recipe."""
     given: dict[str, Any]
     """The options of the recipe that were typed."""
     seeds: tuple[int, ...] | None
@@ -172,9 +172,9 @@ def _train_several(start: _Start, json: bool, notes: Notes) -> None:
         series = read_seed_runs(start.place)
         if series is None:
             raise BadInput(
-                f"{start.place} holds no runs of several seeds",
-                fix=f"go on with one run: rescale-cli train --resume {start.place}; or begin "
-                "with several seeds in another folder: --seeds 0,1,2 -o RUN",
+                f"{start.place} does not contain runs of several seeds",
+                fix=f"resume the one run: rescale-cli train --resume {start.place}; or train "
+                "several seeds in another folder: --seeds 0,1,2 -o RUN",
             )
         series = series.changed(start.given, start.seeds or ())
     else:
@@ -190,7 +190,7 @@ def _train_several(start: _Start, json: bool, notes: Notes) -> None:
 
 
 def _draw(trained: Trained, notes: Notes) -> None:
-    """Write norms.svg, where the extra `plot` is installed; a failure does not hide the run."""
+    """Write norms.svg if the extra `plot` is installed; a failure is only a note."""
     from rescale_cli.commands import train_report
 
     if train_report.can_draw() and trained.lines:
@@ -203,20 +203,20 @@ def _draw(trained: Trained, notes: Notes) -> None:
 def _place(run: Path | None, output: Path | None, *, resume: bool) -> Path:
     """The folder of the run."""
     if run is not None and (not resume or output not in (None, run)):
-        fix = f"-o {run} for a new run, --resume {run} to go on with one"
-        raise UsageError("RUN without an option goes with --resume", saw=str(run), fix=fix)
+        fix = f"-o {run} for a new run, --resume {run} to resume one"
+        raise UsageError("the argument RUN needs --resume", saw=str(run), fix=fix)
     return run or output or Path("run")
 
 
 def _new_recipe(preset: str | None, config: Path | None, given: dict[str, Any]) -> Recipe:
     recipe = recipe_of(preset, config, given)
     if not recipe.data:
-        raise UsageError("there is nothing to train on", fix="--data DATA")
+        raise UsageError("--data is missing: there are no training images", fix="--data DATA")
     return recipe
 
 
 def _refuse_seeds(seeds: tuple[int, ...] | None, given: dict[str, Any], print_config: bool) -> None:
-    """Stop if --seeds stands beside an option that it does not go with."""
+    """Refuse --seeds together with an option that excludes it."""
     if seeds is None:
         return
     typed = ",".join(map(str, seeds))
@@ -225,7 +225,7 @@ def _refuse_seeds(seeds: tuple[int, ...] | None, given: dict[str, Any], print_co
         raise UsageError("--seed and --seeds exclude each other", saw=saw, fix=f"--seeds {typed}")
     if print_config:
         raise UsageError(
-            "--print-config prints one recipe, and --seeds is not part of it",
+            "--print-config prints one recipe, and --seeds is not part of a recipe",
             saw=f"--print-config --seeds {typed}",
             fix=f"leave out --seeds {typed}, and add it when you train",
         )

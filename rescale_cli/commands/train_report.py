@@ -1,4 +1,4 @@
-"""What `train` tells: epochs as they go by, the run at its end, its picture, several seeds."""
+"""What `train` prints: its epochs, the result of a run or of several seeds, and the plot."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from rescale_cli.training.run_folder import SEEDS, RunFolder
 from rescale_cli.training.seed_runs import SeedRun, SeedRuns
 from rescale_cli.training.train import Trained
 
-#: Classes that are drawn: of more, some at even distances.
+#: The most classes that are drawn; if there are more, evenly spaced ones.
 MOST = 1000
 
 
 def can_draw() -> bool:
-    """Whether what the extra `plot` brings is here."""
+    """Whether the libraries of the extra `plot` are installed."""
     # Altair builds itself from its docstrings, which python -OO removes.
     here = all(find_spec(name) is not None for name in ("altair", "vl_convert"))
     return here and sys.flags.optimize < 2
 
 
 def write_norms(trained: Trained) -> None:
-    """Draw the row norms of a run's head beside its counts into norms.svg, in its folder.
+    """Draw the row norms of a run's head and its counts into norms.svg, in its folder.
 
     Raises:
-        EnvironmentProblem: the extra `plot` is missing, or the system refused something.
+        EnvironmentProblem: the extra `plot` is missing, or the file cannot be written.
     """
     counts, names = trained.counts.values, trained.counts.names
     norms = np.array(trained.lines[-1]["row_norms"])
@@ -62,7 +62,7 @@ def norms_svg(rows: list[dict[str, object]]) -> str:
     """Row norms as bars, and training samples as points on a logarithmic axis, as SVG.
 
     Args:
-        rows: one a class, the most frequent first: rank from 1, class, norm, count.
+        rows: one for each class, the most frequent first: rank from 1, class, norm, count.
     """
     alt, convert = library("altair", "plot"), library("vl_convert", "plot")
     title, red = "class, the most frequent first", "#e45756"
@@ -82,13 +82,13 @@ def norms_svg(rows: list[dict[str, object]]) -> str:
 
 
 def empty_result() -> dict[str, Any]:
-    """The JSON result of a command that trained nothing."""
+    """The JSON result if nothing was trained."""
     keys = ("run", "model", "rescaled", "counts", "classes", "alignment", "data", "device",
             "images_per_second", "sweep_gamma")  # fmt: skip
     return {**dict.fromkeys(keys), "epochs": [], "recipe": {}, **NO_SEEDS}
 
 
-#: What only `--seeds` fills in.
+#: The fields that only `--seeds` fills in.
 NO_SEEDS: dict[str, Any] = {"seeds": [], "mean": None, "interval": None}
 
 
@@ -113,10 +113,12 @@ def train_result(trained: Trained) -> dict[str, Any]:
 
 
 def show_trained(trained: Trained) -> None:
-    """The run for a person: how good, how long the rows are, and what to type next."""
+    """Print the result of a run: its errors, the row norms, and the next commands."""
     folder, recipe = trained.folder, trained.recipe
     if not trained.lines:
-        say(f"{folder.path}: done before; its {folder.metrics.name} is gone")
+        say(
+            f"{folder.path}: the run was complete already, and its {folder.metrics.name} is missing"
+        )
         return
     last = trained.lines[-1]
     speed = trained.images_per_second
@@ -132,13 +134,13 @@ def show_trained(trained: Trained) -> None:
         named = [f"{name} {_percent(last[name])}" for name in ("many", "medium", "few")]
         say(
             f"validation error {_percent(last['val_error'])}, balanced error "
-            f"{_percent(last['val_balanced_error'])}; of the classes: {', '.join(named)}"
+            f"{_percent(last['val_balanced_error'])}; by class frequency: {', '.join(named)}"
         )
     say(_norms(trained))
     say(f"written: {', '.join(_written(folder, recipe))}")
     if line := sweep_line(folder, recipe, trained.sweep_data or "DATA"):
         known = trained.sweep_data or folder.val_logits.is_file()
-        other = "" if known else " on validation data that it was not trained on"
+        other = "" if known else " on validation data that the run was not trained on"
         say(Whole(f"choose a gamma{other}: {line}"))
         on = f"run:{folder.path}" if folder.val_logits.is_file() else trained.sweep_data
         if on:
@@ -155,7 +157,7 @@ def _written(folder: RunFolder, recipe: Recipe) -> list[str]:
 
 
 def compare_line(folder: RunFolder, recipe: Recipe, data: str) -> str:
-    """The line to type after `apply RUN`: the re-scaled run beside the run, on validation data."""
+    """The command that compares a run with its re-scaled copy on validation data."""
     words = ["rescale-cli", "evaluate", f"{folder.path}.rescaled", "--against", str(folder.path)]
     words += ["--counts", str(folder.counts), "--data", data]
     return shlex.join(words + (["--arch", recipe.arch] if _own_code(recipe) else []))
@@ -166,15 +168,15 @@ def _own_code(recipe: Recipe) -> bool:
 
 
 def sweep_line(folder: RunFolder, recipe: Recipe, data: str) -> str | None:
-    """The line to type to choose a gamma, on the part that was held out or on other data.
+    """The command that chooses a gamma, on the held-out images or on other data.
 
     Args:
-        folder: of the run.
-        recipe: of the run.
-        data: what --data names, where no part of the training images was held out.
+        folder: the folder of the run.
+        recipe: the recipe of the run.
+        data: the value of --data if no training images were held out.
 
     Returns:
-        None where a gamma would change nothing, or `data` is empty and needed.
+        None if a gamma would change nothing, or if `data` is needed and empty.
     """
     held_out = folder.val_logits.is_file()
     if recipe.cosine_head or not (held_out or data):
@@ -189,17 +191,17 @@ def sweep_line(folder: RunFolder, recipe: Recipe, data: str) -> str | None:
 def _norms(trained: Trained) -> str:
     norms = np.array(trained.lines[-1]["row_norms"])
     if trained.recipe.wvn:
-        return "the rows of the head have length 1, and the head has no bias (--wvn)"
+        return "all rows of the head have length 1, and the head has no bias (--wvn)"
     if trained.recipe.cosine_head:
-        return "the head takes its rows as if they had length 1: re-scaling would change nothing"
+        return "the head normalises its rows itself, so re-scaling would change nothing"
     rho = spearman(norms, trained.counts.values)
-    told = "" if rho is None else f"; rank correlation with the counts {rho:+.2f}"
-    return f"row lengths of the head {norms.min():.2f} to {norms.max():.2f}{told}"
+    with_counts = "" if rho is None else f"; rank correlation with the counts {rho:+.2f}"
+    return f"row norms of the head {norms.min():.2f} to {norms.max():.2f}{with_counts}"
 
 
 @contextmanager
 def watching(recipe: Recipe, notes: Notes) -> Iterator[Watch]:
-    """Tell how a run goes: a bar where a person looks, a line an epoch, notes."""
+    """Show the progress of a run: a bar on a terminal, a line for each epoch, and notes."""
     for text in doubts(recipe):
         notes(text)
     begun, first = time.monotonic(), 0
@@ -211,10 +213,10 @@ def watching(recipe: Recipe, notes: Notes) -> Iterator[Watch]:
             return
         here = line["epoch"] - first + 1
         left = (time.monotonic() - begun) / here * (epochs - line["epoch"])
-        told = f"loss {line['loss']:.4f}, error {_percent(line['error'])}"
+        shown = f"loss {line['loss']:.4f}, error {_percent(line['error'])}"
         if "val_error" in line:
-            told += f", validation error {_percent(line['val_error'])}"
-        talk("epoch", f"{line['epoch']}/{epochs}: {told}; {duration(left)} left")
+            shown += f", validation error {_percent(line['val_error'])}"
+        talk("epoch", f"{line['epoch']}/{epochs}: {shown}; {duration(left)} left")
 
     with progress_bar("", "training") as bar:
         yield Watch(bar or (lambda done, total, per_second: None), epoch, notes)
@@ -253,7 +255,7 @@ def _percent(share: float | None) -> str:
     return "n/a" if share is None else f"{100 * share:.2f} %"
 
 
-#: Columns of the table, and their titles.
+#: Metrics in the table of several seeds, and their titles.
 _TITLES = {
     "training_error": "training error",
     "error": "error",
@@ -276,7 +278,7 @@ def seeds_result(series: SeedRuns) -> dict[str, Any]:
 
 
 def show_seeds(series: SeedRuns) -> None:
-    """The runs for a person: each, the mean, its interval, and what to type next."""
+    """Print the runs of several seeds: each run, the mean, its interval, and the next command."""
     found = series.summary()
     names = [name for name in _TITLES if name in found["mean"]]
     table = Grid(["seed", *(f"{_TITLES[name]}>" for name in names)])
@@ -294,7 +296,7 @@ def show_seeds(series: SeedRuns) -> None:
         say("on the validation data; many, medium and few are mean recalls of their classes")
     if len(series.runs) > 1:
         say(f"95 %: Student's t-interval of the mean, {len(series.runs) - 1} degrees of freedom")
-    say(f"written: {SEEDS}, and a run for each seed in {series.path}/seed-N")
+    say(f"written: {SEEDS}, and the run of each seed in {series.path}/seed-N")
     if line := sweep_line(series.runs[0].folder, series.recipe, ""):
         say(Whole(f"choose a gamma for one run, here the first: {line}"))
 
@@ -302,7 +304,7 @@ def show_seeds(series: SeedRuns) -> None:
 def watching_seeds(
     series: SeedRuns, notes: Notes
 ) -> Callable[[SeedRun, int], AbstractContextManager[Watch]]:
-    """Say which seed is at work; then tell how its run goes, as for one run."""
+    """Print which seed is being trained, and the progress of its run."""
 
     @contextmanager
     def watch(run: SeedRun, number: int) -> Iterator[Watch]:

@@ -1,16 +1,13 @@
-"""Images of an epoch as the network takes them: cropped, mirrored, normalised.
+"""The augmented batches of an epoch: our own crops and flips, which depend only on seed and epoch.
 
-What torchvision does image by image in a DataLoader (RandomCrop with padding, then
-RandomHorizontalFlip), as one lookup a batch. Every image lies padded in memory, and mirrored once
-more behind all the others; a window of it is H runs of W pixels, so an augmented image is nothing
-but the place of its first pixel.
+The distributions are those of torchvision's RandomCrop with padding, RandomResizedCrop and
+RandomHorizontalFlip. Those draw from torch's global generator, so an epoch could not be resumed at
+any step, and they take one image at a time.
 
-The distributions are those of torchvision's RandomResizedCrop, RandomCrop with padding and
-RandomHorizontalFlip.
-
-Small sets lie as bytes on the device and are augmented there, a batch at a time. Larger ones are
-decoded, cropped and mirrored by worker processes, and become floats on the device. Both draw from
-(seed, epoch) alone, so an epoch can begin at any step.
+Small sets stay as bytes on the device and are augmented there, a batch at a time: every image is
+stored padded, and a second time mirrored. A crop is H runs of W pixels, so an augmented image is
+nothing but the position of its first pixel. Larger sets are decoded, cropped and mirrored by worker
+processes, and converted to floats on the device.
 """
 
 from __future__ import annotations
@@ -40,10 +37,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ImageStore:
-    """N images of H x W pixels and c channels; 2 c (H + 2 pad) (W + 2 pad) bytes each."""
+    """N images of H x W pixels and c channels, 2 c (H + 2 pad) (W + 2 pad) bytes each."""
 
     runs: Tensor
-    """(number of pixels - W + 1, W * c), uint8: the W pixels from each pixel on; they overlap."""
+    """(pixels - W + 1, W * c), uint8: the W pixels that start at each pixel, as a view."""
     shape: tuple[int, int, int, int]
     """N, H, W, c."""
     pad: int
@@ -69,11 +66,11 @@ class ImageStore:
             images: (N, H, W) or (N, H, W, c), uint8.
             mean: of values in 0..1, (c,).
             std: of values in 0..1, (c,), above 0.
-            pad: how far a crop may be off, pixels; 0 for images that are only looked at.
-            device: where they are to lie.
+            pad: the largest shift of a crop, in pixels; 0 for no crops.
+            device: where the images are stored.
 
         Raises:
-            BadInput: other bytes or axes, or not one mean and std a channel.
+            BadInput: another dtype or other axes, or not one mean and std for each channel.
         """
         import torch
         from torch.nn import functional
@@ -83,7 +80,7 @@ class ImageStore:
         c = bytes_.shape[-1] if bytes_.ndim == 4 else 0
         if not (bytes_.dtype == torch.uint8 and c == len(mean) == len(std) and min(std) > 0):
             raise BadInput(
-                "the images are not bytes (N, H, W, channels) with one mean and std a channel",
+                "the images must be uint8 (N, H, W, channels) with a mean and std for each channel",
                 saw=f"{bytes_.dtype}, {tuple(bytes_.shape)}, {len(mean)} means, {len(std)} stds",
                 fix="check --mean and --std, or the array that holds the images",
             )
@@ -97,17 +94,17 @@ class ImageStore:
         return cls(runs, (n, height, width, c), pad, scale.repeat(width), shift.repeat(width))
 
     def draw(self, order: Tensor, generator: Generator) -> Tensor:
-        """Places of randomly cropped and mirrored images, for an epoch at once or for a batch.
+        """Positions of randomly cropped and mirrored images, for a whole epoch or for a batch.
 
-        The crop is off by 0 to 2 pad pixels in each direction, evenly; half are mirrored.
+        The crop starts at 0 to 2 pad pixels in each direction, uniformly; half are mirrored.
 
         Args:
-            order: (M,), which images, on the store's device.
-            generator: on any device. Drawn for the global order, whoever takes which share, one
-                rank and many see the same images.
+            order: (M,), indices of images, on the store's device.
+            generator: on any device. If the order is that of all ranks, any number of ranks sees
+                the same images.
 
         Returns:
-            (M,), int64, on the store's device; `batch` reads any part of it.
+            (M,), int64, on the store's device, for `batch`.
         """
         import torch
 
@@ -117,16 +114,16 @@ class ImageStore:
         return self.place(order, offsets[0], offsets[1], mirror)
 
     def place(self, order: Tensor, top: Tensor, left: Tensor, mirror: Tensor) -> Tensor:
-        """Places of images whose crop starts at `top`, `left` of the padded image; then mirrored.
+        """Positions of images, cropped from `top`, `left` of the padded image, then mirrored.
 
         Args:
-            order: (M,), which images.
+            order: (M,), indices of images.
             top: (M,), 0 to 2 pad.
             left: (M,), 0 to 2 pad.
             mirror: (M,), 0 or 1.
 
         Returns:
-            (M,), int64: the first pixel of each.
+            (M,), int64: the first pixel of each image.
         """
         n, height, width, _ = self.shape
         # Mirroring a crop is cropping the mirrored image from the other side.
@@ -135,17 +132,17 @@ class ImageStore:
         return row * (width + 2 * self.pad) + column
 
     def whole(self, order: Tensor) -> Tensor:
-        """Places of the images as they are, (M,): neither moved nor mirrored."""
+        """Positions of the images as they are, (M,), neither shifted nor mirrored."""
         import torch
 
         none = torch.zeros_like(order)
         return self.place(order, none + self.pad, none + self.pad, none)
 
     def batch(self, places: Tensor) -> Tensor:
-        """The images at these places, as the network takes them: (x / 255 - mean) / std.
+        """The images at these positions as input of the network, (x / 255 - mean) / std.
 
         Args:
-            places: (n,), of `draw`, `place` or `whole`.
+            places: (n,), from `draw`, `place` or `whole`.
 
         Returns:
             (n, c, H, W), float32, channels last in memory.
@@ -160,7 +157,7 @@ class ImageStore:
         return values.view(len(places), height, width, c).permute(0, 3, 1, 2)
 
 
-#: The share of the image's area that a crop has, and its width over its height.
+#: Area of a random crop as a share of the image, and its width over its height.
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _CROP_PAD = 4
 
@@ -168,7 +165,7 @@ Augmentation = Callable[[Image, Preprocessing, np.random.Generator], Image]
 
 
 def fitted(image: Image, p: Preprocessing) -> Image:
-    """The image in the network's size and channels, (H, W, channels)."""
+    """The image resized and converted to the network's size and channels, (H, W, channels)."""
     picture = _picture(image, p)
     if (picture.height, picture.width) != p.size:
         picture = picture.resize(p.size[::-1], _bilinear())
@@ -176,7 +173,7 @@ def fitted(image: Image, p: Preprocessing) -> Image:
 
 
 def crop_flip(image: Image, p: Preprocessing, random: np.random.Generator) -> Image:
-    """Off by 0 to 4 pixels in each direction, black beyond the edge; mirrored or not."""
+    """Shift by up to 4 pixels in each direction, black beyond the edge; mirror half of them."""
     top, left = random.integers(2 * _CROP_PAD + 1, size=2).tolist()
     mirror = random.integers(2)
     padded = np.pad(fitted(image, p), ((_CROP_PAD, _CROP_PAD), (_CROP_PAD, _CROP_PAD), (0, 0)))
@@ -186,10 +183,10 @@ def crop_flip(image: Image, p: Preprocessing, random: np.random.Generator) -> Im
 
 
 def resized_crop(image: Image, p: Preprocessing, random: np.random.Generator) -> Image:
-    """A part of 8 to 100 % of the area, resized to the network's size; mirrored or not.
+    """Resize a crop of 8 to 100 % of the area to the network's size; mirror half of them.
 
-    RandomResizedCrop: the ratio of the sides is drawn evenly in its logarithm. After ten parts that
-    do not lie in the image, the middle is taken, as far as the ratio allows.
+    As RandomResizedCrop does: the logarithm of the aspect ratio is uniform. After ten crops that do
+    not lie in the image, the center is taken, as far as the ratio allows.
     """
     picture = _picture(image, p)
     left, top, width, height = _part(picture.width, picture.height, random)
@@ -212,7 +209,7 @@ def _part(width: int, height: int, random: np.random.Generator) -> tuple[int, in
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-#: By the name that a recipe gives.
+#: By the name in a recipe.
 AUGMENTATIONS: dict[str, Augmentation] = {
     "crop-flip": crop_flip,
     "resized-crop": resized_crop,
@@ -238,31 +235,31 @@ def _bilinear() -> Any:
     return Pillow.Resampling.BILINEAR
 
 
-#: Bytes that a set may take to live on the device, mirrored copy and padding included.
+#: Largest set in bytes, with padding and mirrored copy, that is stored on the device.
 IN_MEMORY = 4 << 30
 _PAD = 4
 _MOST_WORKERS = 16
 
 
 class Feed(Protocol):
-    """Where the images of a run come from."""
+    """The source of a run's training batches."""
 
     def epoch(
         self, number: int, order: NDArray[np.int64], batches: Batches, rank: int, start: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (n, channels, H, W) float32 and labels (n,), on the device, a step at a time.
+        """Yield images (n, channels, H, W) float32 and labels (n,), on the device, for each step.
 
         Args:
-            number: of the epoch, from 0.
-            order: of all ranks, indices into the images that are trained on.
-            batches: how it falls into steps and ranks.
-            rank: whose share.
-            start: the first step, where an epoch is taken up in its middle.
+            number: the epoch, from 0.
+            order: the order of all ranks, as indices into the images that are trained on.
+            batches: how the order is divided into steps and ranks.
+            rank: the rank whose share is wanted.
+            start: the first step, more than 0 if an epoch is resumed in its middle.
         """
 
 
 def make_feed(data: TrainingImages, recipe: Recipe, device: torch.device) -> Feed:
-    """In memory where all images fit and need no random resizing, else streamed."""
+    """A feed from memory if all images fit and need no random resizing, otherwise from files."""
     height, width = data.preprocessing.size
     side = 2 * _PAD
     bytes_ = 2 * len(data.labels) * (height + side) * (width + side) * data.preprocessing.channels
@@ -272,7 +269,7 @@ def make_feed(data: TrainingImages, recipe: Recipe, device: torch.device) -> Fee
 
 
 class InMemory:
-    """A set that lives on the device; see `ImageStore`."""
+    """A feed of images that are stored on the device; see `ImageStore`."""
 
     def __init__(self, data: TrainingImages, recipe: Recipe, device: torch.device) -> None:
         import torch
@@ -301,18 +298,18 @@ class InMemory:
 
 
 def _pixels(data: TrainingImages) -> NDArray[np.uint8]:
-    """The images that are trained on, (M, H, W, channels), in the network's size and channels."""
+    """The images that are trained on, in the network's size and channels, (M, H, W, channels)."""
     p, images = data.preprocessing, data.train
     shape = () if images.array is None else images.array.shape[1:]
     if images.array is not None and (*shape, 1)[:3] == (*p.size, p.channels):
         return np.ascontiguousarray(images.array[data.kept])
-    with ThreadPoolExecutor(free_cpus()) as pool:  # Pillow lets other threads run
+    with ThreadPoolExecutor(free_cpus()) as pool:  # Pillow releases the interpreter lock
         made = pool.map(lambda index: fitted(images.read(index), p), data.kept.tolist())
         return np.stack(list(made))
 
 
 class Streamed:
-    """A set that is read anew each epoch, ahead of the network, by worker processes."""
+    """A feed of images that worker processes read again for each epoch, ahead of the network."""
 
     def __init__(self, data: TrainingImages, recipe: Recipe, device: torch.device) -> None:
         import torch
@@ -348,7 +345,10 @@ class Streamed:
 
 @dataclass(frozen=True)
 class _Reader:
-    """From places in the order of an epoch to pixels; what it draws depends on the place alone."""
+    """Reads and augments the images at positions of an epoch's order.
+
+    The random numbers depend only on the seed, the epoch and the position.
+    """
 
     data: TrainingImages
     recipe: Recipe
@@ -356,7 +356,7 @@ class _Reader:
     epoch: int
 
     def __getitem__(self, places: NDArray[np.int64]) -> tuple[Tensor, str | None]:
-        """Images (n, H, W, channels), uint8; or an error as text, which survives the way."""
+        """Images (n, H, W, channels), uint8; or an error as text, to pass between processes."""
         import torch
 
         p: Preprocessing = self.data.preprocessing

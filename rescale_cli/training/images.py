@@ -1,4 +1,4 @@
-"""What is trained and validated on, and how good the network is on it at each epoch."""
+"""The images of a run: which are trained on, which validated on, and the validation itself."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-#: Images that are looked at for mean and deviation, evenly spaced, where they lie in files.
+#: Images, evenly spaced, from which mean and standard deviation are measured if they are files.
 _LOOKED_AT = 1000
 _AT_ONCE = 256
-#: Large images are resized so much larger than the middle that validation looks at.
+#: Validation takes this share of the resized image from its center.
 _CROP = 0.875
 
 
@@ -39,7 +39,7 @@ class TrainingImages:
 
     train: Images
     kept: NDArray[np.int64]
-    """(M,), which of them are trained on."""
+    """(M,), indices of the images that are trained on."""
     labels: NDArray[np.int64]
     """(M,), their classes."""
     classes: tuple[str, ...]
@@ -49,16 +49,16 @@ class TrainingImages:
     validation: Images | None
     """With labels as rows of the head."""
     preprocessing: Preprocessing
-    """Of validation, and of whoever uses the model."""
+    """The preprocessing for validation, and for every later use of the model."""
     alignment: Alignment | None = None
-    """How the labels of `validation` were joined with the rows."""
+    """How the labels of `validation` were matched with the rows."""
     val_split: float = 0.0
-    """The share of the training images that `validation` is; 0 where it is other data."""
+    """The share of the training images that `validation` is; 0 if it is separate data."""
     sweep_data: str = ""
-    """What to choose a strength on, as `--data` names it; empty where it is no validation data."""
+    """Validation data for choosing a gamma, as `--data` names them; empty if there are none."""
 
     def described(self) -> dict[str, Any]:
-        """What was trained and validated on, for config.json and `--json`."""
+        """The data of the run, for config.json and `--json`."""
         train, val = self.train, self.validation
         return {
             "train": {"source": train.source, "split": train.split, "samples": len(self.kept)},
@@ -70,7 +70,7 @@ class TrainingImages:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """n_i, (C,)."""
+        """Training images of each class, n_i, (C,)."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
 
@@ -81,22 +81,24 @@ def open_training_images(
 
     Args:
         recipe: its data, val_data, val_split, seed, imbalance, size, mean and std are read.
-        download: fetch what is not there.
-        notes: told what the user should know.
+        download: fetch data that are missing.
+        notes: called with what the user should know.
 
     Raises:
-        BadInput: no data, no labels, one class.
-        UsageError: no --data.
+        BadInput: there are no data or no labels, or only one class.
+        UsageError: --data is missing.
     """
     if not recipe.data:
-        raise UsageError("there is nothing to train on", fix="--data DATA")
+        raise UsageError("--data is missing: there are no training images", fix="--data DATA")
     train = open_images(recipe.data, purpose="train", download=download)
     if train.labels is None:
-        raise BadInput(f"{train.source} has no labels", fix="name data with labels: --data")
+        raise BadInput(f"{train.source} has no labels", fix="name data with labels: --data DATA")
     known = train.classes or Classes.numbered(int(train.labels.max()) + 1)
     classes = known.names
     if len(classes) < 2:
-        raise BadInput(f"{train.source} has one class only", fix="name data with several: --data")
+        raise BadInput(
+            f"{train.source} has only one class", fix="name data with several classes: --data DATA"
+        )
     validation, sweep_data = _other(recipe, train, download)
     aligned, part = None, np.zeros(0, np.int64)
     if validation is not None:
@@ -116,7 +118,7 @@ def open_training_images(
 
 
 def _other(recipe: Recipe, train: Images, download: bool) -> tuple[Images | None, str]:
-    """The images of --val-data, or of the validation split, and how `--data` names them."""
+    """The images of --val-data or of the validation split, and their name for `--data`."""
     if recipe.val_data:
         found = open_images(recipe.val_data, purpose="validate", download=download)
         test = found.split == "test" or "test" in splits_in(parse_spec(recipe.val_data).path.name)
@@ -134,17 +136,22 @@ def _other(recipe: Recipe, train: Images, download: bool) -> tuple[Images | None
 def _part(
     train: Images, part: NDArray[np.int64], share: float, notes: Callable[[str], None]
 ) -> Images | None:
-    """A part of the training images, to validate on."""
+    """The part of the training images that is held out for validation; None if it is empty."""
     if not len(part):
         why, fix = "", "--val-split 0.1, or --val-data DATA"
         if share:
-            why, fix = ", and no class has two images of which one could be held out", "--val-data"
-            fix += " DATA"
-        notes(f"{train.source} has no validation split{why}, so nothing is validated: {fix}")
+            why, fix = (
+                ", and no class has two images, so that one could be held out",
+                "--val-data DATA",
+            )
+        notes(
+            f"{train.source} has no validation split{why}, so the run is not validated; "
+            f"to validate it: {fix}"
+        )
         return None
     notes(
-        f"{train.source} has no validation split: {len(part):,} of its images are not trained on, "
-        f"but validated on (--val-split {share:g})"
+        f"{train.source} has no validation split, so {len(part):,} of its images are held out for "
+        f"validation (--val-split {share:g})"
     )
     return part_of(train, part, share)
 
@@ -153,7 +160,9 @@ def _in_rows(
     images: Images, known: Classes, notes: Callable[[str], None]
 ) -> tuple[Images, Alignment]:
     if images.labels is None or images.classes is None:
-        raise BadInput(f"{images.source} has no labels", fix="name data with labels: --val-data")
+        raise BadInput(
+            f"{images.source} has no labels", fix="name data with labels: --val-data DATA"
+        )
     rows = HeadRows(len(known.names), known.names if known.named else None, "rescale")
     labels, found = join_labels(
         images.labels, images.classes, rows, source=images.source, samples=images.names
@@ -166,19 +175,21 @@ def _in_rows(
 def _preprocessing(
     recipe: Recipe, train: Images, kept: NDArray[np.int64], notes: Callable[[str], None]
 ) -> Preprocessing:
-    """How an image becomes the network's input: with the channels and the size of the data."""
+    """The preprocessing of a run: with the channels of the data, and their size unless --size."""
     first = train.read(int(kept[0]))
     channels = 1 if first.ndim == 2 else first.shape[2]
     height, width = first.shape[:2]
     if recipe.augment == "resized-crop" and not recipe.size:
-        raise UsageError("random crops need a size to be resized to", fix="--size 224")
+        raise UsageError(
+            "--augment resized-crop needs the size of the network's input", fix="--size 224"
+        )
     size = (recipe.size, recipe.size) if recipe.size else (height, width)
     mean, std = recipe.mean, recipe.std
     if not mean:
         mean, std = measured(train, kept, channels)
     elif len(mean) == 3 and channels == 1:
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-        notes("the images are gray: the means of --mean and --std are taken")
+        notes("the images are grayscale, so --mean and --std are averaged over their channels")
     elif len(mean) == 1:
         mean, std = mean * channels, std * channels
     resize = round(recipe.size / _CROP) if recipe.augment == "resized-crop" else None
@@ -190,7 +201,7 @@ def measured(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the pixels, in 0..1, each (channels,), to four digits.
 
-    Of all images where they lie in memory, of a thousand where they lie in files.
+    All images are measured if they are in memory, and a thousand of them if they are files.
     """
     looked = kept
     if images.array is None:
@@ -210,7 +221,7 @@ def measured(
     shares = histogram / histogram.sum(axis=1, keepdims=True)
     mean = shares @ levels
     std = np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
-    std = np.where(std < 1e-4, 1.0, std)  # a channel that never changes
+    std = np.where(std < 1e-4, 1.0, std)  # a constant channel
     return (
         tuple(round(float(v), 4) for v in mean),
         tuple(round(float(v), 4) for v in std),
@@ -221,15 +232,15 @@ _BATCH = {"cuda": 512, "cpu": 128}
 
 
 class Validation:
-    """A labelled set, and the groups of its classes.
+    """Validates a network on a labelled set.
 
     Args:
         images: N, with labels as rows of the head.
         preprocessing: from an image to the network's input.
-        groups: many, medium and few, (C,) each.
-        device: where the network is.
-        workers: that decode images.
-        ranks: each takes its share of the images.
+        groups: which classes are many, medium and few, (C,) each.
+        device: the device of the network.
+        workers: number of processes that decode images.
+        ranks: the ranks, each of which takes a share of the images.
     """
 
     def __init__(
@@ -250,12 +261,12 @@ class Validation:
         assert images.labels is not None
         self._labels = torch.from_numpy(images.labels.astype(np.int64)).to(device)
         if device.type == "cuda" and images.array is not None and images.array.nbytes < 1 << 30:
-            # It is looked at every epoch: it may as well lie there.
+            # The images are needed at every epoch, so they stay on the device.
             self._images = replace(images, array=torch.from_numpy(images.array).to(device))  # type: ignore[arg-type]
 
     def first(self) -> Tensor:
-        """A batch of it, on the device: what is wrong with the set shows before a run begins."""
-        few = range(min(8, len(self._images)))  # of any rank: a share may be empty
+        """The first few images, on the device, to find problems before a run begins."""
+        few = range(min(8, len(self._images)))  # not of this rank's share, which may be empty
         for batch in self._batches(few):
             return batch[1]
         raise BadInput(f"{self._images.source} has no images", fix="--val-data DATA")
@@ -263,11 +274,11 @@ class Validation:
     def errors(
         self, network: nn.Module, weights: Mapping[str, Tensor], layout: torch.memory_format
     ) -> dict[str, float | None]:
-        """Loss and errors of a network with these weights, 0 to 1; the same on every rank.
+        """Loss and error rates of a network with these weights; the same on every rank.
 
         Returns:
             `val_loss`, `val_error`, `val_balanced_error`, and the mean error of the classes with
-            `many`, `medium` and `few` training samples; None is n/a.
+            `many`, `medium` and `few` training samples; None where a group has no classes.
         """
         import torch
         from torch.func import functional_call
@@ -295,7 +306,7 @@ class Validation:
     def predictions(
         self, network: nn.Module, weights: Mapping[str, Tensor], layout: torch.memory_format
     ) -> Predictions:
-        """The logits of all images, whatever the rank, with their labels as rows of the head."""
+        """The logits of all images, not only this rank's share, with labels as rows of the head."""
         import torch
         from torch.func import functional_call
 
@@ -314,7 +325,7 @@ class Validation:
         return Predictions(torch.cat(logits).numpy(), labels, source, names)
 
     def _batches(self, samples: range) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows of the set, and their images on the device."""
+        """Indices of images, and the images on the device, batch by batch."""
         import torch
 
         size = _BATCH[self._device.type]
@@ -325,9 +336,9 @@ class Validation:
             if batch.bad:
                 index, why = batch.bad[0]
                 raise BadInput(
-                    f"an image to validate on cannot be read: {self._images.names[index]}",
+                    f"a validation image cannot be read: {self._images.names[index]}",
                     saw=why,
-                    fix="replace it, or take it out of the data",
+                    fix="replace the file, or remove it from the data",
                 )
             rows = torch.tensor(batch.indices, device=self._device)
             yield rows, batch.take(0, len(batch.indices))

@@ -1,7 +1,7 @@
 """The losses of the paper's tables: a plain function each.
 
 Every loss takes logits (n, C) of any float dtype, labels (n,), the counts of the training set (C,)
-and class weights (C,) or None, and gives the mean over the batch, computed in float32 at least.
+and class weights (C,) or None, and returns the mean over the batch, computed in float32 at least.
 
 The mean is over the n samples, sum_k w_{y_k} l_k / n, with weights whose mean over the training
 samples is 1. PyTorch's `weight=` divides by the batch's own sum of weights instead, so that two
@@ -60,7 +60,7 @@ def reweighted(
 ) -> Tensor:
     """Cross-entropy with classes weighted by inverse frequency, w_i = N / (C n_i).
 
-    The formula is `cross_entropy`'s; what differs are the class weights that `class_weights` makes.
+    The same function as `cross_entropy`; only the weights from `class_weights` differ.
     """
     return cross_entropy(logits, labels, counts, weights)
 
@@ -71,8 +71,8 @@ def class_balanced(
 ) -> Tensor:
     """Class-balanced cross-entropy: classes weighted by their effective number of samples.
 
-    w_i ~ (1 - beta) / (1 - beta^n_i), beta = 0.9999. The formula is `cross_entropy`'s; what differs
-    are the class weights that `class_weights` makes.
+    w_i ~ (1 - beta) / (1 - beta^n_i), beta = 0.9999. The same function as `cross_entropy`; only the
+    weights from `class_weights` differ.
     """
     return cross_entropy(logits, labels, counts, weights)
 
@@ -85,7 +85,7 @@ def focal(
     weights: Tensor | None = None,
     focus: float = 1.0,
 ) -> Tensor:
-    """Focal loss, l = -(1 - p_y)^focus log p_y: samples that are known count less.
+    """Focal loss, l = -(1 - p_y)^focus log p_y: well-classified samples count less.
 
     Args:
         logits: z, (n, C).
@@ -96,7 +96,7 @@ def focal(
             or 0, which is cross-entropy. 1 is what Cao et al. 2019 compare with.
     """
     logp = -_negative_log(logits, labels)
-    # 1 - p_y by expm1: no digits are lost where p_y is nearly 1.
+    # expm1 computes 1 - p_y without losing digits where p_y is nearly 1.
     return _mean(-((-logp.expm1()) ** focus) * logp, labels, weights)
 
 
@@ -140,7 +140,7 @@ def balanced_softmax(
 ) -> Tensor:
     """Balanced softmax, l = -log(n_y e^z_y / sum_i n_i e^z_i): the prior is in the loss.
 
-    The logits alone then answer for a uniform prior; a second adjustment would be one too many.
+    The logits then fit a uniform prior, so a later adjustment would correct twice.
 
     Args:
         logits: z, (n, C).
@@ -158,17 +158,17 @@ def class_weights(
 ) -> Float64 | None:
     """The class weights of a loss at an epoch, (C,), or None where all are 1.
 
-    Deferred re-weighting (DRW; Cao et al. 2019, Algorithm 1): all 1 before `drw_epoch`; from it on
-    the weights of the loss, and those of the effective number where it brings none.
+    Deferred re-weighting (DRW; Cao et al. 2019, Algorithm 1): before `drw_epoch` all weights are 1;
+    then they are those of the loss, or of the effective number if the loss has none.
 
     Args:
         name: the loss.
         counts: training samples of each class, (C,), at least 1 each.
         epoch: from 0.
-        drw_epoch: None where weights are not deferred.
+        drw_epoch: None if weights are not deferred.
 
     Raises:
-        UsageError: no such loss.
+        UsageError: there is no such loss.
 
     Example:
         >>> class_weights("reweight", np.array([6, 2])).tolist()
@@ -192,7 +192,7 @@ def class_weights(
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32: their softmax has two or three digits."""
+    """Float16 and bfloat16 as float32, because their softmax has only two or three digits."""
     import torch
 
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

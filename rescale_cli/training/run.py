@@ -1,7 +1,7 @@
-"""A run at some moment: its network, the steps and epochs left, and the state between two.
+"""A training run: its network, the steps and epochs that are left, and its state between two steps.
 
-Between two steps a run is nothing but its state: whatever else there is follows from the recipe and
-from (seed, epoch, step). So a run that was killed goes on to the very result of one that was not.
+Everything that is not in the state follows from the recipe and from (seed, epoch, step). So a run
+that was killed and resumed ends with the very bits of one that was not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rescale_cli.training.feed import make_feed
 from rescale_cli.training.images import TrainingImages, Validation
 from rescale_cli.training.losses import class_weights
 from rescale_cli.training.recipe import Recipe
-from rescale_cli.training.run_folder import RunFolder, RunState
+from rescale_cli.training.run_folder import RunFolder, RunState, write_state
 from rescale_cli.training.samplers import Batches, epoch_order, seed_of
 from rescale_cli.training.schedules import learning_rate
 from rescale_cli.training.step import Stepper
@@ -42,16 +42,16 @@ if TYPE_CHECKING:
 
 
 def build_network(recipe: Recipe, num_classes: int, channels: int) -> tuple[nn.Module, HeadKind]:
-    """The network with its head as the recipe wants it, on the CPU, in float32.
+    """Build the network of a recipe, with the head that the recipe asks for, on the CPU in float32.
 
     Args:
         recipe: its arch, head_bias, loss, weights and seed are read.
         num_classes: C.
-        channels: of the images.
+        channels: channels of the images.
 
     Raises:
-        UsageError: no such network.
-        BadInput: it has no head, or the weights to begin from do not fit.
+        UsageError: there is no such network.
+        BadInput: the network has no head, or --weights does not fit it.
     """
     import torch
 
@@ -72,21 +72,21 @@ def build_network(recipe: Recipe, num_classes: int, channels: int) -> tuple[nn.M
 def _build(recipe: Recipe) -> Build:
     source, _, name = recipe.arch.partition(":")
     if source in ("rescale", "torchvision") and name:
-        # Of torchvision's, the variant is auxiliary heads, which training has no loss for.
+        # For torchvision the variant is the auxiliary heads, which training has no loss for.
         return build_of(recipe.arch, source == "rescale" and recipe.head_bias)
     if source == "timm" and name:
         return timm_models.build_of(name, {})
     if source == "python" and name:
         return lambda num_classes, _: networks.build(name, num_classes)
     raise UsageError(
-        "this is no network that can be trained",
+        "this network cannot be trained",
         saw=f"--arch {recipe.arch}",
         fix="--arch rescale:NAME, torchvision:NAME, timm:NAME or python:module:callable",
     )
 
 
 def _begin_from(network: nn.Module, path: Path, head: str) -> None:
-    """Copy every weight but the head's."""
+    """Copy every weight except those of the head from a checkpoint."""
     own = {
         name: tuple(value.shape)
         for name, value in network.state_dict().items()
@@ -104,28 +104,28 @@ def _begin_from(network: nn.Module, path: Path, head: str) -> None:
     network.load_state_dict(read_tensors(there), strict=False)
 
 
-#: Seconds after which a state is kept in the middle of an epoch, too.
+#: Seconds after which a state is also written in the middle of an epoch.
 KEEP_EVERY = 600.0
-#: Steps between two looks at the loss; each waits for the device.
+#: Steps between two checks of the loss, each of which waits for the device.
 _LOOK = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Who is told how a run goes."""
+    """Functions that are called as a run makes progress."""
 
     images: Callable[[int, int, float], None] = lambda done, total, per_second: None
-    """Images done, images of the whole run, images per second."""
+    """Called after each step: images done, images of the whole run, images per second."""
     epoch: Callable[[dict[str, Any], int], None] = lambda line, epochs: None
-    """A line of metrics.jsonl, and the epochs of the run."""
+    """Called after each epoch: its line of metrics.jsonl, and the number of epochs of the run."""
     notes: Callable[[str], None] = lambda text: None
-    """What the user should know."""
+    """Called with what the user should know."""
     begun: Callable[[], None] = lambda: None
-    """The first step of a new run has succeeded; nothing of the run is written yet."""
+    """Called once the first step of a new run has succeeded, before anything is written."""
 
 
 class Run:
-    """A run at some moment: `epoch` epochs and `step` steps are done."""
+    """A training run of which `epoch` epochs, and `step` steps of the next one, are done."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Run:
             )  # fmt: skip
         self.batches = Batches(len(self._order(0)), recipe.batch_size, ranks.world)
         self.epoch = self.step = 0
-        #: Loss times images, and images that were right, of this epoch; float64, on the device.
+        #: Sum of the loss over images, and number of correct images, of this epoch; on the device.
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.lines: list[dict[str, Any]] = []
         self._images, self._seconds, self._kept = 0, 0.0, time.monotonic()
@@ -166,16 +166,16 @@ class Run:
         return epoch_order(self.recipe.sampler, self.data.labels, self.recipe.seed, epoch)
 
     def load(self, state: RunState) -> None:
-        """Stand where a run stood.
+        """Continue from a saved state.
 
         Raises:
-            BadInput: it had other data or another network.
+            BadInput: the state belongs to other data or to another network.
         """
         counts = state.facts.get("counts")
         if counts != self.data.counts.tolist():
             raise BadInput(
-                "these are not the images that the run began with",
-                saw=f"{sum(counts or ())} then, {len(self.data.labels)} now",
+                "the training images are not those that the run began with",
+                saw=f"{sum(counts or ())} images then, {len(self.data.labels)} images now",
                 fix="restore the data, or train again in another folder: -o RUN",
             )
         self.stepper.load(state)
@@ -186,16 +186,16 @@ class Run:
         self._resumed = True
 
     def keep(self) -> None:
-        """Write the state of this moment; rank 0 has all of it but the sums of an epoch.
+        """Write the current state. Rank 0 does, and has all of it except the other ranks' sums.
 
-        Those of the others are taken to be like its own: they are told, and nothing rests on them.
+        Their sums are estimated from its own, because they only serve for reporting.
         """
         if not self.ranks.is_main:
             return
         tensors, facts = self.stepper.state()
         tensors["progress.sums"] = self.sums * self.ranks.world if self.step else self.sums
         facts["counts"] = self.data.counts.tolist()
-        self.folder.write_state(RunState(self.recipe, self.epoch, self.step, tensors, facts))
+        write_state(self.folder.last, RunState(self.recipe, self.epoch, self.step, tensors, facts))
         self._kept = time.monotonic()
 
     def go(self) -> None:
@@ -225,7 +225,7 @@ class Run:
             self.folder.write_lines(self.lines)
 
     def _try(self) -> None:
-        """See that the network takes the images, before hours are spent."""
+        """Check that the network accepts the images, before hours are spent."""
         c = len(self.data.classes)
         x, _ = next(iter(self.feed.epoch(0, self._order(0), self.batches, self.ranks.rank, 0)))
         self.stepper.tried(x, c)
@@ -233,7 +233,7 @@ class Run:
             self.stepper.tried(self.validation.first(), c)
 
     def _steps(self) -> None:
-        """The steps that are left of this epoch."""
+        """Take the steps that are left of this epoch."""
         import torch
 
         recipe, batches, rank = self.recipe, self.batches, self.ranks.rank
@@ -242,7 +242,7 @@ class Run:
         stream = self.feed.epoch(self.epoch, self._order(self.epoch), batches, rank, self.step)
         begun = time.perf_counter()
         for step, (x, y) in enumerate(stream, self.step):
-            # A signal waits for the end of the step: there is no state in its middle.
+            # A signal waits until the step ends, because there is no state in the middle of one.
             with undisturbed():
                 torch.manual_seed(seed_of(recipe.seed, self.epoch, step, rank))  # for dropout
                 lr = learning_rate(recipe, self.epoch * batches.steps + step, batches.steps)
@@ -273,12 +273,12 @@ class Run:
         raise BadInput(
             f"the loss is {loss} in epoch {self.epoch + 1}: training has diverged",
             saw=f"learning rate {self.recipe.lr:g}, --amp {self.recipe.amp}",
-            fix=f"train anew with a smaller --lr {self.recipe.lr / 10:g}, with --warmup-epochs 5, "
+            fix=f"train again with a smaller --lr {self.recipe.lr / 10:g}, with --warmup-epochs 5, "
             "or with --clip-norm 1",
         )
 
     def _end_epoch(self) -> None:
-        """Look at the loss, validate, write a line."""
+        """Check the loss, validate, and write the line of the epoch."""
         sums = self.ranks.total(self.sums.clone()).tolist()
         self._refuse_nan(sums[0])
         weights = self.stepper.weights()
@@ -297,7 +297,7 @@ class Run:
             line |= self._validated(self.validation, weights)
         line["row_norms"] = [round(norm, 6) for norm in rows.double().norm(dim=1).tolist()]
         line["images_per_second"] = round(self._images / self._seconds, 1) if self._images else None
-        with undisturbed():  # a state between the epochs has the line of the first
+        with undisturbed():  # a state written after the epoch needs its line to be there
             self.lines.append(line)
             if self.ranks.is_main:
                 self.folder.add_line(line)
@@ -310,14 +310,14 @@ class Run:
     ) -> dict[str, float | None]:
         try:
             return validation.errors(self.stepper.network, weights, self.stepper.layout)
-        except RescaleError:  # an image that cannot be read: the epoch's steps are not in vain
+        except RescaleError:  # an image cannot be read: do not lose the steps of the epoch
             self.keep()
             raise
 
     def write_val_logits(self) -> None:
-        """Keep the logits of a validation part that --data cannot name, for `sweep-gamma`.
+        """Write the logits of the images that --val-split held out, for `sweep-gamma --logits`.
 
-        The weights are in the folder already: the logits say whose they are.
+        The weights must be in the folder already, because the logits record their hash.
         """
         if self.validation is not None and self.data.val_split:
             stepper = self.stepper
@@ -329,5 +329,5 @@ class Run:
 
     @property
     def images_per_second(self) -> float | None:
-        """Of training alone, in this process; None where nothing was left to do."""
+        """Training speed in this process, without validation; None if no step was left to take."""
         return self._images / self._seconds if self._images else None

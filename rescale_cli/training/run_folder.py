@@ -1,6 +1,6 @@
-"""The folder of a run, and the state that it needs to go on where it was.
+"""The folder of a run, and the state from which the run can be resumed.
 
-What is drawn at random follows from (seed, epoch, step), so no random state is among it.
+Random numbers follow from (seed, epoch, step), so the state holds no random generators.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """A moment between two steps of a run."""
+    """The state of a run between two steps."""
 
     recipe: Recipe
     epoch: int
     """Epochs done."""
     step: int
-    """Steps done of the next one."""
+    """Steps done of the next epoch."""
     tensors: Mapping[str, Tensor]
-    """`model.NAME`, `optimizer.momentum_buffer.NAME`, `average.NAME`, `progress.losses`."""
+    """`model.NAME`, `optimizer.momentum_buffer.NAME`, `average.NAME`, `progress.sums`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else the parts want to know: numbers and texts."""
+    """Numbers and texts beside the tensors, such as the state of the gradient scaler."""
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors below a prefix, without it."""
+        """The tensors below a prefix, with the prefix removed from their names."""
         dot = f"{prefix}."
         return {k.removeprefix(dot): v for k, v in self.tensors.items() if k.startswith(dot)}
 
 
 def write_state(path: Path, state: RunState) -> None:
-    """Write it aside, sync it, and give it its name: a kill at any time leaves the old or the new.
+    """Write a state atomically: a kill at any time leaves the old file or the new one.
 
     Raises:
-        EnvironmentProblem: the system refused something.
+        EnvironmentProblem: the file cannot be written.
     """
     from safetensors.torch import save
 
@@ -81,15 +81,15 @@ def write_state(path: Path, state: RunState) -> None:
 
 
 def read_state(path: Path) -> RunState:
-    """The state that a run left; nothing is unpickled.
+    """Read the state that a run left; nothing is unpickled.
 
     Raises:
-        BadInput: there is none, it is damaged, or of another version.
+        BadInput: the file is missing, damaged, or of another version.
     """
     if not path.is_file():
         raise BadInput(
-            f"there is no run to resume in {path.parent}",
-            saw=f"no {path.name}",
+            f"{path.parent} does not contain a run that can be resumed",
+            saw=f"there is no {path.name}",
             fix="name the folder of a run: --resume RUN",
         )
     contents = open_checkpoint(path).contents
@@ -102,37 +102,37 @@ def read_state(path: Path) -> RunState:
             made = Recipe(**{"val_split": 0.0, **options_from(recipe, path.name)})
             return RunState(made, epoch, step, tensors, facts)
     raise BadCheckpoint(
-        f"{path.name} is no state of a run that this version can go on from",
+        f"{path.name} is not a state from which this version can resume a run",
         saw=clip(repr(said), 200),
         fix="train again, in another folder: -o RUN",
     )
 
 
 def resumed(state: RunState, changes: dict[str, Any]) -> Recipe:
-    """The recipe of a run, with what may change when it goes on.
+    """The recipe of a resumed run, with the options that may change.
 
     Raises:
-        BadInput: a change after which it would be another run.
+        BadInput: an option is changed that must stay the same.
     """
     fixed = [name for name, value in changes.items()
              if name not in _MAY_CHANGE and value != getattr(state.recipe, name)]  # fmt: skip
     if fixed:
         raise BadInput(
             f"--{fixed[0].replace('_', '-')} cannot change in the middle of a run",
-            saw=f"{getattr(state.recipe, fixed[0])!r} at its beginning, {changes[fixed[0]]!r} now",
-            fix="leave it out, or train anew in another folder: -o RUN",
+            saw=f"{getattr(state.recipe, fixed[0])!r} then, {changes[fixed[0]]!r} now",
+            fix="leave it out, or train again in another folder: -o RUN",
         )
     recipe = replace(state.recipe, **changes)
     if recipe.epochs < state.epoch:
         raise BadInput(
-            f"the run has {state.epoch} epochs behind it, and cannot end after {recipe.epochs}",
+            f"the run has done {state.epoch} epochs already and cannot end after {recipe.epochs}",
             saw=f"--epochs {recipe.epochs}",
-            fix=f"--epochs {state.epoch} or more, or train anew in another folder: -o RUN",
+            fix=f"--epochs {state.epoch} or more, or train again in another folder: -o RUN",
         )
     return recipe
 
 
-#: What says where and how long, not what.
+#: Options that change where and how long a run trains, but not what it computes.
 _MAY_CHANGE = frozenset(
     ("data", "val_data", "epochs", "milestones", "gamma", "device", "workers", "compile",
      "channels_last", "tensorboard")
@@ -145,88 +145,91 @@ SEEDS = "seeds.json"
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Where a run writes, and what its files are called."""
+    """The folder of a run, and the names of its files."""
 
     path: Path
 
     @property
     def model(self) -> Path:
-        """The weights at the end."""
+        """The weights at the end of the run."""
         return self.path / "model.safetensors"
 
     @property
     def rescaled(self) -> Path:
-        """The same, re-scaled once, where the recipe has a gamma."""
+        """The same weights, re-scaled once, if the recipe has a gamma."""
         return self.path / "model.rs.safetensors"
 
     @property
     def counts(self) -> Path:
-        """Training images of each class."""
+        """The number of training images of each class."""
         return self.path / "counts.json"
 
     @property
     def config(self) -> Path:
-        """Network, classes, preprocessing, head, recipe."""
+        """Network, classes, preprocessing, head and data."""
         return self.path / "config.json"
 
     @property
     def metrics(self) -> Path:
-        """One line of JSON an epoch."""
+        """One line of JSON for each epoch."""
         return self.path / "metrics.jsonl"
 
     @property
     def last(self) -> Path:
-        """What the run goes on from."""
+        """The state from which the run is resumed."""
         return self.path / "last.ckpt"
 
     @property
     def val_logits(self) -> Path:
-        """Logits of the validation images that --val-split took from the training images."""
+        """Logits of the images that --val-split held out from the training images."""
         return self.path / "val_logits.npz"
 
     @property
     def norms(self) -> Path:
-        """The row norms at the end, as a picture."""
+        """A plot of the row norms at the end of the run."""
         return self.path / "norms.svg"
 
     @property
     def events(self) -> Path:
-        """The folder of TensorBoard."""
+        """The folder of the TensorBoard event files."""
         return self.path / "tensorboard"
 
     def prepare(self, *, force: bool, weights: str | None = None) -> None:
-        """Make the folder, or take one in which no run has been; nothing in it changes yet.
+        """Create the folder, or check that an existing one can be used; nothing in it changes yet.
 
         Args:
-            force: the files of an earlier run may be replaced.
-            weights: the checkpoint to begin from, which must not be among them.
+            force: whether the files of an earlier run may be replaced.
+            weights: the checkpoint to start from, which must not be in this folder.
 
         Raises:
-            OutputExists: something is there, and may not be replaced.
-            EnvironmentProblem: the system refused something.
+            OutputExists: the folder is not empty, and `force` was not given.
+            EnvironmentProblem: the folder cannot be created or read.
         """
         with system_errors(f"writing {self.path}"):
             if not self.path.exists() and not self.path.parent.is_dir():
                 raise BadInput(
-                    f"there is no folder {self.path.parent}", fix=f"mkdir -p {self.path.parent}"
+                    f"the folder {self.path.parent} does not exist",
+                    fix=f"mkdir -p {self.path.parent}",
                 )
             if self.path.exists() and not self.path.is_dir():
-                raise OutputExists(f"{self.path} is no folder", fix="name another: -o RUN")
+                raise OutputExists(f"{self.path} is not a folder", fix="name another path: -o RUN")
             self.path.mkdir(exist_ok=True)
             source = Path(weights) if weights else None
             if source and self.path.resolve() in (source.resolve(), source.resolve().parent):
                 raise OutputExists(
-                    f"{self.path} holds the weights to begin from, and would be replaced",
+                    f"{self.path} contains the weights to start from, which would be replaced",
                     saw=f"--weights {weights}",
                     fix="name another folder: -o RUN",
                 )
             there = [entry for entry in self.path.iterdir() if _is_something(entry)]
             if there and not force:
-                fix = "--resume to go on with it, --force to train anew, or another folder: -o RUN"
-                raise OutputExists(f"{self.path} holds something already", fix=fix)
+                fix = (
+                    "--resume to continue its run, --force to replace it, or another folder: -o RUN"
+                )
+                raise OutputExists(f"{self.path} is not empty", fix=fix)
 
     def clear(self) -> None:
-        """Remove the files of an earlier run, once the new one is known to work; others stay."""
+        """Remove the files of an earlier run; other files stay."""
         with system_errors(f"writing {self.path}"):
             told = self.events.glob("events.out.tfevents.*")
             for file in (
@@ -237,14 +240,14 @@ class RunFolder:
                 self.norms,
                 self.val_logits,
                 self.path / SEEDS,
-                # Of a model that was re-scaled in its place.
+                # Written when a model of the run was re-scaled in place.
                 *(of(file) for file in (self.model, self.rescaled) for of in _BESIDE),
                 *told,
             ):
                 file.unlink(missing_ok=True)
 
     def describe(self, recipe: Recipe, data: TrainingImages, head: HeadKind) -> None:
-        """Write config.json and counts.json, which make the folder a run."""
+        """Write config.json and counts.json."""
         names = {"classes": list(data.classes)} if data.named else {}
         config: dict[str, Any] = {
             "arch": recipe.arch,
@@ -254,7 +257,7 @@ class RunFolder:
             "head": head.as_json(),
             "data": data.described(),
             **_held_out(recipe, data),
-            # As timm says it: where every reader of such folders looks for the head.
+            # timm's key for the head, which other readers of such folders know as well.
             "pretrained_cfg": {"classifier": head.name},
         }
         write_text(self.config, json.dumps(config, indent=2) + "\n", force=True)
@@ -264,7 +267,7 @@ class RunFolder:
         write_text(self.counts, json.dumps(write_counts(raw), indent=1) + "\n", force=True)
 
     def lines(self, epochs: int) -> list[dict[str, Any]]:
-        """What metrics.jsonl says of the first epochs; a line that a kill cut short is none."""
+        """The lines of metrics.jsonl for the first epochs, up to one that a kill cut short."""
         found: list[dict[str, Any]] = []
         for text in self.metrics.read_text("utf-8").splitlines() if self.metrics.is_file() else ():
             try:
@@ -277,30 +280,22 @@ class RunFolder:
         return found
 
     def write_lines(self, lines: list[dict[str, Any]]) -> None:
-        """Write metrics.jsonl anew."""
+        """Write metrics.jsonl with these lines only."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_text(self.metrics, text, force=True)
 
     def add_line(self, line: Mapping[str, Any]) -> None:
-        """Add one to metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         with (
             system_errors(f"writing {self.metrics}"),
             self.metrics.open("a", encoding="utf-8") as f,
         ):
             f.write(json.dumps(line) + "\n")
             f.flush()
-            os.fsync(f.fileno())  # as the state is, which says that the line is there
-
-    def read_state(self) -> RunState:
-        """See `state.read_state`."""
-        return read_state(self.last)
-
-    def write_state(self, state: RunState) -> None:
-        """See `state.write_state`."""
-        write_state(self.last, state)
+            os.fsync(f.fileno())  # the state that is written next relies on the line
 
     def write_model(self, weights: Mapping[str, Tensor]) -> None:
-        """Write the weights, whole or not at all."""
+        """Write the weights atomically."""
         from safetensors.torch import save
 
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -325,12 +320,12 @@ class RunFolder:
         )
 
 
-#: What `apply` may leave beside a model.
+#: Files that `apply` may leave beside a model.
 _BESIDE = (sidecar_of, undo_file_of)
 
 
 def _held_out(recipe: Recipe, data: TrainingImages) -> dict[str, Any]:
-    """What `--data run:RUN` reads the part by that was not trained on, if there is one."""
+    """The description by which `--data run:RUN` finds the held-out images, if there are any."""
     if not data.val_split:
         return {}
     samples = len(data.train)
@@ -338,6 +333,6 @@ def _held_out(recipe: Recipe, data: TrainingImages) -> dict[str, Any]:
 
 
 def _is_something(entry: Path) -> bool:
-    """Whether an entry of a folder is more than an empty folder, or a rest of a killed process."""
+    """Whether a folder entry is anything but an empty folder or a file that a kill left behind."""
     empty = entry.is_dir() and not entry.is_symlink() and not any(entry.iterdir())
     return not empty and not entry.name.startswith(MARK)

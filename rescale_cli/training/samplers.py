@@ -1,8 +1,8 @@
-"""Which images a class keeps, an epoch shows, and a rank and a step get of them.
+"""Which images a class keeps, an epoch draws, and a step and a rank take.
 
-A sampler draws the order of one epoch for all ranks at once; a rank takes every `world`-th image of
-each global batch. So one rank and many see the same batches, nothing is lost or doubled between
-ranks, and a run resumes at any step: the order follows from seed and epoch.
+Ours instead of torch's samplers: a sampler draws the order of an epoch for all ranks at once from
+seed and epoch, and a rank takes every `world`-th image of each global batch. So any number of ranks
+sees the same batches, no image is lost or repeated, and a run can be resumed at any step.
 
 To add a sampler, write one function here under `@sampler("name", reference=...)`.
 """
@@ -23,7 +23,7 @@ from rescale_cli.registry import Registry
 
 
 def seed_of(*words: int) -> int:
-    """A seed, below 2^63, that follows from whole numbers such as (seed, epoch, step, rank).
+    """A seed below 2^63 that is derived from whole numbers such as (seed, epoch, step, rank).
 
     Example:
         >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
@@ -35,7 +35,7 @@ def seed_of(*words: int) -> int:
 
 Kept = NDArray[np.int64]
 
-#: Written as `--imbalance` reads it.
+#: The kinds of `--imbalance`.
 KINDS = ("exp", "step", "none")
 #: In float64 49 * (1 / 49) is a little less than 1.
 _SLACK = 1e-9
@@ -43,10 +43,10 @@ _SLACK = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Imbalance:
-    """What `--imbalance` says: `exp:100`, `step:10` or `none`.
+    """An imbalance of the classes: `exp:100`, `step:10` or `none`.
 
     Raises:
-        UsageError: an unknown kind, or a ratio below 1.
+        UsageError: the kind is unknown, or the ratio is below 1.
 
     Example:
         >>> Imbalance.parse("exp:100").sizes([5000] * 10).tolist()
@@ -57,7 +57,7 @@ class Imbalance:
 
     kind: str = "none"
     ratio: float = 1.0
-    """Images of the largest class over those of the smallest."""
+    """Size of the largest class over that of the smallest."""
 
     def __post_init__(self) -> None:
         whole = self.kind in KINDS and (self.kind != "none" or self.ratio == 1)
@@ -66,7 +66,7 @@ class Imbalance:
 
     @classmethod
     def parse(cls, text: str) -> Imbalance:
-        """Read `exp:100`, `step:10` or `none`."""
+        """Parse `exp:100`, `step:10` or `none`."""
         if text == "none":
             return cls()
         if not re.fullmatch(r"(exp|step):[0-9]{1,9}(\.[0-9]{1,9})?", text, re.ASCII):
@@ -78,14 +78,14 @@ class Imbalance:
         return self.kind if self.kind == "none" else f"{self.kind}:{self.ratio:.17g}"
 
     def sizes(self, available: NDArray[np.int64] | list[int]) -> Kept:
-        """Images that each class keeps, (C,), in label order.
+        """The number of images that each class keeps, (C,), in label order.
 
         exp: class i keeps int(n_max R^(-i / (C - 1))). step: the first C // 2 classes keep n_max,
-        the others int(n_max / R). n_max is what every class can provide: of a balanced set, the
-        size of a class.
+        the others int(n_max / R). n_max is the largest size that every class allows: in a balanced
+        set, the size of a class.
 
         Args:
-            available: images there are of each class, (C,).
+            available: the number of images of each class, (C,).
 
         Raises:
             BadInput: a class would be left without an image.
@@ -94,26 +94,26 @@ class Imbalance:
         if self.kind == "none":
             return have
         shares = self._shares(len(have))
-        # Where a later class is small, all shrink: the ratio is what was asked for.
+        # If a later class is small, all classes shrink, so that the ratio is kept.
         most = math.floor(min(have / shares) + _SLACK)
         sizes: Kept = (most * shares + _SLACK).astype(np.int64)
         if not sizes.all():
             row = int(np.flatnonzero(sizes == 0)[0])
             raise BadInput(
-                f"{self} leaves class {row} without an image",
-                saw=f"{have[row]} images of it, {most} of the largest class can be kept",
-                fix="ask for a smaller ratio, or take the data as they are: --imbalance none",
+                f"--imbalance {self} leaves class {row} without images",
+                saw=f"it has {have[row]} images; the largest class keeps {most}",
+                fix="use a smaller ratio, or the data as they are: --imbalance none",
             )
         return sizes
 
     def choose(self, labels: NDArray[np.int64], classes: int, seed: int | None = None) -> Kept:
-        """Indices of the images that are kept, ascending.
+        """The indices of the images that are kept, in ascending order.
 
         Args:
             labels: (N,), 0 to C - 1.
             classes: C.
-            seed: None keeps the first images of each class, as the paper's code does; a number
-                draws them at random, the same ones for the same number.
+            seed: None keeps the first images of each class, as the paper's code does; with a number
+                they are drawn at random.
 
         Raises:
             BadInput: a class would be left without an image.
@@ -138,7 +138,7 @@ class Imbalance:
 
 def _no_imbalance(text: str) -> UsageError:
     return UsageError(
-        "there is no such imbalance",
+        "--imbalance is invalid",
         saw=clip(repr(text), 80),
         fix="--imbalance exp:100, step:10 or none; the ratio is at least 1",
     )
@@ -154,7 +154,7 @@ sampler = samplers.register
 
 @sampler("instance", reference="every image once, shuffled")
 def instance(labels: Indices, random: np.random.Generator) -> Indices:
-    """Every image once: class i is shown n_i times an epoch.
+    """Every image once: an epoch has n_i images of class i.
 
     Args:
         labels: (N,); only N is read.
@@ -170,14 +170,14 @@ def instance(labels: Indices, random: np.random.Generator) -> Indices:
 def over(labels: Indices, random: np.random.Generator) -> Indices:
     """Over-sampling: each image is of class i with probability 1 / C, drawn with replacement.
 
-    First a class is drawn, then one of its images. An epoch is as long as without: N draws.
+    First a class is drawn, then one of its images. An epoch is as long as without over-sampling.
 
     Args:
         labels: (N,); classes without images are never drawn.
         random: source of randomness.
 
     Returns:
-        (N,), rare images many times, some frequent ones not at all.
+        (N,), with rare images many times and some frequent ones not at all.
     """
     return _by_class(labels, random, power=0.0)
 
@@ -197,12 +197,12 @@ def sqrt(labels: Indices, random: np.random.Generator) -> Indices:
 
 @sampler("under", reference="Buda et al. 2018, Section 2.2.1, random under-sampling")
 def under(labels: Indices, random: np.random.Generator) -> Indices:
-    """Under-sampling: as many images of each class as the rarest one has, none twice.
+    """Under-sampling: as many images of each class as the rarest class has, none twice.
 
-    Others are drawn every epoch. An epoch is shorter: C * min(n_i) images.
+    Every epoch draws other images, and has only C * min(n_i) of them.
 
     Args:
-        labels: (N,); classes without images do not count.
+        labels: (N,); classes without images are ignored.
         random: source of randomness.
     """
     shuffled = random.permutation(len(labels))
@@ -218,30 +218,30 @@ def epoch_order(name: str, labels: Indices, seed: int, epoch: int) -> Indices:
     """The order of one epoch, the same for all ranks.
 
     Args:
-        name: a sampler.
+        name: the name of a sampler.
         labels: (N,), 0 to C - 1.
-        seed: of the run.
-        epoch: from 0.
+        seed: the seed of the run.
+        epoch: the epoch, from 0.
 
     Returns:
-        (M,), indices into the labels; M is N but for `under`.
+        (M,), indices into the labels; M is N except for `under`.
 
     Raises:
-        UsageError: no such sampler.
+        UsageError: there is no such sampler.
     """
     return samplers[name](labels, np.random.default_rng([seed, epoch]))
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """How an epoch of M images falls into steps, and a step into ranks.
+    """How an epoch of M images is divided into steps, and a step into ranks.
 
-    Every step takes `size` images over all ranks; the last one takes what is left, from size / 2 to
-    3 size / 2, so that no step rests on a handful of images. Rank r takes positions r, r + world,
-    ... of a step; the shares of two ranks differ by one image at most.
+    Every step takes `size` images over all ranks. The last step takes the rest, size / 2 to
+    3 size / 2 images, so that no step has only a few. Rank r takes positions r, r + world, ... of a
+    step; the shares of two ranks differ by at most one image.
 
     Raises:
-        UsageError: a batch cannot give every rank an image.
+        UsageError: a batch has fewer images than there are ranks.
 
     Example:
         >>> batches = Batches(total=9, size=4, world=2)
@@ -250,11 +250,11 @@ class Batches:
     """
 
     total: int
-    """M, images of the epoch."""
+    """M, the number of images of the epoch."""
     size: int
-    """Images of a step, all ranks together."""
+    """Images per step, over all ranks."""
     world: int = 1
-    """Ranks."""
+    """The number of ranks."""
 
     def __post_init__(self) -> None:
         if self.size < 1 or min(self.total, self.size // 2 or 1) < self.world:
@@ -275,13 +275,13 @@ class Batches:
         return slice(step * self.size + rank, stop, self.world)
 
     def size_of(self, step: int) -> int:
-        """Images of a step, all ranks together."""
+        """The number of images of a step, over all ranks."""
         return (self.total if step == self.steps - 1 else (step + 1) * self.size) - step * self.size
 
     def weight(self, step: int, rank: int = 0) -> float:
-        """What a rank's mean loss is multiplied by, so that the mean over ranks is the global one.
+        """The factor of a rank's mean loss with which the mean over ranks is the mean over images.
 
-        1 wherever the ranks' shares are equally large.
+        It is 1 if the shares of all ranks are equally large.
         """
         shares = [self.share(step, r) for r in range(self.world)]
         sizes = [len(range(share.start, share.stop, share.step)) for share in shares]

@@ -1,7 +1,7 @@
-"""One recipe with several seeds: one run after another, and what they have in common.
+"""One recipe trained with several seeds: one run after another, and the mean of their metrics.
 
 Each run is a folder of its own, `RUN/seed-0`, as `train --seed 0` leaves it. `RUN/seeds.json` holds
-the recipe, the seeds and what has come out so far, so a series that was killed goes on from there.
+the recipe, the seeds and the metrics so far, so that a series that was killed can be resumed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ MOST = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class SeedRun:
-    """One of the runs."""
+    """The run of one seed."""
 
     seed: int
     folder: RunFolder
     metrics: Metrics | None = None
-    """At the end, see `metrics_of`; None: not trained to the end yet."""
+    """The metrics at its end, see `metrics_of`; None if the run is not complete yet."""
 
     def as_json(self) -> dict[str, Any]:
         """An entry of `result.seeds`."""
@@ -54,26 +54,26 @@ class SeedRun:
 
 @dataclass(frozen=True, slots=True)
 class SeedRuns:
-    """A series of runs that differ in their seed alone."""
+    """A series of runs that differ only in their seed."""
 
     path: Path
-    """RUN, the folder of their folders."""
+    """RUN, the folder that contains their folders."""
     recipe: Recipe
-    """Of all of them, but for the seed."""
+    """The recipe of all runs, except for the seed."""
     runs: tuple[SeedRun, ...]
     """In the order in which the seeds were given."""
 
     @classmethod
     def of(cls, path: Path, recipe: Recipe, seeds: Sequence[int]) -> SeedRuns:
-        """The runs of some seeds, none of them trained yet."""
+        """A new series for these seeds."""
         runs = tuple(SeedRun(seed, RunFolder(path / f"seed-{seed}")) for seed in seeds)
         return cls(path, recipe, runs)
 
     def changed(self, changes: dict[str, Any], seeds: Sequence[int] = ()) -> SeedRuns:
-        """The series with what may change when it goes on, and with more seeds.
+        """The series with changed options, as far as these may change, and with more seeds.
 
         Raises:
-            BadInput: a change after which it would be another series.
+            BadInput: an option is changed that must stay the same.
         """
         recipe = resumed(RunState(self.recipe, 0, 0, {}), changes)
         keep = all(getattr(recipe, name) == getattr(self.recipe, name) for name in _DECIDES)
@@ -83,7 +83,7 @@ class SeedRuns:
         return replace(more, runs=(*old, *more.runs))
 
     def with_metrics(self, number: int, metrics: Metrics) -> SeedRuns:
-        """The series after run `number` has come to its end."""
+        """The series after run `number` is complete."""
         done = replace(self.runs[number], metrics=metrics)
         return replace(self, runs=(*self.runs[:number], done, *self.runs[number + 1 :]))
 
@@ -103,7 +103,7 @@ class SeedRuns:
         return found
 
     def write(self) -> None:
-        """Write seeds.json, whole or not at all; paths in it are relative to RUN."""
+        """Write seeds.json atomically; paths in it are relative to RUN."""
         runs = [{"seed": run.seed, "run": run.folder.path.name, "metrics": run.metrics}
                 for run in self.runs]  # fmt: skip
         said = {"version": 1, "recipe": asdict(self.recipe), "seeds": runs, **self.summary()}
@@ -111,10 +111,10 @@ class SeedRuns:
 
 
 def read_seed_runs(path: Path) -> SeedRuns | None:
-    """The series whose folder this is; None if it holds none.
+    """The series in a folder; None if there is no seeds.json.
 
     Raises:
-        BadInput: its seeds.json is damaged.
+        BadInput: seeds.json is damaged.
     """
     file = path / SEEDS
     if not file.is_file():
@@ -129,9 +129,9 @@ def read_seed_runs(path: Path) -> SeedRuns | None:
             pairs = zip(found.runs, entries, strict=True)
             return replace(found, runs=tuple(replace(r, metrics=e["metrics"]) for r, e in pairs))
     raise BadInput(
-        f"{file} is not a list of runs that this version can go on with",
+        f"{file} is not a list of runs that this version can resume",
         saw=clip(repr(said), 200),
-        fix="go on with one run: --resume RUN/seed-0, or train again in another folder: -o RUN",
+        fix="resume one run: --resume RUN/seed-0, or train again in another folder: -o RUN",
     )
 
 
@@ -139,7 +139,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """The seeds that `--seeds 0,1,2` names.
 
     Raises:
-        UsageError: no whole numbers from 0 on, or one of them twice.
+        UsageError: a seed is not a whole number from 0, or is given twice.
 
     Example:
         >>> parse_seeds("0,1, 2")
@@ -150,7 +150,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     seeds = tuple(map(int, words)) if good else ()
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(
-            "--seeds must be different whole numbers from 0 on, separated by commas",
+            "--seeds must be different whole numbers of at least 0, separated by commas",
             saw=clip(repr(text), 80),
             fix="--seeds 0,1,2",
         )
@@ -158,7 +158,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def metrics_of(line: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of the last line of metrics.jsonl, which holds errors."""
+    """The metrics of a run, from the errors in the last line of its metrics.jsonl."""
 
     def right(error: float | None) -> float | None:
         return None if error is None else 1 - error
@@ -182,21 +182,21 @@ def train_seeds(
     ),
     done: Callable[[Trained], None] = lambda trained: None,
 ) -> SeedRuns | None:
-    """Train the runs that are not at their end, one after another.
+    """Train the runs that are not complete yet, one after another.
 
     Args:
         series: its folder is prepared; see `RunFolder.prepare`.
-        fresh: whether it begins, rather than goes on.
+        fresh: whether the series is new, not resumed.
         force: whether the files of earlier runs may be replaced.
-        download: fetch data that are not there.
-        watching: who hears how each run goes; called with the run and its place, from 0.
-        done: told of each run that came to its end.
+        download: fetch data that are missing.
+        watching: gives the `Watch` of a run; called with the run and its position, from 0.
+        done: called with each run that is complete.
 
     Returns:
-        the series with all metrics; None on any rank of torchrun but 0.
+        the series with all metrics; None on every rank of torchrun except 0.
 
     Raises:
-        Interrupted, RescaleError: see `train`. The runs before are kept, and it can go on.
+        Interrupted, RescaleError: see `train`. The runs so far are kept, and can be resumed.
     """
     if fresh:
         _refuse_own_weights(series)
@@ -222,7 +222,7 @@ def train_seeds(
 def _start_of(
     series: SeedRuns, run: SeedRun, *, fresh: bool, force: bool
 ) -> tuple[Recipe, RunState | None]:
-    """What a run does, and where it stands; its folder is prepared."""
+    """The recipe of a run and the state to resume it from; prepares the folder of a new run."""
     recipe = replace(series.recipe, seed=run.seed)
     if fresh or not run.folder.last.is_file():
         if is_main():
@@ -233,13 +233,13 @@ def _start_of(
 
 
 class _Claim:
-    """Makes RUN the folder of a series: once its first run is known to work, not before."""
+    """Makes RUN the folder of a series once the first step of its first run has succeeded."""
 
     def __init__(self, series: SeedRuns, *, claimed: bool) -> None:
         self._series, self._claimed = series, claimed
 
     def __call__(self) -> None:
-        """Remove what earlier runs left in the folder, and write seeds.json."""
+        """Remove the files of earlier runs, and write seeds.json."""
         if not self._claimed and is_main():
             series = self._series
             for folder in (RunFolder(series.path), *(run.folder for run in series.runs)):
@@ -249,14 +249,14 @@ class _Claim:
 
     @contextmanager
     def stopping(self, run: SeedRun) -> Iterator[None]:
-        """Say how to go on after a signal; leave nothing of a series that could not begin."""
+        """After a signal, say how to resume; remove the folder of a series that could not begin."""
         try:
             yield
         except (Interrupted, KeyboardInterrupt) as error:
             if not self._claimed:
                 raise
             what = error.what if isinstance(error, Interrupted) else "interrupted"
-            fix = f"go on with all seeds: rescale-cli train --resume {self._series.path}"
+            fix = f"resume all seeds: rescale-cli train --resume {self._series.path}"
             raise Interrupted(f"seed {run.seed}: {what}", fix=fix) from None
         finally:
             if not self._claimed and is_main():
@@ -268,19 +268,19 @@ def _refuse_own_weights(series: SeedRuns) -> None:
     source = Path(series.recipe.weights).resolve() if series.recipe.weights else None
     if source is not None and series.path.resolve() in (source, *source.parents):
         raise OutputExists(
-            f"{series.path} holds the weights to begin from, and they would be replaced",
+            f"{series.path} contains the weights to start from, which would be replaced",
             saw=f"--weights {series.recipe.weights}",
             fix="name another folder: -o RUN",
         )
 
 
 def _metrics(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry of seeds.json has metrics, or says that there are none yet."""
+    """Whether an entry of seeds.json has valid metrics, or null for none yet."""
     found = entry.get("metrics", "")
     numbers = found.values() if isinstance(found, dict) else ()
     whole = isinstance(found, dict) or found is None
     return whole and all(isinstance(value, float | int | None) for value in numbers)
 
 
-#: What changes the end of a run, of all that may change when it goes on.
+#: Of the options that may change when a run is resumed, those that change its result.
 _DECIDES = ("epochs", "milestones", "gamma")

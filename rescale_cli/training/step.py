@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, update, projection, average."""
+"""One training step: forward, backward, update, projection of the head, moving average."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 class Stepper:
-    """A network in training, and all that changes with each step.
+    """A network in training, with everything that changes at each step.
 
     Args:
-        network: on the CPU; it is moved.
+        network: on the CPU; it is moved to the device.
         head: its last layer.
         recipe: how it is trained.
         counts: n_i, (C,), at least 1 each.
-        device: where.
-        ranks: who takes part.
+        device: the device to train on.
+        ranks: the ranks that train together.
     """
 
     def __init__(
@@ -96,23 +96,25 @@ class Stepper:
     def take(
         self, x: Tensor, y: Tensor, lr: float, weights: Tensor | None, share: float
     ) -> tuple[Tensor, Tensor]:
-        """One step on a batch.
+        """Take one step on a batch.
 
         Args:
             x: (n, channels, H, W).
             y: (n,).
             lr: the learning rate.
-            weights: of the classes, (C,), or None.
-            share: what this rank's mean loss is multiplied by; see `Batches.weight`.
+            weights: class weights, (C,), or None.
+            share: the factor of this rank's mean loss; see `Batches.weight`.
 
         Returns:
-            This rank's part of the loss, times `share`, and how many it had right; on the device,
-            nothing waits for it.
+            This rank's loss, times `share`, and its number of correct images, on the device;
+            nothing waits for them.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        parts = max(1, min(self.recipe.accumulate, len(y) // 2))  # one image has no statistics
+        parts = max(
+            1, min(self.recipe.accumulate, len(y) // 2)
+        )  # batch normalization needs two images
         if parts == 1:
             loss, hits = self._backward(x, y, weights, share)
         else:
@@ -131,7 +133,7 @@ class Stepper:
     def _accumulate(
         self, x: Tensor, y: Tensor, weights: Tensor | None, share: float, parts: int
     ) -> tuple[Tensor, Tensor]:
-        """The same gradient from parts of the batch, one by one; ranks meet at the last."""
+        """The same gradient from parts of the batch; ranks exchange gradients at the last part."""
         found = []
         pieces = list(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True))
         for number, (px, py) in enumerate(pieces, 1):
@@ -156,20 +158,20 @@ class Stepper:
     def _answer(self, x: Tensor) -> Any:
         try:
             return self._forward(x)
-        except ValueError as error:  # of batch normalization, which says what it saw
+        except ValueError as error:  # raised by batch normalization
             if "more than 1 value per channel" not in str(error):
                 raise
             raise BadInput(
-                "a batch normalization has one number a channel, and so nothing to normalise",
+                "batch normalization needs more than one value per channel",
                 saw=f"{len(x)} images of shape {tuple(x.shape[1:])} at once",
-                fix="a larger -b, or --size, or less to --accumulate",
+                fix="use a larger -b or --size, or a smaller --accumulate",
             ) from error
 
     def tried(self, x: Tensor, classes: int) -> None:
-        """See that the network takes such images, before a run begins; nothing changes.
+        """Check before a run begins that the network accepts such images; nothing changes.
 
         Raises:
-            BadInput: it does not, or does not answer with C logits each.
+            BadInput: it fails, or does not return C logits for each image.
         """
         import torch
 
@@ -179,21 +181,23 @@ class Stepper:
             with torch.inference_mode():
                 answer = self.network(x)
             if tuple(answer.shape) != (len(x), classes):
-                raise ValueError(f"it answers with {tuple(answer.shape)}")
+                raise ValueError(
+                    f"its output has the shape {tuple(answer.shape)}, not {(len(x), classes)}"
+                )
         except Exception as error:  # anything, in a network that we did not write
             saw = str(error).strip().splitlines()
             raise BadInput(
-                f"{self.recipe.arch} does not take images of shape {tuple(x.shape[1:])}",
+                f"{self.recipe.arch} does not accept images of shape {tuple(x.shape[1:])}",
                 saw=saw[0] if saw else type(error).__name__,
-                fix="another --size or --arch",
+                fix="use another --size or --arch",
             ) from error
         finally:
             self.network.train()
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights to validate and to keep, by name: the average where there is one.
+        """The weights to validate and to save, by name: the moving average, if there is one.
 
-        Rows of unit length are made so again: an average of them is shorter.
+        With WVN the rows are normalised again, because an average of unit rows is shorter.
         """
         if self.average is None:
             return dict(self.network.state_dict())
@@ -203,7 +207,7 @@ class Stepper:
         return state
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the next step depends on: tensors by name, and numbers."""
+        """Everything that the next step depends on: tensors by name, and other values."""
         tensors = {f"model.{name}": value for name, value in self.network.state_dict().items()}
         for name, parameter in self.network.named_parameters():
             buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
@@ -217,10 +221,10 @@ class Stepper:
         return tensors, facts
 
     def load(self, state: RunState) -> None:
-        """Go on from what `state` gave.
+        """Restore what `state` returned.
 
         Raises:
-            BadInput: it is another network's.
+            BadInput: the state belongs to another network.
         """
         import torch
 
@@ -228,14 +232,16 @@ class Stepper:
             self.network.load_state_dict(state.part("model"))
         except RuntimeError as error:
             raise BadInput(
-                "last.ckpt holds another network than the recipe names",
+                "last.ckpt does not fit the network of the recipe",
                 saw=str(error).splitlines()[-1].strip(),
-                fix="train again, in another folder: -o RUN",
+                fix="train again in another folder: -o RUN",
             ) from None
         momentum = state.part("optimizer.momentum_buffer")
         for name, parameter in self.network.named_parameters():
             if name in momentum:
-                buffer = torch.empty_like(parameter).copy_(momentum[name])  # of its layout, too
+                buffer = torch.empty_like(parameter).copy_(
+                    momentum[name]
+                )  # in the same memory layout
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
         if state.facts.get("scaler"):
             self._scaler.load_state_dict(dict(state.facts["scaler"]))
@@ -245,7 +251,7 @@ class Stepper:
 
 
 def _layout(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.memory_format:
-    """Channels last where convolutions gain by it: on CPUs, and on CUDA in short floats."""
+    """Channels last if it makes convolutions faster: on CPUs, and on CUDA with --amp."""
     import torch
 
     wanted = recipe.channels_last
@@ -256,7 +262,7 @@ def _layout(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.m
 
 
 def _sgd(network: nn.Module, head: str, recipe: Recipe, device: torch.device) -> torch.optim.SGD:
-    """SGD with momentum, without Nesterov; the head in a group of its own."""
+    """SGD with momentum, without Nesterov; the head has its own parameter group."""
     from torch.optim import SGD
 
     of_head = {id(p) for p in network.get_submodule(head).parameters()}
@@ -265,7 +271,7 @@ def _sgd(network: nn.Module, head: str, recipe: Recipe, device: torch.device) ->
         {"params": [p for is_head, p in named if is_head is wanted], "factor": factor}
         for wanted, factor in ((False, 1.0), (True, recipe.head_lr_factor))
     ]
-    # A fused step hides from its hooks that a gradient scaler skipped it.
+    # With a fused step, its hooks cannot tell that a gradient scaler skipped it.
     return SGD(
         groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
         fused=recipe.amp != "fp16",

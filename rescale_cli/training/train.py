@@ -21,7 +21,7 @@ from rescale_cli.signals import last_step, undisturbed
 from rescale_cli.training.images import TrainingImages, open_training_images
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run import Run, Watch
-from rescale_cli.training.run_folder import RunFolder, RunState
+from rescale_cli.training.run_folder import RunFolder, RunState, read_state
 from rescale_cli.training.wvn import project_rows_
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 def event_writer(folder: Path, epochs: int) -> Callable[[dict[str, Any]], None]:
-    """What writes a line as events, at once.
+    """A function that writes a line of metrics.jsonl as TensorBoard events.
 
     Args:
-        folder: of the event files.
-        epochs: done before; what an interrupted run has written of later ones is taken back.
+        folder: where the event files are written.
+        epochs: epochs done before; events that an interrupted run wrote for later ones are purged.
 
     Raises:
         EnvironmentProblem: the library is not installed.
@@ -55,17 +55,17 @@ def event_writer(folder: Path, epochs: int) -> Callable[[dict[str, Any]], None]:
 
 
 def read_resumable(folder: RunFolder) -> RunState:
-    """The state that a run goes on from.
+    """The state from which the run of a folder is resumed.
 
     Raises:
-        AlreadyRescaled: the model in the folder was re-scaled, or has another head than the run
-            that ended there.
-        BadInput: there is no state, see `RunFolder.read_state`.
+        AlreadyRescaled: the model in the folder was re-scaled, or its head is not the one that
+            training ended with.
+        BadInput: there is no state, see `read_state`.
     """
     model = _model_of(folder)
     if model is not None and _has_record(model):
         raise _refused(folder, f"{folder.model.name} has the record of a re-scaling")
-    state = folder.read_state()
+    state = read_state(folder.last)
     if model is not None and _other_head(model, state):
         raise _refused(
             folder, f"the head in {folder.model.name} is not the one that training ended with"
@@ -74,24 +74,24 @@ def read_resumable(folder: RunFolder) -> RunState:
 
 
 def _model_of(folder: RunFolder) -> Checkpoint | None:
-    """The model at the end of the run; None if there is none that can be read."""
+    """The model that the run ended with; None if there is none, or it cannot be read."""
     try:
         return open_checkpoint(folder.model) if folder.model.is_file() else None
     except BadCheckpoint:
-        return None  # there is nothing to lose, and the run writes it anew
+        return None  # nothing is lost: the run will write it again
 
 
 def _has_record(model: Checkpoint) -> bool:
     try:
         return bool(find_records(model)[0])
-    except NotProven:  # damaged, but a record
+    except NotProven:  # a damaged record is a record, too
         return True
 
 
 def _other_head(model: Checkpoint, state: RunState) -> bool:
-    """Whether the run is at its end, and the model has not the head that the state has.
+    """Whether the run is complete and the head of the model differs from that of the state.
 
-    While a run goes on for more epochs, the model is still that of its first end.
+    While a run is extended with more epochs, the model is still that of its earlier end.
     """
     import torch
 
@@ -106,7 +106,7 @@ def _other_head(model: Checkpoint, state: RunState) -> bool:
         expected = kept[name]
         if torch.equal(value, expected):
             continue
-        # Under WVN the rows of an averaged head are made 1 long again before they are written.
+        # With WVN the rows of an averaged head are normalised again before they are written.
         averaged = state.recipe.wvn and state.recipe.ema and value.shape == expected.shape
         if not (averaged and torch.equal(value, project_rows_(expected.clone()))):
             return True
@@ -114,36 +114,36 @@ def _other_head(model: Checkpoint, state: RunState) -> bool:
 
 
 def _refused(folder: RunFolder, saw: str) -> RescaleError:
-    fix = "go on in the folder that training left: rescale-cli train --resume RUN"
+    fix = "resume in the folder that training left: rescale-cli train --resume RUN"
     if folder.last.is_file():
         aside = _free(folder.path.with_name(f"{folder.path.name}-model.safetensors"))
         move = shlex.join(["mv", str(folder.model), str(aside)])
         resume = shlex.join(["rescale-cli", "train", "--resume", str(folder.path)])
-        fix = f"move the model away, and go on without it: {move} && {resume}"
-    what = f"{folder.path} holds a model that was changed after training, and would be replaced"
+        fix = f"move the model away, then resume: {move} && {resume}"
+    what = f"the model in {folder.path} was changed after training, and resuming would replace it"
     return AlreadyRescaled(what, saw=saw, fix=fix)
 
 
 def _free(path: Path) -> Path:
-    """The path, or one like it under which nothing lies."""
+    """The path, or a similar one that does not exist yet."""
     names = (path, *(path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(2, 1000)))
     return next((name for name in names if not name.exists()), path)
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A run that reached its end."""
+    """A run that is complete."""
 
     folder: RunFolder
     recipe: Recipe
     counts: ClassCounts
     lines: list[dict[str, Any]]
-    """Of metrics.jsonl."""
+    """The lines of metrics.jsonl, one for each epoch."""
     device: str
     images_per_second: float | None
     """Of training alone, in this process; None where nothing was left to do."""
     alignment: Alignment | None = None
-    """How the labels of other validation data were joined with the rows."""
+    """How the labels of separate validation data were matched with the rows."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """See `TrainingImages.described`."""
     sweep_data: str = ""
@@ -162,20 +162,20 @@ def train(
     """Train a network and leave a run folder.
 
     Args:
-        recipe: every choice.
+        recipe: every choice of the run.
         folder: prepared; see `RunFolder.prepare`.
-        state: where to go on from; None to begin.
-        download: fetch data that are not there.
-        watch: who is told how it goes.
-        more: whether the command goes on after this run, so that a signal can still stop it.
+        state: the state to resume from; None for a new run.
+        download: fetch data that are missing.
+        watch: called as the run makes progress.
+        more: whether other runs follow, so that a signal must still be able to stop the command.
 
     Returns:
-        the run; None on any rank of torchrun but 0.
+        the run; None on every rank of torchrun except 0.
 
     Raises:
-        Interrupted: by a signal; the state is kept, and the error says how to go on.
-        BadInput: data, network and recipe do not go together, or the loss is no number any more.
-        RescaleError: what the data, the network or the system refuse.
+        Interrupted: a signal arrived; the state is kept, and the error says how to resume.
+        BadInput: data, network and recipe do not fit together, or the loss is NaN or infinite.
+        RescaleError: any other problem with the data, the network or the system.
     """
     watch = watch if is_main() else Watch()
     device = pick_device(recipe.device, watch.notes)
@@ -200,8 +200,8 @@ def train(
             run.keep()
             raise Interrupted(
                 f"interrupted in epoch {run.epoch + 1} of {recipe.epochs}, after {run.step} steps "
-                "of it; the state is kept",
-                fix=f"go on: rescale-cli train --resume {folder.path}",
+                "of that epoch; the state is kept",
+                fix=f"resume the run: rescale-cli train --resume {folder.path}",
             ) from None
         if not ranks.is_main:
             return None
@@ -211,7 +211,7 @@ def train(
             if recipe.gamma is not None:
                 folder.write_rescaled(recipe.gamma, recipe.zero_count)
             else:
-                folder.rescaled.unlink(missing_ok=True)  # of a gamma that was taken back
+                folder.rescaled.unlink(missing_ok=True)  # from a gamma that was removed
         return Trained(
             folder, recipe, run.counts, run.lines, str(device), run.images_per_second,
             run.data.alignment, run.data.described(), run.data.sweep_data,
@@ -230,7 +230,7 @@ def _with_events(watch: Watch, folder: RunFolder, epochs: int) -> Watch:
 
 @contextmanager
 def _own_randomness(device: torch.device) -> Iterator[None]:
-    """Leave the random numbers of the program that calls as they were."""
+    """Restore the state of torch's random generators afterwards, for the calling program."""
     import torch
 
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):

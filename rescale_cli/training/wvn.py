@@ -1,8 +1,8 @@
 """Weight vector normalization: rows of unit length after every step (Kim & Kim 2020, Algorithm 1).
 
-SGD becomes projected SGD: line 8 of Algorithm 1 follows the update of lines 6 and 7. So the rows
-are projected after the optimizer's step, not in a backward hook before it, and it is parameters
-that are projected, not gradients: every rank of a distributed run does the same by itself.
+This is projected SGD: line 8 of Algorithm 1 follows the update of lines 6 and 7. So the rows are
+projected after the optimizer's step, not in a backward hook before it. Because parameters are
+projected, not gradients, every rank of a distributed run can do it by itself.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 def project_rows_(weight: Tensor) -> Tensor:
     """Scale each row to length 1, in place: w_i <- w_i / |w_i|.
 
-    Lengths are summed and divided in float32 at least, and each weight is rounded once to its own
-    dtype. Nothing waits for the device, and a captured graph may hold it. Projecting again changes
-    nothing beyond rounding. A row of zeros has no direction: it stays zero, and `check_rows`, which
-    does wait, names it.
+    Computed in float32 at least, and rounded once to the dtype of the weight. Does not wait for the
+    device, and can be captured in a graph. Projecting again changes nothing beyond rounding. A row
+    of zeros has no direction and stays zero; `check_rows`, which waits for the device, reports it.
 
     Args:
         weight: (C, D), or (C, D, 1, 1) of a 1x1 convolution; a parameter or a plain tensor.
@@ -43,13 +42,13 @@ def project_rows_(weight: Tensor) -> Tensor:
 
 
 def check_rows(weight: Tensor) -> None:
-    """Refuse rows that have no direction; call it at the start, after an epoch, before saving.
+    """Refuse rows that have no direction; called at the start, after each epoch and before saving.
 
     Args:
         weight: (C, D) or (C, D, 1, 1).
 
     Raises:
-        BadHead: a row is all zeros, or holds NaN or infinity; the error names the first.
+        BadHead: a row is all zeros, or contains NaN or infinity; the error names the first one.
     """
     norms = _norms(weight.detach()).flatten().tolist()
     bad = [row for row, norm in enumerate(norms) if not 0 < norm < float("inf")]
@@ -57,7 +56,7 @@ def check_rows(weight: Tensor) -> None:
         what = "is all zeros" if norms[bad[0]] == 0 else "is not finite"
         raise BadHead(
             f"row {bad[0]} of the head {what}, so it has no direction to normalise",
-            saw=f"{len(bad)} such rows of {len(norms)}; training has diverged, or not begun well",
+            saw=f"{len(bad)} of {len(norms)} rows are like this; training has diverged",
             fix="train with a smaller --lr, with --warmup-epochs 5, or with --no-wvn",
         )
 
@@ -65,12 +64,11 @@ def check_rows(weight: Tensor) -> None:
 def attach(head: nn.Module, optimizer: Optimizer) -> RemovableHandle:
     """Project the head now and after every step that the optimizer takes.
 
-    A step that a gradient scaler skips (fp16 overflow) is no step: the rows stay as they are. With
-    gradient accumulation the projection follows the one step of many backward passes. The weight is
-    looked up at each step, so a resumed run that loads its state afterwards goes on as it was. An
-    average (EMA) of unit rows is shorter than 1: project a copy of it before it is used.
+    If a gradient scaler skips a step (fp16 overflow), the rows stay as they are. The weight is
+    looked up at each step, so a state may be loaded afterwards. The rows of a moving average (EMA)
+    are shorter than 1: project a copy before it is used.
 
-    Weight decay moves a unit row along itself only, which the projection undoes; the parameter
+    Weight decay moves a unit row only along itself, which the projection undoes, so the parameter
     groups are left as they are.
 
     Args:
@@ -78,10 +76,10 @@ def attach(head: nn.Module, optimizer: Optimizer) -> RemovableHandle:
         optimizer: the one that updates the head.
 
     Returns:
-        a handle; `remove()` ends the projections.
+        a handle, whose `remove()` ends the projections.
 
     Raises:
-        BadHead: the head has a bias, a row without direction, or is not among the parameters.
+        BadHead: the head has a bias or a row without direction, or is not in the optimizer.
     """
     if getattr(head, "bias", None) is not None:
         # Section III-A: a bias would learn the class frequencies that WVN keeps out of the norms.
@@ -92,9 +90,9 @@ def attach(head: nn.Module, optimizer: Optimizer) -> RemovableHandle:
         )
     if not any(p is head.weight for group in optimizer.param_groups for p in group["params"]):
         raise BadHead(
-            "the head's weight is not among the parameters that are trained",
+            "the optimizer does not update the weight of the head",
             saw=f"{sum(len(g['params']) for g in optimizer.param_groups)} parameters",
-            fix="hand the optimizer all parameters of the network",
+            fix="give the optimizer all parameters of the network",
         )
     check_rows(_weight_of(head))
     project_rows_(_weight_of(head))

@@ -101,7 +101,7 @@ def test_a_store_without_padding_keeps_one_copy() -> None:
 def test_what_is_no_set_of_byte_images_is_refused(
     images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    with pytest.raises(BadInput, match="not bytes"):
+    with pytest.raises(BadInput, match="must be uint8"):
         ImageStore.of(images, mean, std)
 
 

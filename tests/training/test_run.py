@@ -75,7 +75,7 @@ def trained(recipe: Recipe, folder: Path, **more: Any) -> Trained:
 
 def gone_on(folder: Path, **changes: Any) -> Trained:
     run = RunFolder(folder)
-    state = run.read_state()
+    state = read_state(run.last)
     done = train(resumed(state, changes), run, state)
     assert done is not None
     return done
@@ -268,14 +268,14 @@ def test_a_longer_run_may_go_on_but_not_become_another(tiny: Recipe, tmp_path: P
 
 def test_a_run_does_not_go_on_with_other_images(tiny: Recipe, digits: Path, tmp_path: Path) -> None:
     trained(replace(tiny, epochs=1), tmp_path / "run")
-    with pytest.raises(BadInput, match="not the images"):
+    with pytest.raises(BadInput, match="are not those that the run began with"):
         gone_on(tmp_path / "run", data=f"npz:{digits / 'val.npz'}")
 
 
 def test_a_folder_with_a_run_is_not_trained_in_unless_told(tiny: Recipe, tmp_path: Path) -> None:
     done = trained(replace(tiny, epochs=1, gamma=0.1), tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputExists, match="holds something"):
+    with pytest.raises(OutputExists, match="is not empty"):
         done.folder.prepare(force=False)
     again = trained(replace(tiny, epochs=1), tmp_path / "run")
     assert not again.folder.rescaled.exists(), "it would be another model's"
@@ -334,7 +334,7 @@ def test_rows_of_one_length_are_not_taken_for_a_sign(
 
 def test_a_run_cannot_end_before_where_it_stands(tiny: Recipe, tmp_path: Path) -> None:
     trained(replace(tiny, epochs=2), tmp_path / "run")
-    with pytest.raises(BadInput, match="2 epochs behind it"):
+    with pytest.raises(BadInput, match="has done 2 epochs"):
         gone_on(tmp_path / "run", epochs=1)
 
 
@@ -370,7 +370,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_says_so(tiny: Recipe, tmp_pat
 def test_a_network_that_does_not_take_the_images_is_refused_before_it_is_trained(
     tiny: Recipe, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match="does not take images"):
+    with pytest.raises(BadInput, match="does not accept images"):
         trained(replace(tiny, arch="torchvision:vit_b_32"), tmp_path / "run")
     RunFolder(tmp_path / "run").prepare(force=False)
 
@@ -479,7 +479,7 @@ def test_an_error_of_one_rank_is_told_by_rank_0(tiny: Recipe, tmp_path: Path) ->
         env=child_environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="default"),
     )  # fmt: skip
     assert done.returncode != 0
-    assert done.stderr.count("holds something already") == 1
+    assert done.stderr.count("is not empty") == 1
 
 
 # ------------------------------------------------------------ what the other commands make of it
@@ -597,7 +597,7 @@ def test_one_epoch_warns_of_its_milestones_and_lists_every_file(
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert "with --epochs 1 the milestones 80 and 150 are never reached" in err
-    assert "validated on (--val-split 0.1)" in err
+    assert "held out for validation (--val-split 0.1)" in err
     assert "epoch: 1/1" in err
     assert "choose a gamma: rescale-cli sweep-gamma" in out
     assert "run: 1 epoch on cpu" in out

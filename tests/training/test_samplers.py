@@ -90,7 +90,7 @@ def test_none_keeps_everything() -> None:
 
 
 def test_a_class_that_would_vanish_is_named() -> None:
-    with pytest.raises(BadInput, match="exp:100 leaves class 3 without an image"):
+    with pytest.raises(BadInput, match="exp:100 leaves class 3 without images"):
         Imbalance("exp", 100).sizes([60] * 4)
 
 
@@ -103,7 +103,7 @@ def test_an_imbalance_reads_what_it_prints(kind: str, ratio: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "exp", "exp:", "exp:0.5", "exp:nan", "none:2", "long:10"])
 def test_what_is_no_imbalance_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="no such imbalance"):
+    with pytest.raises(UsageError, match="--imbalance is invalid"):
         Imbalance.parse(text)
 
 

@@ -294,7 +294,7 @@ def test_seeds_exclude_what_they_do_not_go_with(
     result(capsys, *words, "--seeds", "0,1", "--print-config", code=2)
     result(capsys, *words, "--seed", "2", "-o", run)
     one = result(capsys, "train", "--resume", run, "--seeds", "0,1", code=3)
-    assert "no runs of several seeds" in one["what"]
+    assert "does not contain runs of several seeds" in one["what"]
     error = result(capsys, *words, "--seeds", "0,1", "-o", run, code=4)
     assert error["code"] == "output-exists"
 

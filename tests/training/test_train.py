@@ -199,7 +199,7 @@ def test_validation_images_of_a_test_split_are_not_printed_as_data_to_choose_on(
     data = folder_with_test(tmp_path)
     assert main(words_for(data, tmp_path / "run", "--val-data", f"{data}@test")) == 0
     out = capsys.readouterr().out
-    assert "on validation data that it was not trained on" in out
+    assert "on validation data that the run was not trained on" in out
     assert "--data DATA" in out
     assert "compare the two models" not in out
 
@@ -219,7 +219,7 @@ def test_without_a_validation_part_no_made_up_command_is_given(
 ) -> None:
     done = said(capsys, *words_for(npz(tmp_path), tmp_path / "run"), "--val-split", "0")
     assert done["result"]["sweep_gamma"] is None
-    assert any("nothing is validated" in w["message"] for w in done["warnings"])
+    assert any("the run is not validated" in w["message"] for w in done["warnings"])
 
 
 def test_classes_of_one_image_give_none_away(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_what_a_worker_draws_depends_on_the_place_alone(
 
 
 def test_data_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nothing to train on"):
+    with pytest.raises(UsageError, match="--data is missing"):
         open_training_images(Recipe())
     np.savez(tmp_path / "one.npz", images=pixels(3, 8, 8), labels=np.zeros(3, int))
     with pytest.raises(BadInput, match="one class"):

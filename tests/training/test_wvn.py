@@ -176,7 +176,7 @@ def test_a_head_with_a_bias_is_refused() -> None:
 
 
 def test_a_head_that_is_not_trained_is_refused() -> None:
-    with pytest.raises(BadHead, match="not among the parameters"):
+    with pytest.raises(BadHead, match="does not update the weight"):
         wvn.attach(nn.Linear(D, C, bias=False), sgd(network()))
 
 
