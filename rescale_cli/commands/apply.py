@@ -1,12 +1,15 @@
-"""`apply`: the patched checkpoint."""
+"""`apply`: write a copy of a checkpoint with its head re-scaled."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
 
 from rescale_cli.commands import options
-from rescale_cli.commands.console import Screen
+from rescale_cli.commands.console import Screen, Whole, plain, say
 from rescale_cli.commands.help_page import method_option, output_option
 from rescale_cli.commands.options import RecordCommand, RecordFile, recorded_command
 from rescale_cli.commands.strength import (
@@ -15,10 +18,15 @@ from rescale_cli.commands.strength import (
     read_counted,
     verdict_warnings,
 )
+from rescale_cli.commands.tables import Grid, ends, listed
 from rescale_cli.errors import UsageError
 from rescale_cli.files.staging import refuse_input
 from rescale_cli.long_work import long_work
 from rescale_cli.signals import last_step
+
+if TYPE_CHECKING:
+    from rescale_cli.patching.patch import Applied, Patched
+    from rescale_cli.patching.plan import PlannedHead
 
 
 def apply(
@@ -121,7 +129,6 @@ def apply(
     """
     from rescale_cli.checkpoints.checkpoint import open_checkpoint
     from rescale_cli.checkpoints.read_tensors import HeadChoice
-    from rescale_cli.commands import patch_report
     from rescale_cli.commands.github import append_outputs, unwritten
     from rescale_cli.data.labels import row_hints
     from rescale_cli.data.spec import paths_of
@@ -158,9 +165,147 @@ def apply(
             recorded_command(record_command), read,
         )  # fmt: skip
         applied = Applied(plan, None if dry_run else apply_plan(plan, target))
-    result = patch_report.apply_result(applied)
+    result = apply_result(applied)
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
-    beside = patch_report.stale_beside(applied)
+    beside = _stale_beside(applied)
     warnings = [*applied.plan.warnings, *unproven, *beside, *unwritten()]
-    Screen("apply", json).result(result, warnings, lambda: patch_report.show_apply(applied))
+    Screen("apply", json).result(result, warnings, lambda: show_apply(applied))
+
+
+def apply_result(applied: Applied) -> dict[str, Any]:
+    """The JSON of `apply`."""
+    from rescale_cli.patching.record_writer import describe
+
+    plan, patched = applied.plan, applied.patched
+    written = next(iter(patched.files.values())) if patched else None
+    return {
+        "output": str(patched.output) if patched else None,
+        "sha256": written.sha256 if written else None,
+        "source_sha256": written.source_sha256 if written else None,
+        "files": _files_written(patched) if patched else {},
+        "left_behind": [str(entry) for entry in _left_behind_by(applied)],
+        "head": [describe(head) for head in plan.heads],
+        "method": plan.adjustment.method,
+        "gamma": plan.adjustment.strength,
+        "normalize": plan.adjustment.normalize,
+        "bias_policy": plan.adjustment.bias_policy,
+        "temperature": plan.adjustment.temperature,
+        "factors": plan.heads[0].row_update.scale.tolist(),
+        "shifts": plan.heads[0].row_update.shift.tolist(),
+        "counts": plan.counts.values.tolist(),
+        "classes": None if plan.counts.names is None else list(plan.counts.names),
+        "alignment": None if plan.alignment is None else plan.alignment.as_json(),
+        "bytes_changed": patched.bytes_changed if patched else 0,
+        "record": None if patched is None else _slim(patched.record),
+        "dry_run": patched is None,
+    }
+
+
+def _files_written(patched: Patched) -> dict[str, str | None]:
+    """Every file that was written, the patched ones first; null for a copy of a side file."""
+    main = {str(file): written.sha256 for file, written in patched.files.items()}
+    return main | {str(file): sha256 for file, sha256 in patched.others.items()}
+
+
+def _left_behind_by(applied: Applied) -> Sequence[Path]:
+    """The training state that is not copied to the patched folder, as paths below the source."""
+    plan, patched = applied.plan, applied.patched
+    if patched is not None:
+        return patched.left_behind
+    return [entry.relative_to(plan.checkpoint.path) for entry in plan.left_behind]
+
+
+def _stale_beside(applied: Applied) -> list[tuple[str, str]]:
+    """A warning about training state beside a model that was re-scaled in place."""
+    plan, patched = applied.plan, applied.patched
+    if patched is None or patched.output != plan.checkpoint.path or not plan.left_behind:
+        return []
+    names = ", ".join(entry.name for entry in plan.left_behind)
+    text = f"{names}: belongs to the model before it was re-scaled; do not resume training from it"
+    return [("training-state", text)]
+
+
+def _slim(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without the bulky parts, which only `revert` and `verify` read."""
+    bulky = ("undo", "edits", "head", "header", "history", "counts")
+    return {key: value for key, value in record.items() if key not in bulky}
+
+
+def show_apply(applied: Applied) -> None:
+    """`apply` for a person: the head, the factors of its rows, and the files written."""
+    plan, patched = applied.plan, applied.patched
+    for head in plan.heads:
+        keys = head.keys
+        say(f"head {keys.weight} ({keys.num_classes}, {keys.feature_dim}): {keys.why}")
+    adjustment = plan.adjustment
+    normalized = "rows normalised, then " if adjustment.normalize else ""
+    say(
+        f"{normalized}{adjustment.method}, strength {adjustment.strength:g}, "
+        f"bias {adjustment.bias_policy if plan.heads[0].keys.bias else 'none'}"
+    )
+    if plan.alignment is not None:
+        say(plan.alignment.evidence)
+    if plan.heads[0].keys.binary:
+        say(_threshold(applied))
+    else:
+        say(_factor_table(applied, plan.heads[0]))
+    if patched is None:
+        say("dry run: nothing was written")
+        _show_left_behind(_left_behind_by(applied))
+    else:
+        show_written(patched)
+
+
+def show_written(patched: Patched) -> None:
+    """Every file of a patched checkpoint, for a person."""
+    say(f"{patched.bytes_changed:,} bytes of the head changed; every other byte is proven equal")
+    for file, written in patched.files.items():
+        say(Whole(f"wrote {file}"), f"sha256 {written.sha256}")
+    kinds = {".json": "the record", ".undo": "for revert", ".bak": "the original file"}
+    for file, sha256 in patched.others.items():
+        if sha256 is not None:
+            say(Whole(f"wrote {file} ({kinds[file.suffix]})"))
+    copied = [file for file, sha256 in patched.others.items() if sha256 is None]
+    if copied:
+        names = [file.relative_to(patched.output) for file in copied]
+        say(f"copied to {patched.output}: {listed(names)}")
+    _show_left_behind(patched.left_behind)
+
+
+def _show_left_behind(left: Sequence[Path]) -> None:
+    if left:
+        say(f"left behind, because it belongs to the original model: {listed(left)}")
+
+
+def _threshold(applied: Applied) -> str:
+    """How the one logit of a binary head changes."""
+    counts, update = applied.plan.counts, applied.plan.heads[0].row_update
+    names = counts.names or ("negatives", "positives")
+    shown = (f"{n:,} {plain(name)}" for n, name in zip(counts.values, names, strict=True))
+    cooled = "" if update.scale[0] == 1 else f", row and bias times {update.scale[0]:.4g}"
+    return f"one logit for two classes ({', '.join(shown)}): bias {update.shift[0]:+.6g}{cooled}"
+
+
+def _factor_table(applied: Applied, head: PlannedHead) -> Grid:
+    """The rarest and the most frequent classes."""
+    counts = applied.plan.counts
+    moved = bool(head.update.shift.any())
+    titles = ["row>", "class", "count>", "factor>", "norm before>", "after>"]
+    grid = Grid([*titles, *(["bias shift>"] if moved else [])], keys=2)
+    order = np.argsort(-counts.values, kind="stable")
+    for place in ends(len(order)):
+        if place is None:
+            grid.add("…")
+            continue
+        row = int(order[place])
+        grid.add(
+            str(row),
+            counts.names[row] if counts.names else "",
+            f"{counts.values[row]:,}" if row not in counts.skipped else "left alone",
+            f"{head.update.scale[row]:.4g}",
+            f"{head.before.norms[row]:.4g}",
+            f"{head.norms_after[row]:.4g}",
+            *([f"{head.update.shift[row]:+.4g}"] if moved else []),
+        )
+    return grid

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from io import StringIO
 from typing import Any
 
+from rescale_cli.commands.apply import show_written
 from rescale_cli.commands.console import Whole, say
-from rescale_cli.commands.patch_report import show_written
 from rescale_cli.commands.sweep_report import tied_to
 from rescale_cli.commands.tables import Grid
 from rescale_cli.commands.verdict_text import (

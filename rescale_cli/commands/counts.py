@@ -1,15 +1,18 @@
-"""`counts`: how many samples each class has, without decoding an image."""
+"""`counts`: count the samples of each class, without decoding an image."""
 
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rescale_cli.commands import options
-from rescale_cli.commands.console import Screen
+from rescale_cli.commands.console import Screen, Whole, say
 from rescale_cli.commands.help_page import input_argument, output_option
+from rescale_cli.commands.tables import Grid, ends
+from rescale_cli.core.predictions import DataRead
 
 if TYPE_CHECKING:
     from rescale_cli.core.classes import RawCounts
@@ -48,7 +51,6 @@ def counts(
         # Write the counts to a file that the other commands read.
         rescale-cli counts npz:val.npz -o val_counts.json
     """
-    from rescale_cli.commands import patch_report
     from rescale_cli.core.counts import whole_numbers
     from rescale_cli.data.counts import count_data, write_counts
     from rescale_cli.data.spec import parse_spec
@@ -64,15 +66,11 @@ def counts(
     table = saved if isinstance(saved, dict) else {"counts": saved, "classes": None}
     if output is not None:
         write_text(output, json_module.dumps(saved, indent=1) + "\n", force=force)
-    result = patch_report.counts_result(raw, table, None if output == STDOUT else output)
-    Screen("counts", json).result(
-        result, _warnings(raw), lambda: patch_report.show_counts(raw, result)
-    )
+    result = counts_result(raw, table, None if output == STDOUT else output)
+    Screen("counts", json).result(result, _warnings(raw), lambda: show_counts(raw, result))
 
 
 def _warnings(raw: RawCounts) -> list[tuple[str, str]]:
-    from rescale_cli.core.predictions import DataRead
-
     notes = []
     if raw.skipped:
         total = sum(int(str(value)) for value in raw.values)
@@ -81,5 +79,42 @@ def _warnings(raw: RawCounts) -> list[tuple[str, str]]:
     if not empty:
         return notes
     name = f" ({raw.names[empty[0]]})" if raw.names else ""
-    text = f"{len(empty)} classes have no sample, the first is {empty[0]}{name}; apply needs a"
+    text = f"{len(empty)} classes have no samples, the first is {empty[0]}{name}; apply needs a"
     return [*notes, ("empty-class", f"{text} decision about them: --zero-count one or skip")]
+
+
+def counts_result(raw: RawCounts, saved: Mapping[str, Any], output: Path | None) -> dict[str, Any]:
+    """The JSON of `counts`; `saved` is what a file of counts would hold."""
+    values = [int(str(value)) for value in raw.values]
+    positive = [value for value in values if value]
+    return {
+        "classes": None,
+        **saved,
+        "num_classes": len(values),
+        "total": sum(values),
+        "imbalance_ratio": max(positive) / min(positive) if positive else None,
+        "empty_classes": sum(value == 0 for value in values),
+        "source": raw.source,
+        "split": raw.split,
+        "data": DataRead.of(raw.source, sum(values), raw.skipped, split=raw.split).as_json(),
+        "output": None if output is None else str(output),
+    }
+
+
+def show_counts(raw: RawCounts, result: Mapping[str, Any]) -> None:
+    """`counts` for a person: a table, the total, the ratio."""
+    row_title = "row>" if raw.classes is None or raw.classes.indices else ">"
+    grid = Grid([row_title, "class", "count>"], keys=2)
+    for row in ends(len(raw.values)):
+        if row is None:
+            grid.add("…")
+            continue
+        name = raw.names[row] if raw.names else ""
+        grid.add(str(row), name, f"{int(str(raw.values[row])):,}")
+    say(grid)
+    ratio = result["imbalance_ratio"]
+    shown = f", imbalance ratio {ratio:.4g}" if ratio else ""
+    split = f" of the split {raw.split}" if raw.split else ""
+    say(f"{result['total']:,} samples{split} in {result['num_classes']} classes{shown}")
+    if result["output"]:
+        say(Whole(f"wrote {result['output']}"))

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rescale_cli import api
+from rescale_cli.commands.apply import apply_result, show_apply
 from rescale_cli.commands.console import Whole, say
 from rescale_cli.commands.evaluate_report import evaluate_result, show_evaluate
-from rescale_cli.commands.patch_report import apply_result, inspect_result, show_apply, show_inspect
+from rescale_cli.commands.inspect import inspect_result, show_inspect
 from rescale_cli.commands.sweep_report import (
     apply_line,
     payers,

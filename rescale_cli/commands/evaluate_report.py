@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from rescale_cli.commands.console import plain, say, verbosity
-from rescale_cli.commands.patch_report import ends
 from rescale_cli.commands.sweep_report import tied_to
-from rescale_cli.commands.tables import Grid
+from rescale_cli.commands.tables import Grid, ends
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import data_line
 from rescale_cli.evaluating.checks import prepared_line

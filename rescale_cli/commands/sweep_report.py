@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
+from rescale_cli.commands.apply import show_written
 from rescale_cli.commands.console import Whole, drawable, say, width
-from rescale_cli.commands.patch_report import show_written
 from rescale_cli.commands.sweep_options import HeadOptions
 from rescale_cli.commands.tables import Bar, Grid
 from rescale_cli.commands.verdict_text import sweep_text, verdict_result

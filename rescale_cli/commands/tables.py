@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -186,3 +187,20 @@ def _least(columns: Sequence[_Column]) -> int:
 
 def _shown(text: str) -> str:
     return drawable(plain(clip(text, _LONGEST)))
+
+
+#: Rows of a table, and paths in a line; a longer table shows its two ends.
+_ROWS, _PATHS = 20, 12
+
+
+def ends(size: int) -> list[int | None]:
+    """The rows that a table shows: all, or the first and the last ones around None."""
+    if size <= _ROWS:
+        return list(range(size))
+    return [*range(_ROWS // 2), None, *range(size - _ROWS // 2, size)]
+
+
+def listed(paths: Sequence[Path]) -> str:
+    """Paths in one line; of many, the first ones."""
+    more = f" and {len(paths) - _PATHS:,} more" if len(paths) > _PATHS else ""
+    return ", ".join(map(str, paths[:_PATHS])) + more

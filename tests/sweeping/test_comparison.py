@@ -271,6 +271,7 @@ def test_apply_lists_the_training_state_that_a_run_keeps(
     words = [command, source, *BUNDLED[1:], "--apply", tmp_path / "out"]
     assert main([str(word) for word in words]) == 0
     assert (
-        "left behind, as it belongs to the model before: metrics.jsonl" in capsys.readouterr().out
+        "left behind, because it belongs to the original model: metrics.jsonl"
+        in capsys.readouterr().out
     )
     assert not (tmp_path / "out" / "norms.svg").exists()
