@@ -175,6 +175,15 @@ def test_lines_of_a_dark_row_are_turned_round() -> None:
     assert slopes.tolist() == [[-0.0, -1.0]]
 
 
+def test_the_smallest_positive_scores_still_win_from_some_strength_on() -> None:
+    tiny = 2.3e-308  # just above the smallest normal number
+    logits = torch.tensor([[1.0, tiny]], dtype=torch.float64)
+    slopes = torch.tensor([0.0, 1000.0], dtype=torch.float64)
+    lo, hi = correct_intervals(logits, torch.tensor([1]), slopes)
+    assert lo.item() == pytest.approx(-np.log(tiny) / 1000, rel=1e-12)
+    assert hi.item() == torch.inf
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("log", [True, False])

@@ -194,9 +194,9 @@ def decoded(reader: Reader[P, R], parts: list[P], workers: int, pinned: bool) ->
         if "DataLoader worker" not in str(error):
             raise
         raise EnvironmentProblem(
-            "a process that reads images was killed",
+            "a worker process that reads images was killed",
             saw=str(error).splitlines()[0],
-            fix="--workers 0, or fewer workers: memory, or /dev/shm, may be full",
+            fix="use fewer workers, or --workers 0: memory or /dev/shm may be full",
         ) from None
 
 
@@ -233,7 +233,9 @@ class Forward:
 
         kinds = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
         if amp not in kinds:
-            raise UsageError(f"there is no precision {amp!r}", fix="--amp bf16, fp16 or off")
+            raise UsageError(
+                f"the precision {amp!r} is not supported", fix="--amp bf16, --amp fp16 or --amp off"
+            )
         self._model, self._device, self._notes = model, device, notes
         self._dtype, self._compiled, self._head_input = kinds[amp], compiled, head_input
         self._most: int | None = None
@@ -317,13 +319,13 @@ class Forward:
         else:
             saw = f"{tuple(answer.shape)} of {answer.dtype} for {size} images"
         raise BadInput(
-            f"the model {self._model.arch} does not give {self._model.num_classes} logits an image",
+            f"{self._model.arch} does not give {self._model.num_classes} logits per image",
             saw=saw,
             fix="name the network that these weights were trained in: --arch",
         )
 
     def _refused(self, shape: tuple[int, ...], error: Exception) -> BadInput:
-        lines = str(error).strip().splitlines() or ["it says no more"]
+        lines = str(error).strip().splitlines() or ["no message"]
         given, wanted = shape[1], input_channels(self._model.module)
         if wanted in (1, 3) and given in (1, 3) and wanted != given:
             presets = "mnist or fashion-mnist" if wanted == 1 else "cifar10, cifar100 or imagenet"

@@ -1,4 +1,4 @@
-"""Stop where a model is not run as it was trained, or labels and rows are in other orders."""
+"""Stop if a model is not run as it was trained, or if labels and rows are in different orders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rescale_cli.measures.model_evidence import Evidence, model_evidence
 from rescale_cli.models.preprocessing import OF_A_PRESET, SMALL, WHAT_N_IS
 from rescale_cli.models.preprocessing_config import from_run
 
-#: What goes on in spite of it.
+#: The option that continues in spite of it.
 ACCEPT = "--accept-poor-accuracy"
 
 
@@ -42,11 +42,11 @@ def check_accuracy(
 
     Args:
         predictions: of N samples; without labels nothing is checked.
-        notes: told of what was accepted.
+        notes: called with what was accepted.
         counts: of the training set, where they are known.
         rescaled: whether the head was re-scaled before.
         image: height and width of the first image, where images were read.
-        accept: go on all the same.
+        accept: whether to continue all the same.
 
     Raises:
         PoorAccuracy: the accuracy is that of chance, or far below what the confidences claim.
@@ -58,8 +58,8 @@ def check_accuracy(
         return
     if found.constant and predictions.images_per_second is None:
         notes(
-            f"{predictions.source} predicts one class for every sample: if that is not what the "
-            "model does, look at how the logits were computed"
+            f"{predictions.source} predicts one class for every sample: if the model does not do "
+            "that, check how the logits were computed"
         )
         return
     why = _words(found, predictions.num_classes)
@@ -74,10 +74,10 @@ def refuse_or_note(
     image: tuple[int, int] | None = None,
     accept: bool,
 ) -> None:
-    """Stop and ask whether the model is run as it was trained; with `accept` only say so.
+    """Stop because the model may not be run as it was trained; with `accept` only note it.
 
     Raises:
-        PoorAccuracy: unless that is accepted.
+        PoorAccuracy: unless it is accepted.
     """
     if accept:
         notes(f"{why}; {ACCEPT} continues")
@@ -133,10 +133,10 @@ def check_strength(
 
 
 def preprocessing_of(known: Provenance) -> Preprocessing | None:
-    """How the images were prepared; None where that is not known.
+    """How the images were preprocessed; None if that is not known.
 
     Raises:
-        BadInput: a file of logits has something else in its place.
+        BadInput: a file of logits describes it in a way that cannot be read.
     """
     said = known.preprocessing
     if said is None:
@@ -145,7 +145,7 @@ def preprocessing_of(known: Provenance) -> Preprocessing | None:
 
 
 def prepared_line(result: HasProvenance) -> list[str]:
-    """The same as a line for a person; none where it is not known."""
+    """How the images were preprocessed, as one line; no line if that is not known."""
     used = preprocessing_of(result.provenance)
     return [] if used is None else [f"images: {used}"]
 
@@ -175,7 +175,7 @@ def _fix(used: Preprocessing | None, image: tuple[int, int] | None, *, ran: bool
 
 #: Classes that a message names.
 _NAMED = 4
-#: What mends the order, by how labels and rows were joined.
+#: How to correct the order, by how labels and rows were matched.
 _FIXES = {
     "index": "give the labels in the order of the rows: --label-order FILE",
     "name": "check the names of the labels and of the rows, in --classes too; or give the labels "
@@ -238,7 +238,7 @@ def check_order(
     raise UnknownClassOrder(
         what,
         saw=clip(saw, 1000),
-        fix=f"{_FIXES.get(str(by), _FIXES['index'])}; if this order is right, go on with "
+        fix=f"{_FIXES.get(str(by), _FIXES['index'])}; if this order is right, continue with "
         "--accept-order",
     )
 

@@ -1,7 +1,7 @@
-"""What a model says of a data set: one streamed pass over it, by one process or several.
+"""Run a model over a data set in one streamed pass, by one process or by several.
 
-Under torchrun every rank takes whole batches, those that a single process would make, so that the
-logits are the same to the last bit however many ranks there are.
+Under torchrun every rank takes whole batches, the same ones that a single process would make, so
+that the logits are bit-equal whatever the number of ranks.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _NAMED = 5
 
 
 class Shard:
-    """Whole batches of the data set, as evenly among the ranks as they go; one rank has them all.
+    """The part of the data set that this rank runs: whole batches, divided as evenly as possible.
 
     Args:
         data: N images.
         batch_size: images at once; a rank's samples begin and end where a batch does.
         classes: C.
-        team: the ranks; None where this process is alone.
-        features: D, where the inputs of the head are kept, too; else 0.
+        team: the ranks; None without torchrun.
+        features: D if the inputs of the head are kept, too; else 0.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Shard:
             raise BadInput(
                 f"the model gives NaN for {clip(str(self._data.names[indices[at]]), 300)}",
                 saw=f"{int(np.isnan(logits[at]).sum())} of its {logits.shape[1]} logits",
-                fix="--amp off, or check the weights and the preprocessing: --mean, --std",
+                fix="try --amp off, or check the weights and the preprocessing: --mean, --std",
             )
         rows = np.array(indices) - self.samples.start
         self._logits[rows] = logits
@@ -105,7 +105,7 @@ class Shard:
         """Bring the shares of all ranks to rank 0; whether this is rank 0.
 
         Raises:
-            BadInput: on every rank, for images that could not be read on any, unless they are
+            BadInput: on every rank if any rank could not read an image, unless such images are
                 left out and others remain.
         """
         team = self._team
@@ -142,7 +142,7 @@ class Shard:
         raise BadInput(
             f"{self._bad:,} of {total:,} images in {self._data.source} cannot be read",
             saw="; ".join(why if name in why else f"{name}: {why}" for name, why in named) + more,
-            fix=f"fetch them again, or {other}",
+            fix=f"download them again, or {other}",
         )
 
     def predictions(self, images_per_second: float) -> Predictions:
@@ -219,12 +219,12 @@ def predict(
         preprocessing: from an image to the model's input.
         options: how it is run.
         progress: called with images done, N, and images per second, at most ten times a second.
-        notes: told what the user should know: no CUDA, memory that was short.
-        head_input: catches the inputs of the head, where they are to be kept, too.
+        notes: called with what the user should know: no CUDA, too little memory.
+        head_input: records the inputs of the head, if they are kept, too.
 
     Returns:
         Logits (N, C) float32, with the labels as the data set numbers them; None on any rank but
-        0, which has those of all.
+        0.
 
     Raises:
         UsageError: an option that does not exist.
@@ -255,11 +255,17 @@ def _predict(
     head_input: HeadInput | None,
 ) -> Predictions | None:
     if not len(data):
-        raise BadInput(f"{data.source} has no images", fix="name a data set that has some: --data")
+        raise BadInput(
+            f"{data.source} has no images", fix="name a data set that has images: --data DATA"
+        )
     if options.batch_size is not None and options.batch_size < 1:
-        raise UsageError(f"{options.batch_size} images are no batch", fix="--batch-size 64")
+        raise UsageError(
+            f"the batch size must be at least 1, got {options.batch_size}", fix="--batch-size 64"
+        )
     if options.workers is not None and options.workers < 0:
-        raise UsageError(f"{options.workers} workers cannot be", fix="--workers 0, or more")
+        raise UsageError(
+            f"the number of workers must be at least 0, got {options.workers}", fix="--workers 0"
+        )
     device = pick_device(options.device, notes)
     batch_size = options.batch_size or BATCH[device.type]
     forward = Forward(
@@ -286,7 +292,7 @@ def _predict(
 def _run(
     forward: Forward, stream: Iterable[Batch], shard: Shard, *, skip_bad: bool
 ) -> Iterator[int]:
-    """Fill the shard, and tell the size of each batch.
+    """Fill the shard, and yield the size of each batch.
 
     The logits of a batch are fetched from the device while the next one is on its way there.
     """
@@ -311,12 +317,12 @@ def _run(
 
 
 class _Meter:
-    """Tells the progress now and then; of several ranks it sees one, and takes all to be like it.
+    """Reports progress from time to time; it counts one rank, and assumes that all are as fast.
 
     Args:
         total: N.
         ranks: how many work on them.
-        progress: is told.
+        progress: called with images done, N, and images per second.
     """
 
     def __init__(self, total: int, ranks: int, progress: Progress | None) -> None:
@@ -324,7 +330,7 @@ class _Meter:
         self._done, self._start, self._last = 0, time.perf_counter(), 0.0
 
     def add(self, images: int) -> None:
-        """So many more are done."""
+        """Count images that are done."""
         self._done = min(self._total, self._done + images * self._ranks)
         now = time.perf_counter()
         if self._progress is None or self._done == self._total or now - self._last < _BETWEEN:
@@ -333,7 +339,7 @@ class _Meter:
         self._progress(self._done, self._total, self._done / (now - self._start))
 
     def finish(self) -> float:
-        """All are done; images per second of the whole."""
+        """Report that all are done; return the images per second of the whole pass."""
         rate = self._total / (time.perf_counter() - self._start)
         if self._progress is not None:
             self._progress(self._total, self._total, rate)

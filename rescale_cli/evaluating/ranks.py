@@ -1,8 +1,9 @@
-"""The processes that torchrun started: which one this is, what they share, how they end together.
+"""The processes that torchrun started: their messages, and how they end together.
 
-Rank 0 is the one that speaks. What one rank has to tell the others goes through torchrun's store:
-whether it lives, and why it failed; only the logits go from process to process, by gloo, since
-they lie in memory and not on a device.
+Ours, because collectives such as `gather_object` time out while a rank is merely slow, and torchrun
+ends the other ranks before rank 0 has printed why one failed. So each rank leaves a sign of life,
+or its error, in torchrun's store; only the logits are sent from process to process, by gloo, since
+they lie in memory and not on a device. Rank 0 alone prints and writes.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 
-#: Seconds after which a rank that gave no sign of life is given up.
+#: Seconds without a sign of life after which a rank is considered dead.
 PATIENCE = 600.0
-#: Seconds between two signs of life, and between two looks at a key.
+#: Seconds between two signs of life, and between two checks of a key.
 _BEAT, _LOOK = 0.5, 0.02
-#: Seconds that ranks which fail give each other to hear of it.
+#: Seconds that failing ranks wait so that the others learn of it.
 _LAST_WORDS = 20.0
 
 
 def size() -> int:
-    """How many processes work on this together: 1 without torchrun."""
+    """The number of processes that work together: 1 without torchrun."""
     started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     return int(os.environ["WORLD_SIZE"]) if started else 1
 
@@ -54,48 +55,48 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that speaks and writes."""
+    """Whether this is the process that prints and writes."""
     return rank() == 0
 
 
 def finish(problem: RescaleError | None = None) -> None:
-    """Call last, after rank 0 has spoken: then no rank ends before its words are out.
+    """Call last, after rank 0 has printed its result or error: no rank ends before that.
 
     torchrun stops all ranks when the first one fails, so the others wait for rank 0.
 
     Args:
-        problem: why this rank ends, if it failed; the others are told.
+        problem: the error of this rank, if it failed; it is passed on to the others.
     """
     if size() == 1 or (problem is None and not team.cache_info().currsize):
         return
     try:
         team().end(problem)
-    except (RescaleError, RuntimeError):  # the store has gone: so have the others
+    except (RescaleError, RuntimeError):  # the store is gone, and so are the others
         return
 
 
 def as_text(error: Exception) -> str:
-    """An error for another process."""
+    """An error as text, for another process."""
     if not isinstance(error, RescaleError):
-        what = f"a bug of ours on rank {rank()}: {type(error).__name__}"
-        error = RescaleError(what, saw=str(error), fix="report it, with what `-vv` prints")
+        what = f"an internal error on rank {rank()}: {type(error).__name__}"
+        error = RescaleError(what, saw=str(error), fix="report it with the output of -vv")
     return json.dumps([type(error).__name__, error.what, error.saw, error.fix])
 
 
 def from_text(text: str) -> RescaleError:
-    """The error that another process had, of the same kind."""
+    """The error of another process, of the same class."""
     name, what, saw, fix = json.loads(text)
     kind: type[RescaleError] = getattr(errors, name, RescaleError)
     return kind(what, saw=saw, fix=fix)
 
 
 class Team:
-    """This process among the others, and the store that they share.
+    """This process, and the store that it shares with the others.
 
     Args:
         rank: of this process.
         size: how many there are, at least 2.
-        store: what torchrun gave all of them.
+        store: torchrun's key-value store.
     """
 
     def __init__(self, rank: int, size: int, store: Store) -> None:
@@ -105,11 +106,11 @@ class Team:
             atexit.register(finish)
 
     def beat(self) -> None:
-        """Give a sign of life now and then, and stop if another rank has failed.
+        """Give a sign of life from time to time, and stop if another rank has failed.
 
         Raises:
             RescaleError: what the other rank raised.
-            EnvironmentProblem: the store has gone.
+            EnvironmentProblem: the store is gone.
         """
         if time.monotonic() - self._last < _BEAT:
             return
@@ -118,31 +119,31 @@ class Team:
         self.stop_if_failed()
 
     def stop_if_failed(self) -> None:
-        """Raise what another rank has raised, if one has."""
+        """Raise the error of another rank, if one has failed."""
         failed = self._get("failed")
         if failed is not None:
             raise from_text(failed)
 
     def next_pass(self) -> int:
-        """The number of the pass over a data set that begins; the same on all ranks."""
+        """The number of the next pass over a data set, the same on all ranks."""
         self._passes += 1
         return self._passes
 
     def tell(self, key: str, text: str) -> None:
-        """Leave a word for the others."""
+        """Store a text for the others to read."""
         with _reachable():
             self._store.set(f"{key}/{self.rank}", text)
 
     def _get(self, key: str) -> str | None:
-        """What somebody left under a key, if anybody did."""
+        """The text stored under a key; None if there is none."""
         with _reachable():
             return str(self._store.get(key), "utf-8") if self._store.check([key]) else None
 
     def hear(self, key: str, of: int) -> str:
-        """Wait for the word of another rank, as long as that one lives.
+        """Wait for the text of another rank, as long as that rank is alive.
 
         Raises:
-            RescaleError: a rank has failed, or that one gives no sign of life.
+            RescaleError: a rank has failed, or the other rank gives no sign of life.
         """
         pulse, since = None, time.monotonic()
         while (word := self._get(f"{key}/{of}")) is None:
@@ -159,27 +160,27 @@ class Team:
         return word
 
     def fail(self, error: Exception) -> None:
-        """Let the others stop, too; the first error is the one that counts."""
-        with contextlib.suppress(RuntimeError):  # no store, no others
+        """Make the others stop, too. The first error is the one that is reported."""
+        with contextlib.suppress(RuntimeError):  # without the store there are no others
             if not self._store.check(["failed"]):
                 self._store.set("failed", as_text(error))
 
     def end(self, problem: RescaleError | None = None) -> None:
-        """Rank 0 has spoken; where this is the end of all, each waits until that is known."""
+        """End after rank 0 has printed; if the run failed, wait until every rank knows that."""
         if problem is not None:
             self.fail(problem)
         if self.rank == 0:
-            self._store.set("spoken", "yes")
+            self._store.set("printed", "yes")
         wait = timedelta(seconds=_LAST_WORDS)
         if problem is not None and self.rank:
-            self._store.wait(["spoken"], wait)
+            self._store.wait(["printed"], wait)
             self._store.set(f"left/{self.rank}", "yes")
         elif problem is not None:
-            # The store may lie in this process.
+            # The store may be part of this process.
             self._store.wait([f"left/{other}" for other in range(1, self.size)], wait)
 
     def start_group(self, backend: str, name: str = "group") -> None:
-        """Let all ranks exchange tensors, until `torch.distributed.destroy_process_group`."""
+        """Let all ranks exchange tensors until `torch.distributed.destroy_process_group`."""
         import torch.distributed as dist
 
         meeting = dist.PrefixStore(name, self._store)  # type: ignore[attr-defined]
@@ -191,12 +192,12 @@ class Team:
     def bring_together(
         self, arrays: list[NDArray[np.generic]], shares: list[slice], number: int
     ) -> None:
-        """Send this rank's rows to rank 0, which has room for those of all, block by block.
+        """Send the rows of this rank to rank 0, block by block.
 
         Args:
-            arrays: of (N, ...) each on rank 0, of this rank's rows alone on the others.
+            arrays: (N, ...) each on rank 0, and only the rows of this rank on the others.
             shares: the rows of each rank.
-            number: of the pass, the same on all ranks: their meeting point.
+            number: of the pass, the same on all ranks.
         """
         import torch
         import torch.distributed as dist
@@ -228,15 +229,15 @@ def _reachable() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise EnvironmentProblem(
-            "the other processes cannot be reached any more",
+            "lost the connection to the other processes",
             saw=str(error).splitlines()[0],
-            fix="see what the other ranks said, then start all of them again",
+            fix="read the errors of the other ranks, then start all of them again",
         ) from None
 
 
 @functools.cache
 def team() -> Team:
-    """The team of this process; to be asked for only where there is one.
+    """The team of this process; call it only under torchrun.
 
     Raises:
         EnvironmentProblem: the others cannot be reached.
@@ -249,7 +250,7 @@ def team() -> Team:
         store, mine, everyone = next(rendezvous("env://", timeout=wait))
     except (RuntimeError, ValueError, OSError) as error:
         raise EnvironmentProblem(
-            "the processes of torchrun cannot reach each other",
+            "the processes of torchrun cannot connect to each other",
             saw=str(error).splitlines()[0],
             fix="check MASTER_ADDR and MASTER_PORT, or run without torchrun",
         ) from None
@@ -258,20 +259,20 @@ def team() -> Team:
 
 T = TypeVar("T")
 
-#: Seconds in which the reason why another rank has gone gets here.
+#: Seconds within which the error of another rank arrives.
 _HEAR = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those that train together."""
+    """This process, as one of those that train together."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this process prints and writes."""
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
@@ -283,7 +284,7 @@ class Ranks:
         return values
 
     def first_main(self, deed: Callable[[], T]) -> T:
-        """Do something that may fetch or write: rank 0 first, then the others, who find it done."""
+        """Call something that may download or write: first on rank 0, then on the others."""
         if self.world == 1:
             return deed()
         import torch.distributed as dist
@@ -293,7 +294,7 @@ class Ranks:
         return deed() if done is None else done
 
     def together(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network as one whose gradients are the mean over all ranks'."""
+        """The network, with gradients averaged over all ranks."""
         if self.world == 1:
             return network
         from torch.nn.parallel import DistributedDataParallel
@@ -311,7 +312,7 @@ class Ranks:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """The ranks that torchrun started, as one process group; this one alone without torchrun.
+    """The ranks that torchrun started as one process group; without torchrun only this process.
 
     Raises:
         EnvironmentProblem: the others cannot be reached.
@@ -327,21 +328,21 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     number = mine.next_pass()  # a process may train several times, see seed_runs.py
     if mine.rank:
-        mine.hear(f"begun/{number}", 0)  # where it could not begin, this says why
+        mine.hear(f"begun/{number}", 0)  # raises the error if rank 0 could not begin
     else:
         mine.tell(f"begun/{number}", "yes")
     mine.start_group("nccl" if device.type == "cuda" else "gloo", f"train/{number}")
     try:
         yield Ranks(mine.rank, mine.size)
     except Exception as error:
-        if isinstance(error, RuntimeError):  # the words of gloo when another rank has gone
+        if isinstance(error, RuntimeError):  # what gloo raises when another rank is gone
             time.sleep(_HEAR)
             mine.stop_if_failed()
             if isinstance(error, dist.DistError) or "gloo" in str(error):
                 error = EnvironmentProblem(
-                    "another process of this run has gone",
+                    "another process of this run has ended",
                     saw=clip(str(error), 200),
-                    fix="go on from the last state: train --resume RUN",
+                    fix="continue from the last state: train --resume RUN",
                 )
         mine.fail(error)
         raise error

@@ -1,4 +1,4 @@
-"""How far scores and probabilities can be trusted: ranking, NLL, Brier, calibration errors.
+"""Quality of scores and probabilities: ranking metrics, NLL, Brier score, calibration errors.
 
 Logits are read in blocks of rows and worked on in float64, so that N x C may lie in a mapped file.
 """
@@ -219,14 +219,18 @@ def check_labels(labels: NDArray[Any], n: int, c: int) -> None:
     Raises:
         BadInput: they are not.
     """
-    fix = f"give one label from 0 to {c - 1} a sample"
+    fix = f"give one label from 0 to {c - 1} per sample"
     if len(labels) != n or n == 0:
-        what = "there are no samples" if n == 0 else "there is not one label a sample"
+        what = (
+            "there are no samples"
+            if n == 0
+            else "the number of labels is not the number of samples"
+        )
         raise BadInput(what, saw=f"{len(labels)} labels, {n} samples", fix=fix)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= c:
         saw = f"label {low if low < 0 else high}, {c} classes"
-        raise BadInput("a label is no row of the head", saw=saw, fix=fix)
+        raise BadInput("a label is not a row of the head", saw=saw, fix=fix)
 
 
 def adjusted_blocks(logits: NDArray[Any], adjust: Adjust | None) -> Iterator[tuple[slice, Float64]]:
@@ -244,7 +248,7 @@ def peaks(z: Float64) -> Float64:
     peak: Float64 = z.max(axis=1)
     if bad := np.count_nonzero(np.isnan(peak)):
         saw = f"{bad} of the {len(z)} rows that were read together"
-        raise BadInput("the logits hold NaN", saw=saw, fix="write them again, in float32")
+        raise BadInput("the logits contain NaN", saw=saw, fix="compute them again, in float32")
     return peak
 
 

@@ -1,4 +1,4 @@
-"""Quality gates: bounds that a user sets on metrics, and whether a model keeps them."""
+"""Quality gates: bounds that a user sets on metrics, and whether a model meets them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Gate:
         base: float | None = None,
         change: Interval | None = None,
     ) -> GateResult:
-        """Whether a model keeps the bound; a metric without a value does not.
+        """Whether a model meets the bound; a metric without a value does not.
 
         Args:
             model: its name, for the verdict.
@@ -93,7 +93,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """What became of a gate for one model."""
+    """Whether one model passed a gate."""
 
     gate: Gate
     model: str
@@ -141,9 +141,9 @@ def _read(kind: GateKind, word: str) -> Gate:
         raise unknown_metric(typed, f"--{kind} {{}}={value}")
     if kind != "fail-drop" and (kind == "fail-over") != (name in LOWER_IS_BETTER):
         other = "fail-over" if kind == "fail-under" else "fail-under"
-        better = "less" if name in LOWER_IS_BETTER else "more"
+        better = "lower" if name in LOWER_IS_BETTER else "higher"
         raise UsageError(
-            f"of {name} {better} is better, so --{kind} would fail the better models",
+            f"{better} is better for {name}, so --{kind} would fail the better models",
             saw=clip(word, 80),
             fix=f"--{other} {name}={clip(text, 20)}",
         )
@@ -171,7 +171,9 @@ def _limit(kind: GateKind, name: str, text: str) -> float:
         fix = f"--{kind} {name}={0.05 if kind == 'fail-drop' else 0.7:g}"
     span = f"from {lowest:g} to {highest:g}" if math.isfinite(highest) else "at least 0"
     raise UsageError(
-        f"the bound of {name} is a number {span}, not a percentage", saw=clip(text, 80), fix=fix
+        f"the bound of {name} must be a number {span}, not a percentage",
+        saw=clip(text, 80),
+        fix=fix,
     )
 
 
@@ -189,13 +191,13 @@ def refuse_unjudgeable(gates: Sequence[Gate], *, grouped: bool, based: bool) -> 
     for gate in gates:
         if gate.kind == "fail-drop" and not based:
             raise UsageError(
-                "--fail-drop compares with a base, and none is given",
+                "--fail-drop compares with a base model, which is missing",
                 saw=str(gate),
                 fix="name the base: --against BASE",
             )
         if gate.name in GROUPS and not grouped:
             raise UsageError(
-                f"which classes are {gate.name} is said by the counts, and none are given",
+                f"the group {gate.name} needs the counts of the training set",
                 saw=str(gate),
                 fix="--counts FILE",
             )

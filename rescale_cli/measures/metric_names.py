@@ -80,7 +80,7 @@ def unknown_metric(typed: str, fix: str) -> UsageError:
     near = list(dict.fromkeys(ALIASES.get(other, other) for other in near))[:3]
     options = [fix.format(other) for other in near]
     return UsageError(
-        f"there is no metric {clip(typed.strip(), 80)!r}",
+        f"unknown metric {clip(typed.strip(), 80)!r}",
         saw=f"known: {', '.join(sorted(ABOUT))}",
         fix=", or ".join(options) or f"name one of: {', '.join(sorted(ABOUT))}",
     )

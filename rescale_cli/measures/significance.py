@@ -186,9 +186,9 @@ def mcnemar(first: Labels, second: Labels, labels: Labels) -> McNemar:
     """
     if not len(first) == len(second) == len(labels):
         raise BadInput(
-            "the two models did not see the same samples",
+            "the two models were not run on the same samples",
             saw=f"{len(first)} and {len(second)} predictions, {len(labels)} labels",
-            fix="evaluate both on the same data",
+            fix="evaluate both on the same data: --data DATA",
         )
     right, wrong = first == labels, second != labels
     b = int(np.count_nonzero(right & wrong))
@@ -237,7 +237,7 @@ class _Cells:
         """Metrics (some replicates,) of each model, until there are `replicates` in all."""
         if replicates < 1:
             raise UsageError(
-                "there is no interval without replicates",
+                "the bootstrap needs at least 1 replicate",
                 saw=f"{replicates}",
                 fix="--bootstrap 200",
             )

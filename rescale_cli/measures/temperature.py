@@ -83,5 +83,5 @@ def _slope(
 
 
 def _no_temperature(why: str, saw: str) -> BadInput:
-    fix = "leave out --fit-temperature, or fit it on more samples"
+    fix = "leave out --fit-temperature, or give more samples"
     return BadInput(f"no temperature minimises the NLL: {why}", saw=saw, fix=fix)

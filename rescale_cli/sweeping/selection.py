@@ -18,7 +18,7 @@ from rescale_cli.sweeping.decisions import DecisionPath
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """How to choose."""
+    """How a strength is chosen."""
 
     metric: str = "balanced_accuracy"
     rule: str = "best"
@@ -39,12 +39,12 @@ class Selection:
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
             raise UsageError(
-                "--holdout is a share of the samples, at least 0 and below 1",
+                "--holdout must be a share of the samples, at least 0 and below 1",
                 saw=f"{self.holdout}", fix="--holdout 0.5",
             )  # fmt: skip
         if not 0 < self.limit <= 4:
             raise UsageError(
-                "--gamma-max lies above 0, and is at most 4",
+                "--gamma-max must be above 0 and at most 4",
                 saw=f"{self.limit}", fix="--gamma-max 2",
             )  # fmt: skip
         self.head_drop  # noqa: B018  (says what is wrong with the rule)
@@ -59,7 +59,7 @@ class Selection:
             drop = -1.0
         if (drop is None and self.rule not in ("best", "one-se")) or not 0 <= (drop or 0) <= 1:
             raise UsageError(
-                "--choose is best, one-se or max-head-drop=F, F a share from 0 to 1",
+                "--choose must be best, one-se or max-head-drop=F, with F from 0 to 1",
                 saw=self.rule, fix="--choose max-head-drop=0.02",
             )  # fmt: skip
         return drop
@@ -86,7 +86,7 @@ _TRIED, _TRIED_AGAIN = 1 << 24, 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What is to be as large as possible."""
+    """The metric to maximize."""
 
     metric: str
     """One of CHOICES, or target_accuracy."""
@@ -130,9 +130,9 @@ class Objective:
         shares = np.where(support > 0, shares, 0.0)
         if not shares.any():
             raise UsageError(
-                f"no sample is of a class with {_ABOUT[self.metric]}",
+                f"no sample belongs to a class with {_ABOUT[self.metric]}",
                 saw=f"{len(labels):,} samples of {int((support > 0).sum())} classes",
-                fix="give samples of such classes, or choose by all: --metric accuracy",
+                fix="give samples of such classes, or choose by all classes: --metric accuracy",
             )
         per_class = np.divide(shares / shares.sum(), support, where=support > 0, out=shares * 0)
         weights: Float64 = times * per_class[labels]
@@ -326,8 +326,8 @@ def choose_strength(
     allowed = left >= -drop - 1e-12
     if not allowed.any() and times is None:
         raise UsageError(
-            f"no strength costs the frequent classes {drop:g} or less of their recall",
-            saw=f"{-left.max():.4f} at the least, rows and bias treated as asked",
+            f"every strength lowers the recall of the frequent classes by more than {drop:g}",
+            saw=f"the smallest loss is {-left.max():.4f}, with these settings for rows and bias",
             fix="--choose max-head-drop=F with a larger F, or another --bias",
         )
     return widest_plateau(
@@ -346,7 +346,7 @@ def _head_left(
     many = replace(objective, metric="many")
     if not objective.groups["many"].any():
         raise UsageError(
-            "no class counts as frequent, so there is no head whose loss could be bounded",
+            "max-head-drop bounds the loss of the frequent classes, but no class is frequent",
             fix="set the sizes of the groups: --groups 100,20, or --choose best",
         )
     weights = many.weights(path.labels, np.ones(len(right)) if times is None else times)

@@ -82,7 +82,7 @@ def parts_of(labels: Labels | None, samples: int, selection: Selection) -> Parts
     chosen, reported = halves(labels, selection.holdout, selection.seed)
     if not len(chosen) or not len(reported):
         raise BadInput(
-            "there are too few samples to choose on some and report on others",
+            "too few samples to choose on some and report on others",
             saw=f"{samples} samples", fix="give more data, or choose on all of them: --holdout 0",
         )  # fmt: skip
     return Parts(chosen, reported, True)
@@ -208,7 +208,7 @@ def sweep(
     if labels is None and not selection.unlabeled:
         raise BadInput(
             f"{predictions.source} has no labels to choose with",
-            fix="choose by the predicted classes alone: --unlabeled, or give labels",
+            fix="choose by the predicted classes alone: --unlabeled; or give labels",
         )
     objective = objective_of(selection, counts)
     parts = parts_of(labels, len(predictions.logits), selection)
@@ -275,7 +275,7 @@ def _changes(
 
 
 def objective_of(selection: Selection, counts: ClassCounts) -> Objective:
-    """What is to be large: with a target prior, the accuracy to expect under it."""
+    """The metric to maximize: with a target prior, the expected accuracy under it."""
     metric = metric_to_choose_by(selection.metric)
     groups = counts.groups(*selection.sizes)
     if counts.target is not None and metric == "balanced_accuracy":
@@ -333,7 +333,10 @@ def _negative(swept: SweptMethod, predictions: Predictions) -> float | None:
 def _temperature(best: Outcome, predictions: Predictions, parts: Parts) -> float:
     """Fitted on the samples to choose on, at the chosen strength."""
     if predictions.labels is None:
-        raise UsageError("a temperature cannot be fitted without labels", fix="give labels")
+        raise UsageError(
+            "a temperature cannot be fitted without labels",
+            fix="give data with labels, or leave out --fit-temperature",
+        )
     rows = parts.chosen if parts.apart else slice(None)
     swept, gamma = best.method, best.choice.gamma
     return fit_temperature(

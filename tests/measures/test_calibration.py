@@ -222,8 +222,8 @@ def test_memory_stays_below_the_size_of_the_logits(monkeypatch: pytest.MonkeyPat
     [
         ([[0.0, np.nan]], [0], "NaN"),
         (np.zeros((0, 2)), np.zeros(0, int), "no samples"),
-        ([[0.0, 1.0]], [0, 1], "one label a sample"),
-        ([[0.0, 1.0]], [2], "no row of the head"),
+        ([[0.0, 1.0]], [0, 1], "number of labels is not the number of samples"),
+        ([[0.0, 1.0]], [2], "not a row of the head"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(logits: Any, labels: Any, words: str) -> None:

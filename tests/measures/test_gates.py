@@ -75,7 +75,7 @@ def test_what_makes_no_sense_is_an_error_with_a_fix(kind: GateKind, word: str, f
 
 
 def test_an_unknown_metric_lists_those_that_there_are() -> None:
-    with pytest.raises(UsageError, match="no metric 'xyzzy'") as caught:
+    with pytest.raises(UsageError, match="unknown metric 'xyzzy'") as caught:
         read_gates("fail-under", ["xyzzy=1"])
     assert all(name in caught.value.saw for name in ABOUT)
 
@@ -143,6 +143,6 @@ def test_a_gate_that_cannot_be_judged_stops_before_the_work() -> None:
     with pytest.raises(UsageError, match="none is given") as caught:
         refuse_unjudgeable([drop], grouped=True, based=False)
     assert "--against" in caught.value.fix
-    with pytest.raises(UsageError, match="few is said by the counts") as caught:
+    with pytest.raises(UsageError, match="few needs the counts") as caught:
         refuse_unjudgeable([group], grouped=False, based=True)
     assert "--counts" in caught.value.fix

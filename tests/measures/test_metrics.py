@@ -195,9 +195,9 @@ def test_eight_thousand_classes_take_no_square_of_memory() -> None:
     ("predicted", "labels", "words"),
     [
         ([], [], "no samples"),
-        ([0, 1], [0], "one label a sample"),
-        ([0, 2], [0, 1], "no row of the head"),
-        ([0, 1], [0, -1], "no row of the head"),
+        ([0, 1], [0], "number of labels is not the number of samples"),
+        ([0, 2], [0, 1], "not a row of the head"),
+        ([0, 1], [0, -1], "not a row of the head"),
     ],
 )
 def test_what_is_no_confusion_is_refused(predicted: Any, labels: Any, words: str) -> None:

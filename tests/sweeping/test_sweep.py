@@ -93,6 +93,34 @@ def test_both_exact_paths_are_brute_force_at_every_strength(
         np.testing.assert_array_equal(tallies.predicted[i], np.bincount(predicted, minlength=10))
 
 
+def test_a_decision_changes_at_its_own_strength_and_other_wrong_classes_are_not_named(
+    example: tuple[Head, ClassCounts, Predictions],
+) -> None:
+    head, counts, found = example
+    assert found.labels is not None
+    swept = SweptMethod(Adjustment(bias="drop"), head, counts)
+    path = by_envelope(swept, found.logits, found.labels, 2.0)
+    for event in range(0, len(path.gamma), 50):
+        sample, gamma = path.sample[event], path.gamma[event]
+        assert path.predicted(gamma)[sample] == path.after[event]
+        assert path.predicted(np.nextafter(gamma, 0))[sample] == path.before[event]
+    right = by_intervals(swept, found.logits, found.labels, 2.0)
+    truth = found.labels[right.sample]
+    assert not right.knows_predictions
+    assert set(right.start[right.start != found.labels]) == {-1}
+    assert set(right.before[right.before != truth]) == {-1}
+    assert set(right.after[right.after != truth]) == {-1}
+
+
+def test_only_logit_adjustment_needs_a_bias_to_be_written() -> None:
+    head, counts = Head.of(np.eye(2)), ClassCounts.of([5, 1])
+    writable = {
+        method: SweptMethod(Adjustment(method), head, counts).writable
+        for method in ("rescale", "tau-norm", "logit-adjust")
+    }
+    assert writable == {"rescale": True, "tau-norm": True, "logit-adjust": False}
+
+
 CURVED = [
     Adjustment(), Adjustment(normalize=True, bias="keep"), Adjustment("tau-norm"),
     Adjustment("tau-norm", bias="scale"), Adjustment("tau-norm", bias="drop"),
@@ -213,7 +241,7 @@ def test_metric_and_gates_take_the_same_names_in_both_spellings(name: str) -> No
 
 
 def test_an_unknown_metric_names_the_nearest_ones() -> None:
-    with pytest.raises(UsageError, match="no metric 'ballanced accuracy'") as caught:
+    with pytest.raises(UsageError, match="unknown metric 'ballanced accuracy'") as caught:
         ChoiceOptions(metric="ballanced accuracy").selection()
     assert caught.value.fix.startswith("--metric balanced_accuracy")
     with pytest.raises(UsageError) as caught:
@@ -296,7 +324,7 @@ def test_a_group_of_one_sample_can_be_chosen_by_and_an_empty_one_is_named() -> N
     one = Selection("few-recall", holdout=0, replicates=50)
     assert sweep(found, head, counts, [Adjustment()], one).best.interval is not None
     none = replace(found, labels=np.zeros(61, np.int64))
-    with pytest.raises(UsageError, match="no sample is of a class with few training samples"):
+    with pytest.raises(UsageError, match="no sample belongs to a class with few training samples"):
         sweep(none, head, counts, [Adjustment()], one)
     bounded = Selection(rule="max-head-drop=0.1", holdout=0, replicates=0)
     with pytest.raises(UsageError, match="a class with many training samples"):
