@@ -345,6 +345,8 @@ def test_cuda_gives_what_the_cpu_gives(data: Images) -> None:
 # ---------------------------------------------------------------- several processes
 
 PROGRAM = """
+    import os
+    import signal
     import sys
     import numpy as np
     from dataclasses import replace
@@ -372,6 +374,13 @@ PROGRAM = """
                 return t.pixels()[index]
 
             passes = [(replace(t.files(), read=gone), options)]
+        elif case == "one is killed":
+            def killed(index):
+                if ranks.rank() == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return t.pixels()[index]
+
+            passes = [(replace(t.files(), read=killed), replace(options, workers=0))]
         made = [t.run(*one) for one in passes]
         if not ranks.is_main():
             assert made == [None] * len(made)
@@ -412,6 +421,16 @@ def test_several_ranks_give_the_very_bits_of_one(processes: int, tmp_path: Path)
             assert np.array_equal(found[f"l{i}"], one.logits)
             assert np.array_equal(found[f"y{i}"], one.labels)
             assert tuple(found[f"s{i}"].tolist()) == one.skipped
+
+
+def test_torchrun_ends_the_run_when_a_rank_is_killed(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node=2", *program("one is killed", tmp_path)]
+    environment = child_environment(OMP_NUM_THREADS="1")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 1
+    assert "SIGKILL" in done.stderr
+    assert not (tmp_path / "out.npz").exists()
 
 
 def ranks_of(case: str, folder: Path) -> list[tuple[int, str]]:
