@@ -1,4 +1,4 @@
-"""The Python API: what the commands call, and what a program calls instead of them."""
+"""The Python API: `inspect` and `apply` for programs, from plain arguments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rescale_cli.patching.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """What a checkpoint is, and what its head says beside the counts."""
+    """What a checkpoint contains, and how its head compares with the counts."""
 
     checkpoint: Checkpoint
     found: FoundHeads
@@ -44,7 +44,7 @@ class Inspected:
     records: tuple[Record, ...]
     warnings: tuple[tuple[str, str], ...]
     alignment: Alignment | None = None
-    """Of the counts with the rows."""
+    """How the counts were joined with the rows."""
 
 
 def inspect(
@@ -65,23 +65,23 @@ def inspect(
 
     Args:
         path: a checkpoint file or folder.
-        counts: training samples of each class; they help to find the head, and say whether the
-            norms follow them.
-        num_classes: C, where it is known.
-        heads: names of the heads, where they are known.
-        only: let `heads` leave out final layers with as many rows as the named ones.
+        counts: training samples of each class; they help to find the head, and are compared with
+            the row norms.
+        num_classes: C, if it is known.
+        heads: names of the heads, if they are known.
+        only: change only `heads`, although other final layers have as many rows.
         plain_head: the named heads are ordinary linear layers, whatever they look like.
         classes: names in head order, or a file of them.
-        label_order: `name`, `index`, a file, or the labels in row order: how the classes of the
-            counts are joined with the rows, where two ways differ.
-        order: `imagefolder`, `natural` or `index`: how the class folders were sorted.
-        record: the record of an earlier re-scaling, where it is not beside the checkpoint.
-        accept_global: full names of pickle globals that are let pass, still without being run.
+        label_order: `name`, `index`, a file, or the labels in row order: how to join the classes of
+            the counts with the rows, if there are two ways.
+        order: `imagefolder`, `natural` or `index`: how the class folders were sorted in training.
+        record: the record of an earlier re-scaling, if it is not beside the checkpoint.
+        accept_global: full names of pickle globals to accept; they are never run.
 
     Raises:
-        BadCheckpoint, UnsafePickle: the file cannot be read, or should not be.
+        BadCheckpoint, UnsafePickle: the file cannot be read, or is not safe to read.
         NoClassifier, AmbiguousHead, BadHead: no head, several, or one that cannot be re-scaled.
-        BadCounts, UnknownClassOrder: the counts are not those of its rows.
+        BadCounts, UnknownClassOrder: the counts do not fit its rows.
     """
     checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
     rows = row_hints(classes, label_order, order)
@@ -147,41 +147,42 @@ def apply(
     accept_global: Sequence[str] = (),
     command: str = "",
 ) -> Applied:
-    """Write a checkpoint whose head is adjusted and in which nothing else changed.
+    """Write a checkpoint in which the head is adjusted and nothing else changes.
 
     Args:
         path: a checkpoint file or folder, opened read-only.
         counts: training samples of each class.
-        gamma: the strength of the method, 0 to 4; at 0 nothing changes.
-        output: where it goes; `default_output(path)` if left out.
+        gamma: the strength of the method, 0 to 4; 0 changes nothing.
+        output: where to write it; `default_output(path)` by default.
         method: rescale, tau-norm or logit-adjust.
-        normalize: rows to equal length first.
-        bias: keep, scale or drop; keep if left out, drop with `normalize`.
-        heads: names of the heads, where the tool cannot tell.
-        only: let `heads` leave out final layers with as many rows as the named ones.
+        normalize: scale all rows to equal length first.
+        bias: keep, scale or drop; by default keep, and drop with `normalize`.
+        heads: names of the heads, if they cannot be found.
+        only: change only `heads`, although other final layers have as many rows.
         plain_head: the named heads are ordinary linear layers, whatever they look like.
-        num_classes: C, where the counts do not say it.
+        num_classes: C, if it is not the number of counts.
         classes: names in head order, or a file of them.
-        label_order: `name`, `index`, a file, or the labels in row order: how the classes of the
-            counts are joined with the rows, where two ways differ.
-        order: `imagefolder`, `natural` or `index`: how the class folders were sorted.
-        zero_count: what a class without samples is: an error, counted as one, or left alone.
-        max_factor: no row is scaled by more.
-        exclude_class: rows left alone, and never n_1.
+        label_order: `name`, `index`, a file, or the labels in row order: how to join the classes of
+            the counts with the rows, if there are two ways.
+        order: `imagefolder`, `natural` or `index`: how the class folders were sorted in training.
+        zero_count: how to count a class without samples: error, one (as one sample), or skip (its
+            row does not change).
+        max_factor: the largest factor of a row.
+        exclude_class: rows that do not change and are never n_1.
         target_prior: shares of the classes where the model is used.
         temperature: T > 0; W and b are divided by it.
         compose: re-scale a checkpoint that was re-scaled before.
-        in_place: replace the file, keeping the old one as `FILE.bak`.
-        force: replace an output that exists.
+        in_place: replace the file and keep the old one as `FILE.bak`.
+        force: replace an existing output.
         dry_run: write nothing.
-        undo: keep what `revert` needs.
-        record: the record of an earlier re-scaling, where it is not beside the checkpoint.
-        accept_global: full names of pickle globals that are let pass, still without being run.
-        command: a command line to keep in the record, which by default says nothing of who made
-            the change, where and when.
+        undo: store what `revert` needs.
+        record: the record of an earlier re-scaling, if it is not beside the checkpoint.
+        accept_global: full names of pickle globals to accept; they are never run.
+        command: a command line to store in the record, which otherwise does not say who made the
+            change, where and when.
 
     Raises:
-        RescaleError: in one of its kinds; see `inspect`, `patch.apply_plan` and `plan.make_plan`.
+        RescaleError: one of its kinds; see `inspect`, `patch.apply_plan` and `plan.make_plan`.
     """
     adjustment = Adjustment(method, gamma, normalize, bias, max_factor, temperature)
     choice = CountsChoice.read(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,6 @@ from rescale_cli.files.reading import (
     read_at,
 )
 from rescale_cli.json_text import clip
-from rescale_cli.patching.record import Record, damaged
 from rescale_cli.patching.rewrite import (
     Edit,
     Region,
@@ -238,19 +236,6 @@ class _Background:
         if self._hashing is not None:
             self._hashing.stop()
         self._pool.shutdown(cancel_futures=True)
-
-
-def recorded_digest(record: Record) -> str:
-    """The recorded digest of the source: "sha256:" or "sha256-tree-16MiB:", and 64 hex digits.
-
-    Raises:
-        NotProven: the record has no such digest.
-    """
-    new = "source_digest" in record.fields
-    text = record.text("source_digest") if new else PLAIN + record.text("source_sha256")
-    if not re.fullmatch(f"({TREE}|{PLAIN})[0-9a-f]{{64}}", text):
-        raise damaged(f"the digest of the source is {clip(text)}")
-    return text
 
 
 def digest_like(wanted: str, path: Path, sha256: str) -> str:

@@ -26,7 +26,7 @@ from rescale_cli.files.reading import opened
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import clip
 from rescale_cli.patching.find_records import find_records
-from rescale_cli.patching.patched_file import affected, digest_like, recorded_digest, sha256_of
+from rescale_cli.patching.patched_file import affected, digest_like, sha256_of
 from rescale_cli.patching.plan import Plan, plan_head
 from rescale_cli.patching.record import Record, damaged, seal, sidecar_of, undo_file_of, unpack
 from rescale_cli.patching.record_writer import describe, describe_keys
@@ -87,10 +87,16 @@ def verify(
             scaled, or a byte differs.
         AmbiguousHead: there is no record, and several tensors could be the head.
     """
-    patched, original = Path(patched), Path(original)
     accept = frozenset(accept_global)
-    after, before = open_checkpoint(patched, accept), open_checkpoint(original, accept)
-    records, odd = find_records(after, None if record is None else Path(record))
+    after, before = (open_checkpoint(Path(path), accept) for path in (patched, original))
+    return verify_open(after, before, None if record is None else Path(record), heads)
+
+
+def verify_open(
+    after: Checkpoint, before: Checkpoint, record: Path | None, heads: Sequence[str]
+) -> Proof:
+    """The same as `verify`, for a patched checkpoint and an original that are open."""
+    records, odd = find_records(after, record)
     twins = partners(after, before)
     # Everything that is not named must be equal, including other final layers of this size.
     choice = HeadChoice(tuple(heads), only=bool(heads))
@@ -206,7 +212,7 @@ class _Proven:
 def _prove_file(record: Record, original: Path, before: Checkpoint) -> _Proven:
     """Compare one patched file with its original and its record."""
     with opened(original) as src, opened(record.file) as dst:
-        wanted = recorded_digest(record)
+        wanted = record.source_digest
         try:
             plan, edits = _proven_edits(record, original, before)
             starts = _prove_header(record, original)

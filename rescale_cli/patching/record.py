@@ -13,6 +13,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from rescale_cli.checkpoints.read_tensors import blocks, overlaps_itself
 from rescale_cli.core.floats import HEAD_DTYPES, Float64
 from rescale_cli.errors import BadInput, NotProven
 from rescale_cli.files.contents import TensorInfo
-from rescale_cli.files.reading import opened
+from rescale_cli.files.reading import PLAIN, TREE, opened
 from rescale_cli.json_text import clip, parse_json
 from rescale_cli.patching.rewrite import RowScaling
 
@@ -116,6 +117,19 @@ class Record:
         """Whether it is in the header of its file; then it also says how it was inserted."""
         return "header" in self.fields
 
+    @property
+    def source_digest(self) -> str:
+        """The digest of the source: "sha256:" or "sha256-tree-16MiB:", and 64 hex digits.
+
+        Raises:
+            NotProven: the record has no such digest.
+        """
+        new = "source_digest" in self.fields
+        text = self._text("source_digest") if new else PLAIN + self._text("source_sha256")
+        if not re.fullmatch(f"({TREE}|{PLAIN})[0-9a-f]{{64}}", text):
+            raise damaged(f"the digest of the source is {clip(text)}")
+        return text
+
     def edits(self, checkpoint: Checkpoint) -> list[RowScaling]:
         """The recorded changes of the tensors of its file.
 
@@ -169,7 +183,7 @@ class Record:
             raise damaged(f"it has no list of {key}")
         return entries
 
-    def text(self, key: str) -> str:
+    def _text(self, key: str) -> str:
         """A field that must be a text."""
         value = self.fields.get(key)
         if not isinstance(value, str):

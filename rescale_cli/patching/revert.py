@@ -28,11 +28,10 @@ from rescale_cli.patching.patch import files_beside, refuse_source
 from rescale_cli.patching.patched_file import (
     Written,
     digest_like,
-    recorded_digest,
     sha256_of,
     write_changed,
 )
-from rescale_cli.patching.proof import header_edit, partners, refuse_leftover, verify
+from rescale_cli.patching.proof import header_edit, partners, refuse_leftover, verify_open
 from rescale_cli.patching.record import (
     Record,
     before,
@@ -86,16 +85,17 @@ def revert(
         BadInput: the record or its undo part is missing, and `against` is not given.
         OutputExists: the output exists, or is the patched file itself.
     """
-    patched, output = Path(patched), Path(output)
-    checkpoint = open_checkpoint(patched, frozenset(accept_global))
+    patched, output, accept = Path(patched), Path(output), frozenset(accept_global)
+    given = None if record is None else Path(record)
+    checkpoint = open_checkpoint(patched, accept)
     original: Checkpoint | None = None
     if against is not None:
-        proof = verify(patched, against, record=record, heads=heads, accept_global=accept_global)
-        original = open_checkpoint(Path(against), frozenset(accept_global))
+        original = open_checkpoint(Path(against), accept)
+        proof = verify_open(checkpoint, original, given, heads)
         records, odd = proof.records, proof.notes
     else:
-        found, said = find_records(checkpoint, None if record is None else Path(record))
-        records, odd = tuple(found), tuple(said)
+        found, notes = find_records(checkpoint, given)
+        records, odd = tuple(found), tuple(notes)
     if original is None and not records:
         refuse_leftover(checkpoint)
         raise NotProven(
@@ -186,7 +186,7 @@ def _earlier(record: Record) -> dict[str, Any] | None:
 
 def _restore(checkpoint: Checkpoint, back: _Back, aside: Path, sidecar: Path) -> str:
     """Write one file as it was, and the record that was beside it; its SHA-256."""
-    wanted = "" if back.record is None else recorded_digest(back.record)
+    wanted = "" if back.record is None else back.record.source_digest
     if back.record is not None and back.original is None:
         sha256 = _undone(checkpoint, back.record, aside).sha256
     else:
