@@ -19,7 +19,7 @@ from rescale_cli.core.predictions import data_line
 from rescale_cli.evaluating.checks import prepared_line
 from rescale_cli.evaluating.evaluate_models import Difference, Evaluation, MeasuredModel, Terms
 from rescale_cli.measures.gates import GateResult
-from rescale_cli.measures.metric_names import ABOUT
+from rescale_cli.measures.metric_names import ABOUT, definitions
 from rescale_cli.measures.metrics import Confusion
 from rescale_cli.measures.significance import Interval
 
@@ -226,6 +226,11 @@ def show_evaluate(found: Evaluation, verdicts: Sequence[GateResult], terms: Term
     for line in dict.fromkeys(m.alignment["evidence"] for m in found.scored if m.alignment):
         say(line)
     say(_metric_table(found, terms))
+    if verbosity.get():
+        known = {
+            name for model in found.scored for name, x in model.metrics.items() if x is not None
+        }
+        say("", *definitions(name for name in ABOUT if name in known))
     for model in found.scored if verbosity.get() else ():
         say("", model.name, _class_table(model))
     for model, difference in zip(found.scored, found.differences, strict=False):

@@ -11,7 +11,7 @@ import numpy as np
 from rich.text import Text
 
 from rescale_cli.commands.apply import show_written
-from rescale_cli.commands.console import Whole, drawable, say, width
+from rescale_cli.commands.console import Whole, drawable, say, verbosity, width
 from rescale_cli.commands.sweep_options import HeadOptions
 from rescale_cli.commands.tables import Bar, Grid
 from rescale_cli.commands.verdict_text import sweep_text, verdict_result
@@ -19,7 +19,7 @@ from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.core.predictions import Provenance
 from rescale_cli.evaluating.checks import prepared_line
-from rescale_cli.measures.metric_names import ABOUT
+from rescale_cli.measures.metric_names import ABOUT, definitions
 from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.patch import Patched
 from rescale_cli.sweeping.comparison import SweepInput
@@ -248,7 +248,11 @@ def show_sweep(
     show_choice(given, found)
     show_curve(given, found)
     if found.at:
-        say("", _metric_table(found), "", payers(given, found))
+        say("", _metric_table(found))
+        if verbosity.get():
+            values = found.at["chosen"].metrics
+            say("", *definitions(name for name in ABOUT if values.get(name) is not None))
+        say("", payers(given, found))
     if found.never_right is not None:
         limit = f"{found.selection.limit:g}"
         share = f"{100 * found.never_right:.2f} %"

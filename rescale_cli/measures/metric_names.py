@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from rescale_cli.errors import UsageError
@@ -23,10 +23,11 @@ ABOUT: Mapping[str, str] = MappingProxyType(
         "macro_f1": "mean F1 of the classes",
         "gmean_multiclass": "geometric mean of the recalls",
         "gmean_ovr": "geometric mean of mean sensitivity and mean specificity, one against rest",
-        "iba_ovr": "index balanced accuracy, one against rest",
+        "iba_ovr": "index balanced accuracy, one against rest: gmean_ovr squared, times "
+        "1 + 0.1 (mean sensitivity - mean specificity)",
         "roc_auc": "area under the ROC curve, of two classes",
         "average_precision": "mean precision over the recall of class 1, of two classes",
-        "nll": "negative log likelihood, nats a sample",
+        "nll": "negative log likelihood, nats per sample",
         "ece": "expected calibration error, 15 bins of equal mass",
         "classwise_ece": "mean calibration error of the classes, 15 bins of equal mass",
         "brier": "Brier score, 0 to 2",
@@ -84,3 +85,13 @@ def unknown_metric(typed: str, fix: str) -> UsageError:
         saw=f"known: {', '.join(sorted(ABOUT))}",
         fix=", or ".join(options) or f"name one of: {', '.join(sorted(ABOUT))}",
     )
+
+
+def definitions(names: Iterable[str]) -> list[str]:
+    """One line for each metric that has a definition here.
+
+    Example:
+        >>> definitions(["worst_recall"])
+        ['worst recall: smallest recall of a class']
+    """
+    return [f"{name.replace('_', ' ')}: {ABOUT[name]}" for name in names if name in ABOUT]
