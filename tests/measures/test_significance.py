@@ -247,7 +247,7 @@ def test_mcnemars_two_tails_of_many_pairs_are_near_the_exact_ones() -> None:
 
 @pytest.mark.parametrize("replicates", [0, -3])
 def test_no_replicates_are_no_interval(replicates: int) -> None:
-    with pytest.raises(UsageError, match="replicates") as error:
+    with pytest.raises(UsageError, match="at least 1 replicate") as error:
         bootstrap(np.array([0]), np.array([0]), 2, replicates=replicates)
     assert error.value.fix
 
