@@ -552,3 +552,21 @@ def test_apply_scales_the_rows_that_timm_trained_or_stops(tmp_path):
 def test_a_head_whose_names_differ_only_in_their_unicode_form_has_none():
     twice = tuple(unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     assert align(Classes.numbered(2), HeadRows(2, twice)).by == "index"
+
+
+def test_the_order_index_needs_names_that_are_exactly_the_row_numbers():
+    assert ranks(("2", "0", "1"), "index") == (2, 0, 1)
+    assert ranks(("3", "0", "1"), "index") is None
+    assert ranks(("cat", "dog"), "index") is None
+
+
+def test_a_name_in_another_unicode_form_is_noted_in_the_first_row_too():
+    found = align(Classes(("e\u0301", "b")), HeadRows(2, ("\u00e9", "b")))
+    assert found.rows == (0, 1)
+    assert "1 class names differ only in their Unicode form" in found.notes[0]
+
+
+def test_numbers_that_are_taken_as_rows_are_noted_only_beside_real_names():
+    named = align(Classes(("cat", "dog"), (0, 1)), HeadRows(2))
+    assert "0 = cat, 1 = dog" in named.notes[0]
+    assert align(Classes(("class_0", "class_1"), (0, 1)), HeadRows(2)).notes == ()

@@ -337,3 +337,13 @@ def test_fifty_thousand_wrong_names_are_refused_in_seconds():
     raw = RawCounts.keyed(((f"n{i}", 1) for i in range(50_000)), "c.json")
     with pytest.raises(BadCounts, match="50000 in all"):
         match(raw, 50_000, tuple(f"x{i}" for i in range(50_000)))
+
+
+def test_groups_may_meet_but_not_overlap():
+    counts = ClassCounts.of([102, 101, 100])
+    masks = counts.groups(100, 101)
+    assert [masks[name].tolist() for name in ("many", "medium", "few")] == [
+        [True, True, False], [False, False, False], [False, False, True],
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="overlap"):
+        counts.groups(100, 102)
