@@ -9,7 +9,13 @@ from pathlib import Path
 from rescale_cli.checkpoints.foreign import unreadable
 from rescale_cli.checkpoints.formats import all_formats
 from rescale_cli.checkpoints.formats.sharded_folder import names_in_config, read_config
-from rescale_cli.checkpoints.model_folders import WEIGHTS, left_behind, other_models
+from rescale_cli.checkpoints.model_folders import (
+    WEIGHTS,
+    left_behind,
+    other_models,
+    refuse_link_out,
+    weights_of,
+)
 from rescale_cli.checkpoints.partial_models import refuse_bare_adapter, refuse_distributed_file
 from rescale_cli.core.classes import HeadRows
 from rescale_cli.errors import EnvironmentProblem
@@ -32,6 +38,8 @@ class Checkpoint:
     contents: Contents
     stamps: tuple[Stamp, ...] = ()
     """The stamps of its files when they were read."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it was found."""
 
     def refuse_changed(self) -> None:
         """Stop if a file was replaced or written to since it was read.
@@ -100,7 +108,8 @@ class Checkpoint:
 def open_checkpoint(path: Path, accept: frozenset[str] = frozenset()) -> Checkpoint:
     """Read the headers of a checkpoint file or folder; no tensor is loaded, no code is run.
 
-    A single file is opened once, and so is each shard of a folder.
+    A single file is opened once, and so is each shard of a folder. Of a folder that holds exactly
+    one model further down, that model is opened, and `notes` says so.
 
     Args:
         path: a file of any supported format, a folder, or the index of a sharded folder.
@@ -112,7 +121,13 @@ def open_checkpoint(path: Path, accept: frozenset[str] = frozenset()) -> Checkpo
     """
     if os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises where a name is too long)
         refuse_distributed_file(path)
-        return _open(path, accept)
+        weights = weights_of(path)
+        if weights.parent == path and weights.is_file():
+            return _open(path, accept)
+        refuse_link_out(path, weights)
+        inner = open_checkpoint(weights, accept)
+        note = f"{path} holds one model, {weights.relative_to(path)}, which is used"
+        return replace(inner, notes=(note, *inner.notes))
     with opened_once(path) as fd:
         refuse_lfs_pointer(path, read_at(fd, 0, min(256, os.fstat(fd).st_size)))
         refuse_distributed_file(path)

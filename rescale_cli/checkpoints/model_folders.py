@@ -29,6 +29,7 @@ from rescale_cli.checkpoints.partial_models import (
     refuse_distributed,
 )
 from rescale_cli.errors import BadCheckpoint, BadInput, NeedsDecision
+from rescale_cli.files.folders import leads_home
 from rescale_cli.files.leftovers import MARK
 
 #: What holds the weights of a folder, the first that is there; transformers has the same order.
@@ -40,6 +41,20 @@ WEIGHTS = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
+
+
+def refuse_link_out(folder: Path, file: Path) -> None:
+    """Refuse a link that leads out of a folder; the Hugging Face cache is made of links to itself.
+
+    Raises:
+        BadCheckpoint: the file lies elsewhere.
+    """
+    if not leads_home(file, folder):
+        raise BadCheckpoint(
+            f"{file.name} is a link that leaves its folder",
+            saw=f"it leads to {file.resolve()}",
+            fix="copy the file itself into the folder",
+        )
 
 
 def weights_of(folder: Path) -> Path:
@@ -151,36 +166,36 @@ def _model_of(file: Path) -> Inner | None:
 
 
 def choose_model(folder: Path) -> Path:
-    """The one checkpoint file of a folder that follows no convention.
+    """The one checkpoint of a folder that follows no convention: a file, or a folder below it.
 
     Raises:
-        NeedsDecision: it holds several models, or holds them in folders of their own.
-        BadCheckpoint: it holds a model that cannot be re-scaled as it is, or none.
+        NeedsDecision: it holds several models.
+        BadCheckpoint: it holds no model, or only models that cannot be re-scaled as they are.
     """
     refuse_distributed(folder)
     found = list(models_in(folder))
     ready = [inner.path for inner in found if inner.error is None]
     files = [path for path in ready if path.parent == folder and path.is_file()]
-    if len(files) == 1:
-        return files[0]
+    if len(files) == 1 or len(ready) == 1:
+        return (files or ready)[0]
     if ready:
-        raise _which(folder, ready)
+        raise _several(folder, ready)
     other = foreign_folder(folder)
     if other is not None:
         raise other.refusal(folder)
     errors = [inner.error for inner in found if inner.error is not None]
-    # DeepSpeed, FSDP and Megatron first: beside their shards there may be anything.
-    for error in sorted(errors, key=lambda error: not isinstance(error, TrainingState)):
-        raise error
+    if errors:
+        # Shards of DeepSpeed, FSDP and Megatron first: any other file may lie beside them.
+        raise min(errors, key=lambda error: not isinstance(error, TrainingState))
     names = sorted(entry.name for entry in folder.iterdir())
     raise BadCheckpoint(
-        f"{folder} holds no weights",
+        f"{folder} contains no weights",
         saw=names_of([Path(name) for name in names]) or "an empty folder",
         fix="name a checkpoint file, or a folder with model.safetensors or pytorch_model.bin",
     )
 
 
-def _which(folder: Path, ready: list[Path]) -> NeedsDecision:
+def _several(folder: Path, ready: list[Path]) -> NeedsDecision:
     kind, last = "a folder", False
     if (folder / "MLmodel").is_file():
         kind = "an MLflow model"
@@ -188,11 +203,10 @@ def _which(folder: Path, ready: list[Path]) -> NeedsDecision:
         kind, last = "a Triton model repository", True
     elif any(re.fullmatch(r"checkpoint-\d+", path.name) for path in ready):
         kind, last = "the folder of a training run", True
-    many = f"with {len(ready)} models in it" if len(ready) > 1 else "with one model in it"
     return NeedsDecision(
-        f"{folder} is {kind} {many}; name the one to re-scale",
+        f"{folder} is {kind} with {len(ready)} models in it; name the one to re-scale",
         saw=names_of([path.relative_to(folder) for path in ready]),
-        fix=f"{'name one, such as' if len(ready) > 1 else 'name it:'} {ready[-1 if last else 0]}",
+        fix=f"name one of them, such as {ready[-1 if last else 0]}",
     )
 
 
@@ -206,7 +220,7 @@ def refuse_several(folder: Path, name: str) -> None:
     pattern = re.compile(rf"{re.escape(stem)}_\d+\.{re.escape(rest)}")
     more = sorted((f for f in folder.iterdir() if pattern.fullmatch(f.name)), key=_natural)
     if more:
-        raise _which(folder, [folder / name, *more])
+        raise _several(folder, [folder / name, *more])
 
 
 def other_models(path: Path, used: tuple[Path, ...]) -> list[str]:

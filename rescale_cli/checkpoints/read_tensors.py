@@ -217,7 +217,7 @@ def _find(checkpoint: Checkpoint, heads: HeadChoice, num_classes: int | None) ->
     )  # fmt: skip
     if heads.plain:
         found = replace(found, heads=tuple(replace(h, no_effect=None) for h in found.heads))
-    return found
+    return replace(found, warnings=(*checkpoint.notes, *found.warnings))
 
 
 def one_size(found: FoundHeads) -> HeadKeys:

@@ -230,20 +230,30 @@ def test_the_checkpoints_of_a_training_run_are_named_in_order(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("marker", "model", "word"),
+    ("marker", "model"),
     [
-        ("MLmodel", "data/model.pth", "MLflow"),
-        ("resnet/config.pbtxt", "resnet/1/model.pt", "Triton"),
-        ("notes.txt", "deep/er/final.ckpt", "folder"),
+        ("MLmodel", "data/model.pth"),
+        ("resnet/config.pbtxt", "resnet/1/model.pt"),
+        ("notes.txt", "deep/er/final.ckpt"),
     ],
 )
-def test_a_model_inside_is_named(marker: str, model: str, word: str, tmp_path: Path) -> None:
+def test_the_only_model_inside_a_folder_is_used_with_a_note(
+    marker: str, model: str, tmp_path: Path
+) -> None:
     path = put(tmp_path / model)
     (tmp_path / marker).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / marker).write_text("x: y")
-    error = decision(tmp_path)
-    assert word in error.what
-    assert error.fix == f"name it: {path}"
+    found = open_checkpoint(tmp_path)
+    assert found.path == path
+    assert found.notes == (f"{tmp_path} holds one model, {model}, which is used",)
+
+
+def test_the_only_model_inside_a_folder_may_not_be_a_link_out_of_it(tmp_path: Path) -> None:
+    path = put(tmp_path / "elsewhere" / "model.pth")
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "model.pth").symlink_to(path)
+    with pytest.raises(BadCheckpoint, match="a link that leaves its folder"):
+        open_checkpoint(tmp_path / "run")
 
 
 def test_the_versions_of_a_triton_repository_are_named_the_newest_first_in_the_fix(

@@ -11,7 +11,7 @@ import pytest
 from conftest import COUNTS, GAMMA, Made
 
 from rescale_cli import api
-from rescale_cli.errors import BadCheckpoint, NeedsDecision
+from rescale_cli.errors import BadCheckpoint
 from rescale_cli.patching.proof import verify
 from rescale_cli.patching.revert import revert
 
@@ -84,11 +84,11 @@ def test_a_local_folder_of_links_into_the_cache_is_patched(made: Made, tmp_path:
     assert blobs(tmp_path / "hub") == before
 
 
-def test_of_a_repository_in_the_cache_the_snapshot_is_named(made: Made, tmp_path: Path) -> None:
+def test_of_a_repository_in_the_cache_the_only_snapshot_is_used(made: Made, tmp_path: Path) -> None:
     snapshot = cached(made.path, tmp_path / "hub")
-    with pytest.raises(NeedsDecision) as refused:
-        api.inspect(snapshot.parent.parent, COUNTS)
-    assert refused.value.fix == f"name it: {snapshot}"
+    found = api.inspect(snapshot.parent.parent, COUNTS)
+    assert found.checkpoint.path == snapshot
+    assert any("holds one model" in text for _, text in found.warnings)
 
 
 @pytest.mark.parametrize("where", ["elsewhere", "another repository", "beside the blobs"])

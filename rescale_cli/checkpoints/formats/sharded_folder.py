@@ -10,10 +10,9 @@ from typing import Any
 
 from rescale_cli.checkpoints.foreign import unreadable
 from rescale_cli.checkpoints.formats import file_format
-from rescale_cli.checkpoints.model_folders import weights_of
+from rescale_cli.checkpoints.model_folders import refuse_link_out, weights_of
 from rescale_cli.errors import BadCheckpoint
 from rescale_cli.files.contents import Contents
-from rescale_cli.files.folders import leads_home
 from rescale_cli.files.reading import opened_once, read_whole
 from rescale_cli.json_text import clip, parse_json
 
@@ -36,7 +35,7 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
     """The tensors of all shards in one table, and the config beside them."""
     folder = path if path.is_dir() else path.parent
     weights = path if path.is_file() else weights_of(folder)
-    _stay_inside(folder, weights)
+    refuse_link_out(folder, weights)
     if weights.name.endswith(".json"):
         parts = _shards(folder, weights, accept)
     else:
@@ -88,18 +87,8 @@ def _shard_path(folder: Path, index: Path, name: str) -> Path:
             saw=f"named in {index.name}",
             fix="fetch the whole folder",
         )
-    _stay_inside(folder, shard)
+    refuse_link_out(folder, shard)
     return shard
-
-
-def _stay_inside(folder: Path, file: Path) -> None:
-    """Refuse a link out of the folder, but for the Hugging Face cache, which is made of links."""
-    if not leads_home(file, folder):
-        raise BadCheckpoint(
-            f"{file.name} is a link that leaves its folder",
-            saw=f"it leads to {file.resolve()}",
-            fix="put the file itself into the folder",
-        )
 
 
 def _list_file(file: Path, accept: frozenset[str]) -> Contents:
@@ -116,7 +105,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         return {}
-    _stay_inside(folder, path)
+    refuse_link_out(folder, path)
     config = parse_json(read_whole(path, MAX_CONFIG), "config.json")
     if not isinstance(config, dict):
         raise BadCheckpoint(
