@@ -133,7 +133,7 @@ def compare(
     to_write = Adjustment() if best is None else best.decided
     with last_step():
         patched = outputs.write(
-            model,
+            given.checkpoint,
             {output: as_json("compare", result), csv: comparison_csv(found, obstacles)},
             to_write,
             choice,

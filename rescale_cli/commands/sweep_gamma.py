@@ -153,7 +153,7 @@ def sweep_gamma(
     to_write = best if helps else Adjustment()
     texts = {output: as_json("sweep-gamma", result), csv: sweep_report.curve_csv(found)}
     with last_step():
-        patched = outputs.write(model, texts, to_write, choice, of)
+        patched = outputs.write(given.checkpoint, texts, to_write, choice, of)
     if patched is not None:
         result["written"] = written_result(patched)
     tell_github(given, found, patched)

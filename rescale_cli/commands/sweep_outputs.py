@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.commands.compare_report import ranking_text, writing_text
 from rescale_cli.commands.console import finite
 from rescale_cli.commands.data_options import DataOptions
@@ -64,7 +65,7 @@ class Outputs:
 
     def write(
         self,
-        model: Path | None,
+        checkpoint: Checkpoint | None,
         texts: Mapping[Path | None, str],
         adjustment: Adjustment,
         choice: CountsChoice,
@@ -73,7 +74,7 @@ class Outputs:
         """Write them; what became of the checkpoint, if it was to be written.
 
         Args:
-            model: the checkpoint.
+            checkpoint: opened; None where only logits were given.
             texts: what goes into which file; None where no such file was asked for.
             adjustment: what is applied to the checkpoint.
             choice: the counts.
@@ -83,10 +84,7 @@ class Outputs:
             RescaleError: see `patch.apply_plan`.
         """
         patched = None
-        if self.apply is not None and model is not None:  # first: it may still be refused
-            from rescale_cli.checkpoints.checkpoint import open_checkpoint
-
-            checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
+        if self.apply is not None and checkpoint is not None:  # first: it may still be refused
             plan = make_plan(checkpoint, choice, adjustment, heads=of.named())
             command = recorded_command(of.record_command)
             patched = apply_plan(plan, Target(self.apply, self.force, command=command))
@@ -164,11 +162,9 @@ def written_as(
     Returns:
         obstacles and lines, both by the name of the method; only where there are any.
     """
-    from rescale_cli.checkpoints.checkpoint import open_checkpoint
-
-    assert given.path is not None
-    model = given.path
-    checkpoint = open_checkpoint(model, frozenset(of.accept_global or ()))
+    checkpoint, model = given.checkpoint, given.path
+    assert checkpoint is not None
+    assert model is not None
     obstacles = {
         entry.name: why
         for entry in found.entries

@@ -7,7 +7,6 @@ import io
 import math
 import os
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -25,14 +24,11 @@ from rescale_cli.data.labels import bad_data, labels_of, tally, tally_of, text_o
 from rescale_cli.data.spec import DataSpec, counts, datasets
 from rescale_cli.errors import BadInput, NotDownloaded
 from rescale_cli.files.arrays import NpzFile, npy_header
-from rescale_cli.files.reading import opened, read_whole, refuse_lfs_pointer
+from rescale_cli.files.reading import read_whole
 from rescale_cli.json_text import clip
 
 #: Larger than any public set of labels, small enough to be read twice.
 MAX_BYTES = 192 << 20
-#: Everything that zipfile raises for a file that is no sound archive.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, EOFError,
-               RuntimeError)  # fmt: skip
 
 
 @counts.register("npz", options=("labels", "images"))
@@ -46,11 +42,7 @@ def npz_images(spec: DataSpec) -> Images:
     """The arrays `images`, uint8 (N, H, W) or (N, H, W, 3), and `labels` (N,) of an .npz."""
     source = spec.path.name
     labels, classes = labels_of(_labels(spec), None, source)
-    key, file = spec.options.get("images", "images"), NpzFile.of(spec.path)
-    if key not in file.names:
-        have, fix = f"it has {few(file.names, 10)}", f"npz:{spec.path}?images=KEY"
-        raise bad_data(f"{source} has no array {clip(key, 80)!r}", have, fix)
-    array = image_array(file.array(key), len(labels), source)
+    array = image_array(_array(spec, "images", None), len(labels), source)
     return array_set(array, labels, classes, source)
 
 
@@ -66,27 +58,18 @@ def array_set(
 
 
 def _labels(spec: DataSpec) -> NDArray[Any]:
-    """The array of the labels, which the option of that name may name."""
-    key = spec.options.get("labels", "labels")
-    fix = f"name the array of the labels: npz:{spec.path}?labels=KEY"
-    with opened(spec.path, BadInput) as fd, os.fdopen(fd, "rb", closefd=False) as file:
-        refuse_lfs_pointer(spec.path, os.pread(fd, 64, 0), BadInput)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                if f"{key}.npy" not in archive.namelist():
-                    have = f"it has {', '.join(archive.namelist()[:10])}"
-                    raise bad_data(f"{spec.path.name} has no array {clip(key, 80)!r}", have, fix)
-                info = archive.getinfo(f"{key}.npy")
-                if info.file_size > MAX_BYTES or info.compress_type not in (0, 8):
-                    saw = f"{info.file_size:,} bytes, method {info.compress_type}"
-                    what = f"{spec.path.name}: {clip(key, 80)} is too large, or packed oddly"
-                    raise bad_data(what, saw, fix)
-                array = npy_array(archive.read(f"{key}.npy"))
-                # Keras and scikit-learn keep labels as a column.
-                return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-        except _ZIP_ERRORS as e:
-            saw = str(e) or type(e).__name__
-            raise bad_data(f"{spec.path.name} cannot be read as .npz", saw) from None
+    """The array of the labels; Keras and scikit-learn keep labels as a column."""
+    array = _array(spec, "labels", MAX_BYTES)
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def _array(spec: DataSpec, option: str, limit: int | None) -> NDArray[Any]:
+    """The array that an option names, or that has the name of the option."""
+    key, file = spec.options.get(option, option), NpzFile.of(spec.path)
+    if key not in file.names:
+        have, fix = f"it has {few(file.names, 10)}", f"npz:{spec.path}?{option}=KEY"
+        raise bad_data(f"{spec.path.name} has no array {clip(key, 80)!r}", have, fix)
+    return file.array(key, limit)
 
 
 def npy_array(data: bytes) -> NDArray[Any]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rescale_cli.errors import BadCheckpoint, BadInput, EnvironmentProblem
-from rescale_cli.files.reading import opened, read_at
+from rescale_cli.files.reading import opened, read_at, refuse_lfs_pointer
 from rescale_cli.files.staging import system_errors
 from rescale_cli.files.zip_table import ZipEntry, ZipTable, read_zip_table
 
@@ -138,35 +138,41 @@ class NpzFile:
         """Read the table; no array is read.
 
         Raises:
-            BadInput: no sound archive.
+            BadInput: a damaged archive, or a git-lfs pointer to one.
         """
+        with opened(path, BadInput) as fd:
+            refuse_lfs_pointer(path, read_at(fd, 0, min(64, os.fstat(fd).st_size)), BadInput)
         try:
             return cls(path, read_zip_table(path))
         except BadCheckpoint as error:
-            raise BadInput(error.what, saw=error.saw, fix=_FIX) from None
+            raise BadInput(error.what, saw=f"{error.saw}; it was read as .npz", fix=_FIX) from None
 
     @property
     def names(self) -> list[str]:
         """Of its arrays."""
         return [name.removesuffix(".npy") for name in self.table.entries]
 
-    def array(self, name: str) -> NDArray[Any]:
-        """One array; it lies in the file where that is possible, and is never written back.
+    def array(self, name: str, limit: int | None = None) -> NDArray[Any]:
+        """One array, mapped from the file where that is possible; it is never written back.
+
+        Args:
+            name: of the array.
+            limit: the most bytes that it may have; if None, those that the file can hold.
 
         Raises:
-            KeyError: it has no such array.
-            BadInput: damaged, an array of objects, or more than such a file can hold.
+            KeyError: there is no such array.
+            BadInput: damaged, an array of objects, or larger than the limit.
         """
         entry = self.table.entries[f"{name}.npy"]
         try:
             with opened(self.path, BadInput) as fd:
-                return _read(fd, entry)
+                return _read(fd, entry, limit)
         except (ValueError, zlib.error) as error:
             what = f"the array {name} of {self.path.name} cannot be read"
             raise BadInput(what, saw=str(error), fix=_FIX) from None
 
 
-def _read(fd: int, entry: ZipEntry) -> NDArray[Any]:
+def _read(fd: int, entry: ZipEntry, limit: int | None) -> NDArray[Any]:
     chunks = _chunks(fd, entry)
     first = next(chunks, b"")
     header = npy_header(first)
@@ -177,6 +183,8 @@ def _read(fd: int, entry: ZipEntry) -> NDArray[Any]:
             f"its header says {header.shape} of {header.dtype}, {header.nbytes:,} bytes, "
             f"but there are {'' if entry.stored else 'at most '}{bound:,}"
         )
+    if limit is not None and header.nbytes > limit:
+        raise ValueError(f"{header.nbytes:,} bytes, which is larger than the limit of {limit:,}")
     at = entry.start + header.size
     if entry.stored and not at % header.dtype.alignment and not header.fortran and header.nbytes:
         for _ in chunks:  # to its end, where the checksum is compared

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rescale_cli.checkpoints.checkpoint import open_checkpoint
+from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice
 from rescale_cli.core.classes import HeadRows
 from rescale_cli.core.counts import ClassCounts
@@ -57,6 +57,8 @@ class SweepInput:
     """Which methods are possible if several heads give the logits together."""
     head_sha256: str | None = None
     """Of the checkpoint's head, see `head_identity`; None if it is not known."""
+    checkpoint: Checkpoint | None = None
+    """Opened; None where only the logits were given."""
 
     @property
     def compose(self) -> dict[str, list[str]]:
@@ -161,8 +163,9 @@ def sweep_input(
     counts.refuse_unchecked(rows, (predictions.alignment or {}).get("by"))
     warnings += doubts(predictions, plan.counts)
     return SweepInput(
-        path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint, own
-    )
+        path, plan.joint.as_one, plan.counts, predictions, tuple(warnings), plan.joint, own,
+        checkpoint,
+    )  # fmt: skip
 
 
 def doubts(predictions: Predictions, counts: ClassCounts) -> Warnings:

@@ -415,7 +415,7 @@ def test_npz_labels_are_counted(tmp_path):
     )
     assert count_data(f"npz:{path}").values == (1, 1, 2)
     assert count_data(str(path)).values == (1, 1, 2)
-    refused(f"npz:{path}?labels=z", "images.npy")
+    refused(f"npz:{path}?labels=z", "images")
     refused(f"npz:{path}?labels=y", "one whole number per sample")
     np.savez(path, labels=np.array(["owl", "cat", "owl"]))
     assert count_data(f"npz:{path}").names == ("cat", "owl")
@@ -429,7 +429,7 @@ def test_npz_labels_are_counted(tmp_path):
 def test_a_zip_bomb_of_labels_is_refused_unread(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "b.npz", labels=np.zeros(10**6, np.uint8))
     monkeypatch.setattr("rescale_cli.data.arrays.MAX_BYTES", 10**5)
-    refused(f"npz:{tmp_path / 'b.npz'}", "too large")
+    refused(f"npz:{tmp_path / 'b.npz'}", "larger than the limit")
 
 
 @pytest.mark.parametrize("name", ["train-labels-idx1-ubyte", "train-labels.idx1-ubyte.gz"])
