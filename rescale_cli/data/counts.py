@@ -19,22 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.classes import Classes, RawCounts
-from rescale_cli.data import (
-    arrays,  # noqa: F401 - they register themselves
-    datasets,  # noqa: F401 - they register themselves
-    hugging_face_data,  # noqa: F401 - they register themselves
-    image_folders,  # noqa: F401 - they register themselves
-    parquet,  # noqa: F401 - they register themselves
-    tar_shards,  # noqa: F401 - they register themselves
-    user,  # noqa: F401 - they register themselves
-)
-from rescale_cli.data.arrays import idx_labels, npy_array
+from rescale_cli.data.arrays import idx_labels
 from rescale_cli.data.csv_files import KNOWN_COLUMNS, bad_file, text_counts
+from rescale_cli.data.datasets import run_folder, run_images
 from rescale_cli.data.image_folders import coco_counts
 from rescale_cli.data.labels import BY_NUMBER, MAX_BYTES, is_json, names_in, order_in, text_of
 from rescale_cli.data.rows import chosen_lines
 from rescale_cli.data.spec import ANY_SPLIT, DataSpec, counts, named_folder, parse_spec, table_only
 from rescale_cli.errors import BadCounts, BadInput
+from rescale_cli.files.arrays import npy_header
 from rescale_cli.files.reading import opened, read_whole, refuse_lfs_pointer
 from rescale_cli.json_text import parse_json
 from rescale_cli.long_work import long_work
@@ -135,13 +128,31 @@ def _by_content(spec: DataSpec, *, tally: bool = False) -> RawCounts:
 
 
 def _npy_counts(path: Path) -> RawCounts:
+    data = read_whole(path, MAX_COUNTS, BadCounts)
     try:
-        array = npy_array(read_whole(path, MAX_COUNTS, BadCounts))
+        header = npy_header(data[: 1 << 16])
+        if header.nbytes != len(data) - header.size:
+            saw = f"its header says {header.shape} of {header.dtype}"
+            raise ValueError(f"{saw}, but {len(data) - header.size:,} bytes follow")
     except ValueError as error:
         raise bad_file(f"{path.name} cannot be read as .npy", str(error)) from None
-    if array.ndim != 1:
-        raise bad_file(f"{path.name} must hold one number per class", f"shape {array.shape}")
+    if len(header.shape) != 1:
+        saw = f"shape {header.shape}"
+        raise bad_file(f"{path.name} must hold one number per class", saw)
+    array = np.frombuffer(data, header.dtype, offset=header.size)
     return RawCounts(tuple(array.tolist()), None, path.name)
+
+
+@counts.register("run", splits=("train", "val"))
+def run_counts(spec: DataSpec) -> RawCounts:
+    """The training images of a run, from its counts.json; with `@val`, those it held out."""
+    if spec.split == "val":
+        images = run_images(spec)
+        assert images.labels is not None
+        assert images.classes is not None
+        found = np.bincount(images.labels, minlength=len(images.classes.names))
+        return RawCounts(tuple(found.tolist()), images.classes, images.source)
+    return read_counts(str(run_folder(spec) / "counts.json"))
 
 
 def json_counts(value: Any, source: str) -> RawCounts:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescale_cli.core.classes import RawCounts
 from rescale_cli.core.predictions import Images
 from rescale_cli.data import (
     arrays,  # noqa: F401 - they register themselves
@@ -34,7 +33,6 @@ from rescale_cli.data.spec import (
     DataSpec,
     Purpose,
     checked,
-    counts,
     datasets,
     fixed_split,
     named_folder,
@@ -162,24 +160,10 @@ HELD_OUT = "held_out"
 _LARGEST = 1 << 24
 
 
-@counts.register("run", splits=("train", "val"))
-def run_counts(spec: DataSpec) -> RawCounts:
-    """The training images of a run, as its counts.json has them; `@val`: of the part held out."""
-    if spec.split == "val":
-        images = run_images(spec)
-        assert images.labels is not None
-        assert images.classes is not None
-        found = np.bincount(images.labels, minlength=len(images.classes.names))
-        return RawCounts(tuple(found.tolist()), images.classes, images.source)
-    from rescale_cli.data.counts import read_counts
-
-    return read_counts(str(_folder(spec) / "counts.json"))
-
-
 @datasets.register("run", splits=("val",), held_out="val")
 def run_images(spec: DataSpec) -> Images:
     """The images that a run held out by --val-split, found again by its config.json."""
-    folder = _folder(spec)
+    folder = run_folder(spec)
     config = parse_json(read_whole(folder / "config.json", _LARGEST, BadInput), "config.json")
     part = config.get(HELD_OUT) if isinstance(config, dict) else None
     if part is None:
@@ -247,7 +231,7 @@ def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.i
     return np.sort(by_class[place < kept[of]]).astype(np.int64)
 
 
-def _folder(spec: DataSpec) -> Path:
+def run_folder(spec: DataSpec) -> Path:
     """The folder of a run; a file in it stands for it, as with MODEL."""
     folder = spec.path if spec.path.is_dir() else spec.path.parent
     if not (folder / "config.json").is_file() or not spec.path.exists():

@@ -7,19 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.core.counts import few
-from rescale_cli.data.spec import pick, split_word
+from rescale_cli.data.spec import DataSpec, pick, split_word
 from rescale_cli.errors import BadInput, NeedsDecision, UsageError
 from rescale_cli.json_text import clip
-
-if TYPE_CHECKING:
-    from rescale_cli.data.spec import DataSpec
-
 
 #: Lines of a table that are read to see whether a column could hold the names of splits.
 _PEEKED = 64
