@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+import typer
+
 from rescale_cli.errors import AmbiguousHead, NotImages, NotPrinted, RescaleError
 from rescale_cli.files.staging import written
 from rescale_cli.json_text import clip, printable
@@ -76,12 +78,13 @@ class Screen:
     ) -> None:
         """Print what came out: as JSON, or by `show`, with the warnings on stderr.
 
-        With `failed`, all was done and what came out is not good enough: both are told. A signal
-        comes too late now: there is one document, never two. A reader of stdout that has gone
-        changes nothing: the exit code is still that of the result.
+        With `failed`, all was done and what came out is not good enough: both are printed. A
+        signal comes too late now: there is one document, never two. A reader of stdout that has
+        gone changes nothing: the exit code is still that of the result.
 
         Raises:
             NotPrinted: stdout could not be written; if `failed`, that is only printed.
+            typer.Exit: with the exit code of `failed`.
         """
         finish()
         try:
@@ -93,8 +96,10 @@ class Screen:
             replace(self, as_json=False).error(lost)
             if self.as_json:
                 replace(self, as_json=False).error(failed)
-        if failed is not None and not self.as_json:
-            self.error(failed)
+        if failed is not None:
+            if not self.as_json:
+                self.error(failed)
+            raise typer.Exit(failed.exit_code)
 
     def _show(
         self,
@@ -324,9 +329,9 @@ def drawable(text: str, stream: TextIO | None = None) -> str:
 
 
 def finite(value: Any) -> Any:
-    """A value as JSON can hold it, which knows no NaN and no infinity: they become null."""
+    """A value for JSON: NaN and infinity become null, and a negative zero becomes 0."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value + 0.0 if math.isfinite(value) else None
     if isinstance(value, dict):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

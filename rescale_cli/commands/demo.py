@@ -42,11 +42,11 @@ def demo(
         sweep_of,
     )
     from rescale_cli.commands.progress import Notes, progress_bar
-    from rescale_cli.commands.sweep_outputs import write_json
     from rescale_cli.evaluating.evaluate_models import Feedback
+    from rescale_cli.files.staging import write_texts
 
     notes = Notes(json)
     done = run_demo(output or fresh_folder(), Feedback(progress_bar, notes))
-    write_json(done.model.parent / "sweep.json", "sweep-gamma", sweep_of(done), force=False)
+    write_texts({done.model.parent / "sweep.json": sweep_of(done).document()}, force=False)
     warnings = [*notes.kept, *done.inspected.warnings, *done.evaluation.warnings]
     Screen("demo", json).result(demo_result(done), warnings, lambda: show_demo(done))

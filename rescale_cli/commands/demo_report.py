@@ -8,17 +8,11 @@ from typing import Any
 
 from rescale_cli import api
 from rescale_cli.commands.apply import apply_result, show_apply
+from rescale_cli.commands.choice_report import apply_line, change_in_points
 from rescale_cli.commands.console import Whole, say
-from rescale_cli.commands.evaluate_report import evaluate_result, show_evaluate
+from rescale_cli.commands.evaluate_report import EvaluationReport
 from rescale_cli.commands.inspect import inspect_result, show_inspect
-from rescale_cli.commands.sweep_report import (
-    apply_line,
-    payers,
-    show_choice,
-    show_curve,
-    sweep_result,
-)
-from rescale_cli.commands.verdict_text import change_in_points, sweep_text
+from rescale_cli.commands.sweep_report import SweepReport, class_table
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.data.counts import as_raw_counts
 from rescale_cli.errors import EnvironmentProblem
@@ -33,6 +27,7 @@ from rescale_cli.evaluating.run_on_data import DataChoice
 from rescale_cli.files.folders import copy_folder
 from rescale_cli.files.staging import Staging, refuse_existing, system_errors
 from rescale_cli.foreign_code import need_torch
+from rescale_cli.json_text import percent
 from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.plan import CountsChoice
 from rescale_cli.sweeping.comparison import SweepInput, sweep_input
@@ -142,12 +137,12 @@ def _gain(demo: Demo) -> Interval:
     return gain
 
 
-def sweep_of(demo: Demo) -> dict[str, Any]:
-    """The JSON of its `sweep-gamma`."""
+def sweep_of(demo: Demo) -> SweepReport:
+    """The report of its `sweep-gamma`."""
     options, line = {"--counts": [str(demo.counts)]}, None
     if demo.swept.verdict.helps:
         line = apply_line(demo.model, demo.applied.plan.adjustment, options, None)
-    return sweep_result(demo.given, demo.swept, line)
+    return SweepReport(demo.given, demo.swept, line)
 
 
 def demo_result(demo: Demo) -> dict[str, Any]:
@@ -156,9 +151,9 @@ def demo_result(demo: Demo) -> dict[str, Any]:
     return {
         "folder": str(demo.model.parent),
         "inspect": inspect_result(demo.inspected),
-        "sweep_gamma": sweep_of(demo),
+        "sweep_gamma": sweep_of(demo).result(),
         "apply": apply_result(demo.applied),
-        "evaluate": evaluate_result(demo.evaluation, (), demo.terms),
+        "evaluate": EvaluationReport(demo.evaluation, demo.terms).result(),
         "verdict": demo.swept.verdict.kind,
         "images": len(before.labels),
         "balanced_accuracy": {
@@ -181,22 +176,23 @@ def show_demo(demo: Demo) -> None:
     kept = demo.model.parent / "sweep.json"
     data = f"--data npz:{demo.validation}"
     say("", Whole(f"$ rescale-cli sweep-gamma {model} {counts} {data} -o {kept}"))
-    say(sweep_text(demo.given, demo.swept), "")
-    show_choice(demo.given, demo.swept)
-    show_curve(demo.given, demo.swept)
-    say("", payers(demo.given, demo.swept))
+    report = sweep_of(demo)
+    say(report.text, "")
+    report.show_choice()
+    report.show_curve()
+    say("", class_table(demo.given.counts, demo.swept))
     say("", Whole(f"$ rescale-cli apply {model} {counts} --gamma @{kept}"))
     show_apply(demo.applied)
     data = f"--data npz:{demo.test}"
     say("", Whole(f"$ rescale-cli evaluate {demo.rescaled} {counts} {data} --against {model}"))
-    show_evaluate(demo.evaluation, (), demo.terms)
+    EvaluationReport(demo.evaluation, demo.terms).show()
     before, after = both(demo)
-    was, becomes = (scored.metrics["balanced_accuracy"] for scored in (before, after))
+    was, becomes = (percent(one.metrics["balanced_accuracy"] or 0.0) for one in (before, after))
     gain = _gain(demo)
     change = change_in_points(gain.value, (gain.low, gain.high))
     say(
         "",
-        f"balanced accuracy {was:.1%} becomes {becomes:.1%} ({change}), on {len(after.labels):,} "
+        f"balanced accuracy {was} becomes {becomes} ({change}), on {len(after.labels):,} "
         "images that had no part in the choice",
         "Fashion-MNIST, MIT licence",
     )

@@ -1,43 +1,39 @@
-"""`evaluate`: metrics of models side by side, and gates."""
+"""`evaluate`: metrics of one or more models, and quality gates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from rescale_cli.commands import options
+from rescale_cli.commands.choice_options import GroupSizes, RowOptions, group_sizes
 from rescale_cli.commands.console import Screen
 from rescale_cli.commands.data_options import DataOptions
-from rescale_cli.commands.evaluate_outputs import OutputOptions, tell_github
 from rescale_cli.commands.help_page import (
     gate_option,
     input_argument,
     input_option,
     method_option,
+    output_option,
 )
 from rescale_cli.commands.options import spread
 from rescale_cli.commands.strength import chosen_for, read_adjustment
-from rescale_cli.commands.sweep_options import GroupSizes, group_sizes
-from rescale_cli.core.counts import few
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.data.spec import paths_of
-from rescale_cli.errors import GateFailed, UsageError
-from rescale_cli.measures.gates import Gate, GateResult, read_gates, refuse_unjudgeable
+from rescale_cli.errors import UsageError
+from rescale_cli.measures.gates import Gate, read_gates, refuse_unjudgeable
 from rescale_cli.signals import last_step
 
 if TYPE_CHECKING:
-    from rescale_cli.checkpoints.read_tensors import HeadChoice
-    from rescale_cli.core.classes import RowHints
-    from rescale_cli.evaluating.evaluate_models import Evaluation, ModelAndData, Terms
+    from rescale_cli.commands.evaluate_report import EvaluationReport
+    from rescale_cli.evaluating.evaluate_models import ModelAndData, Terms
 
 
 @dataclass(frozen=True)
 class AdjustOptions:
-    """See `options.spread`: each field is an option."""
+    """An adjustment of the heads, measured without writing a file."""
 
     gamma: Annotated[
         str | None,
@@ -69,14 +65,14 @@ class AdjustOptions:
 
     @property
     def sweep(self) -> Path | None:
-        """The file of the sweep that chose the strength, where one did."""
+        """The file of `--gamma @FILE`."""
         return Path(self.gamma[1:]) if self.gamma and self.gamma.startswith("@") else None
 
     def adjustment(self) -> Adjustment | None:
-        """What they say; None where they say nothing.
+        """The adjustment; None if no option asks for one.
 
         Raises:
-            UsageError: a method without its strength, or a strength that is none.
+            UsageError: a method without its strength, or an invalid strength.
         """
         name = "rescale" if self.method is None else self.method.value
         if self.gamma is None and name != "rescale":
@@ -89,10 +85,34 @@ class AdjustOptions:
             self.gamma or "0", self.method, self.normalize, self.bias, None, self.temperature
         )
 
+    def terms(self, counts: str | None, rows: RowOptions, groups: tuple[int, int]) -> Terms:
+        """How the models are measured.
+
+        Raises:
+            UsageError: the adjustment needs counts, and there are none.
+        """
+        from rescale_cli.evaluating.evaluate_models import Terms
+        from rescale_cli.patching.plan import CountsChoice
+
+        adjustment = self.adjustment()
+        if adjustment is not None and adjustment.needs_counts and counts is None:
+            raise UsageError(
+                "the adjustment needs the number of training samples of each class",
+                saw="no --counts",
+                fix="--counts FILE",
+            )
+        # Without an adjustment, a class without training samples only belongs to the few.
+        zero = self.zero_count if adjustment is not None else options.ZeroPolicy.ONE
+        choice, hints = None, rows.hints
+        if counts is not None:
+            choice = CountsChoice.read(counts, hints, zero=zero.value, checked=True)
+        swept = chosen_for(self.gamma or "")
+        return Terms(choice, hints, groups, adjustment, rows.heads, rows.accept, swept)
+
 
 @dataclass(frozen=True)
 class GateOptions:
-    """See `options.spread`: each field is an option."""
+    """A model to compare with, and bounds that the metrics must keep."""
 
     against: Annotated[
         Path | None,
@@ -145,7 +165,7 @@ class GateOptions:
     ] = None
 
     def gates(self, *, grouped: bool) -> list[Gate]:
-        """The gates, checked before any model runs."""
+        """The gates, checked before any model is run."""
         found = [
             *read_gates("fail-under", self.fail_under or ()),
             *read_gates("fail-over", self.fail_over or ()),
@@ -156,10 +176,10 @@ class GateOptions:
         return found
 
     def base(self, trials: Sequence[ModelAndData]) -> ModelAndData | None:
-        """What the models are compared with: one of them, or another on the same data.
+        """The base and its data: one of the models, or another model on the same data.
 
         Raises:
-            UsageError: logits of a base where none is named, or data for one and logits for others.
+            UsageError: logits of a base without a base, or logits for only one side.
         """
         unsaved = replace(
             trials[0][1], save_logits=None, save_preprocessing=None, save_features=None
@@ -168,7 +188,7 @@ class GateOptions:
             if self.against_logits is not None and unsaved.alone:
                 return self.against_logits, replace(unsaved, logits=self.against_logits)
             if self.against_logits is not None:
-                what = "--against-logits are those of a base, and none is given"
+                what = "--against-logits needs the model that the logits are from"
                 raise UsageError(what, fix="--against BASE")
             return None
         same = next((trial for trial in trials if trial[0] == self.against), None)
@@ -178,47 +198,124 @@ class GateOptions:
         choice = replace(unsaved, logits=given, alone=False)
         if choice.data is None and choice.logits is None:
             raise UsageError(
-                "the models are given by their logits, so the base is, too",
-                saw=str(self.against),
+                "the models are given by logits, but the base is not",
+                saw=f"--against {self.against}",
                 fix="--against-logits FILE",
             )
         if choice.data is not None and choice.logits is not None:
             raise UsageError(
-                "the base is run on the data of the models",
-                saw=str(choice.logits),
+                "the base is run on --data like the models, so it takes no logits",
+                saw=f"--against-logits {choice.logits}",
                 fix="leave out --against-logits",
             )
         return self.against, choice
 
 
-def judge(gates: Sequence[Gate], found: Evaluation) -> list[GateResult]:
-    """Every gate, held against every model."""
-    base = found.base.metrics if found.base is not None else {}
-    changes = [difference.intervals for difference in found.differences]
-    return [
-        gate.check(model.name, model.metrics[gate.name], base.get(gate.name), of.get(gate.name))
-        for model, of in zip(found.scored, changes or [{}] * len(found.scored), strict=True)
-        for gate in gates
-    ]
+@dataclass(frozen=True)
+class OutputOptions:
+    """The files to write."""
 
+    metrics_out: Annotated[
+        Path | None,
+        output_option(
+            "--metrics-out",
+            metavar="FILE",
+            help="Write the metrics to this file: .json, or .prom (OpenMetrics); - for JSON on "
+            "stdout.",
+            show_default="not written",
+        ),
+    ] = None
+    predictions_out: Annotated[
+        Path | None,
+        output_option(
+            "--predictions-out",
+            metavar="FILE",
+            help="Write the true class, the predicted class, its probability and the name of each "
+            "sample to this file: .csv, .json or .jsonl; - for CSV on stdout.",
+            show_default="not written",
+        ),
+    ] = None
+    csv: Annotated[
+        Path | None,
+        output_option(
+            "--csv",
+            metavar="FILE",
+            help="Write one row per model (its column class is empty) and one row per model and "
+            "class to this CSV file; - for stdout.",
+            show_default="not written",
+        ),
+    ] = None
+    junit: Annotated[
+        Path | None,
+        output_option(
+            "--junit",
+            metavar="FILE",
+            help="Write the gates to this file as a JUnit XML report; - for stdout.",
+            show_default="not written",
+        ),
+    ] = None
 
-def failure(verdicts: Sequence[GateResult]) -> GateFailed | None:
-    """The error that says which gates were not met."""
-    failed = [verdict for verdict in verdicts if not verdict.passed]
-    if not failed:
-        return None
-    shown = [f"{verdict.model}: {verdict.message}" for verdict in failed]
-    return GateFailed(
-        f"{len(failed)} of {len(verdicts)} gates failed",
-        saw=few(shown, 10),
-        fix="use a better model, or another bound: "
-        f"--{failed[0].gate.kind} {failed[0].gate.name}=VALUE",
-    )
+    def check(
+        self,
+        models: int,
+        *,
+        force: bool,
+        inputs: Sequence[Path],
+        other: Mapping[str, Path | None] | None = None,
+    ) -> None:
+        """Stop before the work if a file could not be written after it.
+
+        Args:
+            models: how many are evaluated.
+            force: whether existing files may be replaced.
+            inputs: the files that the command reads.
+            other: the other files that it writes, by option.
+        """
+        from rescale_cli.commands.metric_files import FORMATS
+        from rescale_cli.files.staging import NOWHERE, STDOUT, refuse_outputs
+
+        named = {f"--{f.name.replace('_', '-')}": getattr(self, f.name) for f in fields(self)}
+        refuse_outputs({**named, **(other or {})}, force=force, inputs=inputs)
+        streams = (None, STDOUT, NOWHERE)  # without a suffix: JSON, or CSV for the predictions
+        if self.metrics_out not in streams and self.metrics_out.suffix not in (".json", ".prom"):
+            raise UsageError(
+                "the suffix of --metrics-out must be .json or .prom",
+                saw=str(self.metrics_out),
+                fix=f"--metrics-out {self.metrics_out.with_suffix('.json')}",
+            )
+        if self.predictions_out not in streams and self.predictions_out.suffix not in FORMATS:
+            raise UsageError(
+                f"the suffix of --predictions-out must be one of {', '.join(FORMATS)}",
+                saw=str(self.predictions_out),
+                fix=f"--predictions-out {self.predictions_out.with_suffix('.csv')}",
+            )
+        if self.predictions_out is not None and models > 1:
+            raise UsageError(
+                "--predictions-out holds the predictions of one model",
+                saw=f"{models} models",
+                fix="evaluate them one by one",
+            )
+
+    def write(self, report: EvaluationReport, *, force: bool) -> None:
+        """Write every file that was asked for."""
+        from rescale_cli.files.staging import write_texts
+
+        texts = {}
+        if self.metrics_out is not None:
+            texts[self.metrics_out] = report.metrics(self.metrics_out.suffix)
+        if self.predictions_out is not None:
+            texts[self.predictions_out] = report.predictions(self.predictions_out.suffix)
+        if self.csv is not None:
+            texts[self.csv] = report.csv()
+        if self.junit is not None:
+            texts[self.junit] = report.junit()
+        write_texts(texts, force=force)
 
 
 @spread
 def evaluate(
     on: DataOptions,
+    rows: RowOptions,
     adjust: AdjustOptions,
     bounds: GateOptions,
     outputs: OutputOptions,
@@ -232,12 +329,6 @@ def evaluate(
     ] = None,
     counts: options.OptionalCounts = None,
     groups: GroupSizes = "100,20",
-    head: options.Heads = None,
-    only: options.Only = False,
-    plain_head: options.PlainHead = False,
-    classes: options.Classes = None,
-    label_order: options.LabelOrder = None,
-    order: options.Order = None,
     bootstrap: Annotated[
         int,
         method_option(
@@ -250,7 +341,6 @@ def evaluate(
     seed: Annotated[
         int, method_option("--seed", metavar="N", min=0, help="Seed for the bootstrap.")
     ] = 0,
-    accept_global: options.AcceptGlobal = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -263,75 +353,31 @@ def evaluate(
         # Measure from saved logits, and fail in CI if balanced accuracy is below 80 %.
         rescale-cli evaluate --logits val_logits.npz --fail-under balanced-accuracy=0.8
     """
-    from rescale_cli.checkpoints.read_tensors import HeadChoice
-    from rescale_cli.commands.evaluate_report import evaluate_result, show_evaluate
+    from rescale_cli.commands.evaluate_report import EvaluationReport
     from rescale_cli.commands.github import unwritten
     from rescale_cli.commands.progress import Notes, progress_bar
-    from rescale_cli.data.labels import row_hints
     from rescale_cli.evaluating.evaluate_models import Feedback, evaluate_models
 
     gates = bounds.gates(grouped=counts is not None)
-    bases = (bounds.against, bounds.against_logits)
     read = paths_of(
-        *(models or ()), *bases, counts, classes, label_order, on.data, *(on.logits or ()),
-        on.preprocessing, adjust.sweep,
+        *(models or ()), bounds.against, bounds.against_logits, counts, rows.classes,
+        rows.label_order, on.data, *(on.logits or ()), on.preprocessing, adjust.sweep,
     )  # fmt: skip
     choices = on.choices(len(models) if models else None, force=force, sweep=adjust.sweep)
     outputs.check(len(choices), force=force, inputs=read, other=on.saved)
     trials = list(zip(models or on.logits or (), choices, strict=True))
-    heads = HeadChoice(tuple(head or ()), only, plain_head)
-    said = row_hints(classes, label_order, order)
-    terms = _terms(counts, said, groups, adjust, heads, accept_global or ())
-    screen, notes = Screen("evaluate", json), Notes(json)
+    terms = adjust.terms(counts, rows, group_sizes(groups))
+    notes = Notes(json)
     found = evaluate_models(
-        trials,
-        terms,
-        bounds.base(trials),
-        replicates=bootstrap,
-        seed=seed,
+        trials, terms, bounds.base(trials), replicates=bootstrap, seed=seed,
         watch=Feedback(progress_bar, notes),
-    )
+    )  # fmt: skip
     if found is None:
         return
-    verdicts = judge(gates, found)
+    report = EvaluationReport.of(found, terms, gates)
     with last_step():
-        outputs.write(found, verdicts, force=force)
-    tell_github(found, verdicts)
-    failed = failure(verdicts)
-    screen.result(
-        evaluate_result(found, verdicts, terms),
-        [*notes.kept, *found.warnings, *unwritten()],
-        lambda: show_evaluate(found, verdicts, terms),
-        failed,
+        outputs.write(report, force=force)
+    report.tell_github()
+    Screen("evaluate", json).result(
+        report.result(), [*notes.kept, *found.warnings, *unwritten()], report.show, report.failure
     )
-    if failed is not None:
-        raise typer.Exit(failed.exit_code)
-
-
-def _terms(
-    counts: str | None,
-    said: RowHints,
-    groups: str,
-    adjust: AdjustOptions,
-    heads: HeadChoice,
-    accept: Sequence[str],
-) -> Terms:
-    """How the models are measured, from what was typed."""
-    from rescale_cli.data.counts import as_raw_counts
-    from rescale_cli.evaluating.evaluate_models import Terms
-    from rescale_cli.patching.plan import CountsChoice
-
-    adjustment = adjust.adjustment()
-    if adjustment is not None and adjustment.needs_counts and counts is None:
-        raise UsageError(
-            "an adjustment needs the samples of each class in training", fix="--counts FILE"
-        )
-    # Only a factor cannot be had from no sample; a class without any is one of the few.
-    zero = adjust.zero_count if adjustment is not None else options.ZeroPolicy.ONE
-    raw = None
-    if counts is not None:
-        raw = CountsChoice(as_raw_counts(counts), said, zero.value, checked=True)
-    return Terms(
-        raw, said, group_sizes(groups), adjustment, heads, frozenset(accept),
-        chosen_for(adjust.gamma or ""),
-    )  # fmt: skip

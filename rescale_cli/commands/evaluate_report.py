@@ -1,46 +1,200 @@
-"""What `evaluate` says: as JSON, as CSV, and as tables."""
+"""What `evaluate` reports: JSON, CSV, text, and outputs for GitHub Actions."""
 
 from __future__ import annotations
 
 import csv
-import math
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rescale_cli.commands.console import plain, say, verbosity
-from rescale_cli.commands.sweep_report import tied_to
-from rescale_cli.commands.tables import Grid, ends
+from rescale_cli.commands.choice_report import ends_of, tied_to
+from rescale_cli.commands.console import finite, plain, say, to_stderr, verbosity
+from rescale_cli.commands.github import annotation, append_outputs, append_summary, markdown
+from rescale_cli.commands.metric_files import FORMATS, junit, openmetrics, prediction_rows
+from rescale_cli.commands.tables import Grid, change, ends, number
+from rescale_cli.core.counts import few
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import data_line
+from rescale_cli.errors import GateFailed
 from rescale_cli.evaluating.checks import prepared_line
 from rescale_cli.evaluating.evaluate_models import Difference, Evaluation, MeasuredModel, Terms
-from rescale_cli.measures.gates import GateResult
+from rescale_cli.measures.gates import Gate, GateResult
 from rescale_cli.measures.metric_names import ABOUT, definitions
 from rescale_cli.measures.metrics import Confusion
-from rescale_cli.measures.significance import Interval
 
-#: Up to so many classes the confusion matrix is written in full.
+#: The confusion matrix of at most this many classes is written in full.
 MOST_DENSE = 200
 
 
-def evaluate_result(
-    found: Evaluation, verdicts: Sequence[GateResult], terms: Terms
-) -> dict[str, Any]:
-    """The JSON of `evaluate`."""
-    many, few = terms.groups
-    return {
-        "models": [_model(model) for model in found.scored],
-        "data": dict(found.scored[0].data) if found.scored else None,
-        "alignment": found.scored[0].alignment if found.scored else None,
-        "groups": {"many_above": many, "few_below": few} if terms.counts is not None else None,
-        "adjustment": None if terms.adjustment is None else _adjustment(terms.adjustment),
-        "gates": [_gate(verdict) for verdict in verdicts],
-        "against": None if found.base is None else _against(found, found.base),
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationReport:
+    """An evaluation as JSON, as text, as files, and for GitHub Actions."""
+
+    found: Evaluation
+    terms: Terms
+    gates: tuple[GateResult, ...] = ()
+
+    @classmethod
+    def of(cls, found: Evaluation, terms: Terms, gates: Sequence[Gate]) -> EvaluationReport:
+        """The report, with every gate checked for every model."""
+        base = found.base.metrics if found.base is not None else {}
+        changes = [difference.intervals for difference in found.differences]
+        results = (
+            gate.check(model.name, model.metrics[gate.name], base.get(gate.name), of.get(gate.name))
+            for model, of in zip(found.scored, changes or [{}] * len(found.scored), strict=True)
+            for gate in gates
+        )
+        return cls(found, terms, tuple(results))
+
+    @property
+    def failure(self) -> GateFailed | None:
+        """The error that names the gates that failed; None if all passed."""
+        failed = [gate for gate in self.gates if not gate.passed]
+        if not failed:
+            return None
+        shown = [f"{gate.model}: {gate.message}" for gate in failed]
+        bound = f"--{failed[0].gate.kind} {failed[0].gate.name}=VALUE"
+        return GateFailed(
+            f"{len(failed)} of {len(self.gates)} gates failed",
+            saw=few(shown, 10),
+            fix=f"use a better model, or another bound: {bound}",
+        )
+
+    def result(self) -> dict[str, Any]:
+        """The JSON of `evaluate`."""
+        found, adjustment = self.found, self.terms.adjustment
+        first, (many, few_) = found.scored[0] if found.scored else None, self.terms.groups
+        grouped = self.terms.counts is not None
+        return {
+            "models": [_model(model) for model in found.scored],
+            "data": dict(first.data) if first else None,
+            "alignment": first.alignment if first else None,
+            "groups": {"many_above": many, "few_below": few_} if grouped else None,
+            "adjustment": None if adjustment is None else _adjustment(adjustment),
+            "gates": [_gate(gate) for gate in self.gates],
+            "against": None if found.base is None else _against(found, found.base),
+        }
+
+    def metrics(self, suffix: str) -> str:
+        """The text of `--metrics-out`: OpenMetrics for .prom, otherwise JSON."""
+        models = self._metrics()
+        if suffix == ".prom":
+            return openmetrics(models, ABOUT)
+        flat = self.found.scored[0].metrics if len(models) == 1 else models
+        return json.dumps(finite(flat), indent=1) + "\n"
+
+    def predictions(self, suffix: str) -> str:
+        """The text of `--predictions-out`, in the format of that suffix."""
+        one = self.found.scored[0]
+        rows = prediction_rows(one.labels, one.predicted, one.confidence, one.classes, one.names)
+        return FORMATS[suffix or ".csv"](rows)
+
+    def junit(self) -> str:
+        """The text of `--junit`."""
+        return junit(self.gates, "rescale-cli evaluate")
+
+    def csv(self) -> str:
+        """One row per model with its metrics, then one per model and class; an empty cell is n/a.
+
+        The column `class` (the row of the head) is empty in the rows of models, and the columns of
+        the metrics are empty in the rows of classes. With a base, each metric is followed by its
+        change from the base and the ends of that change's 95 % interval.
+        """
+        ends = ("change", "change_low", "change_high")
+        changes = [f"{name}_{end}" for name in ABOUT for end in ends]
+        based = self.found.base is not None
+        columns = ["model", "role", *_OF_CLASS, *ABOUT, *(changes if based else [])]
+        text = StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(finite(row) for row in _rows(self.found))
+        return text.getvalue()
+
+    def tell_github(self) -> None:
+        """Write the summary page, the outputs and the annotations of a step of GitHub Actions."""
+        append_summary(markdown("rescale-cli evaluate", _columns(self.found), self.gates))
+        # The first model's metrics have their own names, those of the next models are numbered.
+        append_outputs({
+            name if place == 1 else f"{name}_{place}": value
+            for place, metrics in enumerate(self._metrics().values(), 1)
+            for name, value in metrics.items()
+            if value is not None
+        })  # fmt: skip
+        for gate in self.gates:
+            line = annotation(f"gate {gate.gate}", f"{gate.model}: {gate.message}")
+            if line is not None and not gate.passed:
+                to_stderr(line + "\n")
+
+    def _metrics(self) -> dict[str, Mapping[str, float | None]]:
+        return {model.name: model.metrics for model in self.found.scored}
+
+    def show(self) -> None:
+        """Print it: the metrics of the models, each class with -v, then the gates."""
+        found, terms = self.found, self.terms
+        adjustment = terms.adjustment
+        if adjustment is not None:
+            normalized = "rows normalised, then " if adjustment.normalize else ""
+            bias, t = f"bias {adjustment.bias_policy}", adjustment.temperature
+            cooled = "" if t == 1 else f", temperature {t:g}"
+            method = f"{normalized}{adjustment.method}"
+            say(f"as if by {method}, strength {adjustment.strength:g}, {bias}{cooled}")
+        for model in found.scored:
+            speed = model.images_per_second
+            shown = f", {speed:,.0f} images/s" if speed else ""
+            classes = model.confusion.num_classes
+            say(f"{model.name}: {len(model.labels):,} samples of {classes} classes{shown}")
+        for line in dict.fromkeys(
+            data_line(str(m.data["source"]), m.data["split"], len(m.labels)) for m in found.scored
+        ):
+            say(line)
+        for line in dict.fromkeys(line for m in found.scored for line in prepared_line(m)):
+            say(line)
+        for line in dict.fromkeys(m.alignment["evidence"] for m in found.scored if m.alignment):
+            say(line)
+        say(_metric_table(found, terms))
+        if verbosity.get():
+            known = {k for model in found.scored for k, x in model.metrics.items() if x is not None}
+            say("", *definitions(name for name in ABOUT if name in known))
+        for model in found.scored if verbosity.get() else ():
+            say("", model.name, _class_table(model))
+        for model, difference in zip(found.scored, found.differences, strict=False):
+            test = difference.mcnemar
+            say(
+                f"{model.name}: {test.only_second:,} samples right that the base has wrong, "
+                f"{test.only_first:,} the other way; McNemar p = {test.p:.2g}"
+            )
+        for gate in self.gates:
+            word = "passed" if gate.passed else "FAILED"
+            say(f"{word} {gate.gate}: {gate.message} ({gate.model})")
+
+
+def _columns(found: Evaluation) -> dict[str, Mapping[str, float | str | None]]:
+    """The metrics of the base and of each model, and the changes from the base."""
+    if found.base is None:
+        return {model.name: model.metrics for model in found.scored}
+    columns: dict[str, Mapping[str, float | str | None]] = {
+        f"base {found.base.name}": found.base.metrics
     }
+    several = len(found.scored) > 1
+    for model, difference in zip(found.scored, found.differences, strict=True):
+        of = f" of {model.name}" if several else ""
+        columns[model.name] = model.metrics
+        columns[f"difference{of}"] = {
+            name: None if value is None else number(value, "+")
+            for name, value in difference.differences.items()
+        }
+        columns[f"95 % interval{of}"] = {
+            name: f"{number(interval.low, '+')} to {number(interval.high, '+')}"
+            if interval
+            else None
+            for name, interval in difference.intervals.items()
+        }
+    return columns
 
 
 def _model(model: MeasuredModel) -> dict[str, Any]:
@@ -129,7 +283,7 @@ def _difference(name: str, difference: Difference) -> dict[str, Any]:
     return {
         "path": name,
         "differences": {
-            metric: {"difference": value, "interval": _ends(difference.intervals, metric)}
+            metric: {"difference": value, "interval": ends_of(difference.intervals.get(metric))}
             for metric, value in difference.differences.items()
         },
         "mcnemar": {
@@ -141,31 +295,10 @@ def _difference(name: str, difference: Difference) -> dict[str, Any]:
     }
 
 
-def _ends(intervals: Mapping[str, Interval | None], metric: str) -> list[float] | None:
-    interval = intervals.get(metric)
-    return None if interval is None else [interval.low, interval.high]
-
-
 #: Columns of the rows of classes.
 _OF_CLASS = (
     "class", "name", "group", "count", "support", "predicted", "recall", "precision", "f1"
 )  # fmt: skip
-
-
-def evaluate_csv(found: Evaluation) -> str:
-    """One row a model with its metrics, then one row a model and class; an empty cell is n/a.
-
-    The column `class` (the row of the head) is empty in the rows of models, and the columns of the
-    metrics are empty in the rows of classes. With a base, each metric is followed by its change
-    from the base and the ends of that change's 95 % interval.
-    """
-    changes = [f"{name}_{end}" for name in ABOUT for end in ("change", "change_low", "change_high")]
-    columns = ["model", "role", *_OF_CLASS, *ABOUT, *(changes if found.base is not None else [])]
-    text = StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_rows(found))
-    return text.getvalue()
 
 
 def _rows(found: Evaluation) -> Iterator[dict[str, object]]:
@@ -182,15 +315,7 @@ def _rows(found: Evaluation) -> Iterator[dict[str, object]]:
             **(_changes(difference) if difference is not None else {}),
         }
     for model, role, _ in every:
-        yield from ({"model": model.name, "role": role, **row} for row in _classes(model))
-
-
-def _classes(model: MeasuredModel) -> Iterator[dict[str, object]]:
-    for entry in per_class(model):
-        yield {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in entry.items()
-        }
+        yield from ({"model": model.name, "role": role, **row} for row in per_class(model))
 
 
 def _changes(difference: Difference) -> dict[str, float | None]:
@@ -201,47 +326,6 @@ def _changes(difference: Difference) -> dict[str, float | None]:
         found[f"{name}_change_low"] = None if interval is None else interval.low
         found[f"{name}_change_high"] = None if interval is None else interval.high
     return found
-
-
-def show_evaluate(found: Evaluation, verdicts: Sequence[GateResult], terms: Terms) -> None:
-    """`evaluate` for a person: the models side by side, then each class with -v, then the gates."""
-    adjustment = terms.adjustment
-    if adjustment is not None:
-        normalized = "rows normalised, then " if adjustment.normalize else ""
-        bias, t = f"bias {adjustment.bias_policy}", adjustment.temperature
-        cooled = "" if t == 1 else f", temperature {t:g}"
-        method = f"{normalized}{adjustment.method}"
-        say(f"as if by {method}, strength {adjustment.strength:g}, {bias}{cooled}")
-    for model in found.scored:
-        speed = model.images_per_second
-        shown = f", {speed:,.0f} images/s" if speed else ""
-        classes = model.confusion.num_classes
-        say(f"{model.name}: {len(model.labels):,} samples of {classes} classes{shown}")
-    for line in dict.fromkeys(
-        data_line(str(m.data["source"]), m.data["split"], len(m.labels)) for m in found.scored
-    ):
-        say(line)
-    for line in dict.fromkeys(line for m in found.scored for line in prepared_line(m)):
-        say(line)
-    for line in dict.fromkeys(m.alignment["evidence"] for m in found.scored if m.alignment):
-        say(line)
-    say(_metric_table(found, terms))
-    if verbosity.get():
-        known = {
-            name for model in found.scored for name, x in model.metrics.items() if x is not None
-        }
-        say("", *definitions(name for name in ABOUT if name in known))
-    for model in found.scored if verbosity.get() else ():
-        say("", model.name, _class_table(model))
-    for model, difference in zip(found.scored, found.differences, strict=False):
-        test = difference.mcnemar
-        say(
-            f"{model.name}: {test.only_second:,} samples right that the base has wrong, "
-            f"{test.only_first:,} the other way; McNemar p = {test.p:.2g}"
-        )
-    for verdict in verdicts:
-        word = "passed" if verdict.passed else "FAILED"
-        say(f"{word} {verdict.gate}: {verdict.message} ({verdict.model})")
 
 
 def _metric_table(found: Evaluation, terms: Terms) -> Grid:
@@ -261,9 +345,9 @@ def _metric_table(found: Evaluation, terms: Terms) -> Grid:
             continue
         row = [_title(name, found.scored[0], terms)]
         for model, difference in columns:
-            row.append(_value(model.metrics[name]))
+            row.append(number(model.metrics[name]))
             if difference is not None:
-                row.append(_difference_line(difference, name))
+                row.append(_change(difference, name))
         grid.add(*row, style="bold" if name == "balanced_accuracy" else "")
     return grid
 
@@ -285,16 +369,10 @@ def _title(name: str, model: MeasuredModel, terms: Terms) -> str:
     return f"{words} ({int(np.count_nonzero(model.groups[name]))} classes, {span})"
 
 
-def _value(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"
-
-
-def _difference_line(difference: Difference, name: str) -> str:
-    value, interval = difference.differences[name], difference.intervals.get(name)
-    if value is None:
-        return "n/a"
-    shown = "" if interval is None else f" [{interval.low:+.4f},\u00a0{interval.high:+.4f}]"
-    return f"{value:+.4f}{shown}"
+def _change(difference: Difference, name: str) -> str:
+    interval = difference.intervals.get(name)
+    ends = None if interval is None else (interval.low, interval.high)
+    return change(difference.differences[name], ends)
 
 
 def _class_table(model: MeasuredModel) -> Grid:
@@ -311,10 +389,6 @@ def _class_table(model: MeasuredModel) -> Grid:
             entry["name"] or "",
             "" if entry["count"] is None else f"{entry['count']:,}",
             f"{entry['support']:,}",
-            *(_share(entry[key]) for key in ("recall", "precision", "f1")),
+            *(number(entry[key]) for key in ("recall", "precision", "f1")),
         )
     return grid
-
-
-def _share(value: float) -> str:
-    return "n/a" if np.isnan(value) else f"{value:.4f}"

@@ -38,7 +38,8 @@ def append_outputs(values: Mapping[str, object]) -> bool:
     Args:
         values: a key is letters, digits, _ and -; a value stays on one line.
     """
-    lines = (f"{key}={' '.join(str(value).splitlines())}\n" for key, value in values.items())
+    said = {key: v + 0.0 if isinstance(v, float) else v for key, v in values.items()}  # no -0.0
+    lines = (f"{key}={' '.join(str(value).splitlines())}\n" for key, value in said.items())
     return _append("GITHUB_OUTPUT", "".join(lines))
 
 
@@ -150,7 +151,7 @@ def escaped(text: str, most: int = 200) -> str:
 def _value(value: float | str | None) -> str:
     if isinstance(value, str):
         return escaped(value)
-    return "n/a" if value is None else f"{value:.4f}"
+    return "n/a" if value is None else f"{value:z.4f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

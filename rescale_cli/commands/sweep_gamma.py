@@ -1,45 +1,53 @@
-"""`sweep-gamma`: every strength, exactly; one of them, honestly chosen; and a verdict."""
+"""`sweep-gamma`: try every strength, choose one, and judge it on samples that did not choose it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from rescale_cli.commands import options
+from rescale_cli.commands.choice_options import ChoiceOptions, HeadOptions, Outputs
 from rescale_cli.commands.console import Screen
 from rescale_cli.commands.data_options import DataOptions, refuse_without_model
 from rescale_cli.commands.help_page import method_option, output_option
 from rescale_cli.commands.options import spread
-from rescale_cli.commands.sweep_options import (
-    BiasPolicies,
-    ChoiceOptions,
-    HeadOptions,
-    Normalize,
-    adjustments,
-)
+from rescale_cli.core.methods import BIAS_POLICIES, Adjustment
 from rescale_cli.signals import last_step
 
 
-@spread
-def sweep_gamma(
-    counts: options.Counts,
-    on: DataOptions,
-    how: ChoiceOptions,
-    of: HeadOptions,
-    model: options.OptionalModel = None,
-    method: Annotated[
-        options.MethodName, method_option("--method", help=options.METHOD)
-    ] = options.MethodName.RESCALE,
+class Normalize(StrEnum):
+    """Whether rows are brought to equal length first."""
+
+    OFF = "off"
+    ON = "on"
+    BOTH = "both"
+
+
+class BiasPolicies(StrEnum):
+    """What becomes of the bias; all tries each."""
+
+    KEEP = "keep"
+    SCALE = "scale"
+    DROP = "drop"
+    ALL = "all"
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What is tried: one method, with every policy that was asked for."""
+
+    method: Annotated[options.MethodName, method_option("--method", help=options.METHOD)] = (
+        options.MethodName.RESCALE
+    )
     normalize: Annotated[
         Normalize,
         method_option(
             "--normalize",
             help="Bring all rows to the same length first: off, on, or try both.",
         ),
-    ] = Normalize.OFF,
+    ] = Normalize.OFF
     bias: Annotated[
         BiasPolicies | None,
         method_option(
@@ -47,14 +55,23 @@ def sweep_gamma(
             help="Keep the bias, scale it like the rows, drop it (set it to 0), or try all three.",
             show_default="keep; drop where rows are normalized",
         ),
-    ] = None,
-    fit_temperature: Annotated[
-        bool,
-        method_option(
-            "--fit-temperature",
-            help="Also fit a temperature that calibrates the confidences, for apply --temperature.",
-        ),
-    ] = False,
+    ] = None
+
+    def adjustments(self) -> list[Adjustment]:
+        """Each combination of the policies, at strength 0."""
+        normalize = {Normalize.OFF: (False,), Normalize.ON: (True,), Normalize.BOTH: (False, True)}
+        bias = "" if self.bias is None else self.bias.value
+        return [
+            Adjustment(self.method.value, 0.0, normalized, policy)
+            for normalized in normalize[self.normalize]
+            for policy in (BIAS_POLICIES if bias == "all" else (bias,))
+        ]
+
+
+@dataclass(frozen=True)
+class SweepOutputs(Outputs):
+    """The options of the outputs."""
+
     output: Annotated[
         Path | None,
         output_option(
@@ -64,7 +81,7 @@ def sweep_gamma(
             help="JSON file to write, for apply --gamma @FILE; - for stdout.",
             show_default="not written",
         ),
-    ] = None,
+    ] = None
     csv: Annotated[
         Path | None,
         output_option(
@@ -73,7 +90,7 @@ def sweep_gamma(
             help="Write the metrics at each strength to this CSV file; - for stdout.",
             show_default="not written",
         ),
-    ] = None,
+    ] = None
     apply: Annotated[
         Path | None,
         output_option(
@@ -83,12 +100,29 @@ def sweep_gamma(
             "helps, otherwise unchanged (strength 0).",
             show_default="not written",
         ),
-    ] = None,
+    ] = None
     require_gain: Annotated[
         bool,
         output_option("--require-gain", help="Exit with code 6 unless the verdict is helps."),
+    ] = False
+
+
+@spread
+def sweep_gamma(
+    counts: options.Counts,
+    on: DataOptions,
+    how: ChoiceOptions,
+    of: HeadOptions,
+    methods: MethodOptions,
+    outputs: SweepOutputs,
+    model: options.OptionalModel = None,
+    fit_temperature: Annotated[
+        bool,
+        method_option(
+            "--fit-temperature",
+            help="Also fit a temperature that calibrates the confidences, for apply --temperature.",
+        ),
     ] = False,
-    force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Choose the strength for a model on labelled data, and judge whether it helps.
@@ -103,74 +137,43 @@ def sweep_gamma(
         # The same from saved logits; the model is not run.
         rescale-cli sweep-gamma model.safetensors --counts counts.json --logits val_logits.npz
     """
-    from rescale_cli.commands import sweep_report
     from rescale_cli.commands.github import unwritten
     from rescale_cli.commands.progress import Notes, progress_bar
-    from rescale_cli.commands.sweep_outputs import Outputs, as_json, tell_github, written_result
-    from rescale_cli.commands.sweep_report import show_sweep
-    from rescale_cli.commands.verdict_text import no_gain
-    from rescale_cli.core.methods import Adjustment
+    from rescale_cli.commands.sweep_report import SweepReport
     from rescale_cli.evaluating.checks import check_strength
     from rescale_cli.sweeping.comparison import input_of_logits, sweep_input
     from rescale_cli.sweeping.sweep import sweep
 
     if model is None:
-        refuse_without_model(on, method, apply)
-    outputs = Outputs(output, csv, apply, force)
+        refuse_without_model(on, methods.method, outputs.apply)
     outputs.check(model, counts, on, of)
-    selection, data, notes = how.selection(), on.choice(force=force), Notes(json)
-    choice, tried = of.choice(counts), adjustments(method, normalize, bias)
+    selection, tried, choice = how.selection(), methods.adjustments(), of.choice(counts)
+    data, labelled, notes = on.choice(force=outputs.force), not how.unlabeled, Notes(json)
     with progress_bar("" if model is None else model.name) as progress:
-        given = input_of_logits(choice, data, labelled=not selection.unlabeled, notes=notes) if (
-            model is None
-        ) else sweep_input(
-            model, choice, data, heads=of.named(),
-            accept=frozenset(of.accept_global or ()), labelled=not selection.unlabeled,
-            adjustment=None if apply is None else tried[0], tried=tried,
-            write=apply is not None, progress=progress, notes=notes,
-        )  # fmt: skip
+        if model is None:
+            given = input_of_logits(choice, data, labelled=labelled, notes=notes)
+        else:
+            write = outputs.apply is not None
+            given = sweep_input(
+                model, choice, data, heads=of.heads, accept=of.accept, labelled=labelled,
+                adjustment=tried[0] if write else None, tried=tried, write=write,
+                progress=progress, notes=notes,
+            )  # fmt: skip
     if given is None:
         return
-    found = sweep(
-        given.predictions, given.head, given.counts, tried, selection, fit=fit_temperature
-    )
-    check_strength(
-        found.best.interval, selection.limit, given.predictions, notes,
-        accept=on.accept_poor_accuracy,
-    )  # fmt: skip
-    swept = found.best.method
-    best = replace(swept.adjustment, strength=found.best.choice.gamma)
-    best = replace(best, temperature=found.temperature or 1.0)
-    helps, line = found.verdict.helps, None
-    if swept.writable and helps:
-        line = sweep_report.apply_line(
-            model or "MODEL", best, {**of.of_apply(counts), **given.compose}, apply
-        )
-    if model is None and line is not None:
-        notes(f"no checkpoint was named; to write the strength into one, put it for MODEL: {line}")
-        line = None
-    result = sweep_report.sweep_result(given, found, line, of.counted_with())
-    to_write = best if helps else Adjustment()
-    texts = {output: as_json("sweep-gamma", result), csv: sweep_report.curve_csv(found)}
+    fit = fit_temperature
+    found = sweep(given.predictions, given.head, given.counts, tried, selection, fit=fit)
+    accept, interval = on.accept_poor_accuracy, found.best.interval
+    check_strength(interval, selection.limit, given.predictions, notes, accept=accept)
+    report = SweepReport.of(given, found, of, counts, outputs.apply)
+    if model is None and report.line is not None:
+        notes(f"no checkpoint was given; to apply the strength, replace MODEL: {report.line}")
     with last_step():
-        patched = outputs.write(given.checkpoint, texts, to_write, choice, of)
-    if patched is not None:
-        result["written"] = written_result(patched)
-    tell_github(given, found, patched)
-    failed = no_gain(result) if require_gain else None
-    why = "" if helps else f"the verdict is {found.verdict.kind}"
-    instead = f"the chosen strength all the same, use `apply` with the number {best.strength:.12g}"
+        report = replace(report, patched=outputs.write(given.checkpoint, choice, of, report))
+    report.tell_github()
     Screen("sweep-gamma", json).result(
-        result,
-        [
-            *notes.kept,
-            *given.warnings,
-            *sweep_report.not_writable(swept),
-            *sweep_report.left_alone(apply, why, instead),
-            *unwritten(),
-        ],
-        lambda: show_sweep(given, found, line, patched),
-        failed,
+        report.result(),
+        [*notes.kept, *report.warnings, *unwritten()],
+        report.show,
+        report.no_gain if outputs.require_gain else None,
     )
-    if failed is not None:
-        raise typer.Exit(failed.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from rescale_cli.commands.console import drawable, fold, plain
-from rescale_cli.json_text import clip
+from rescale_cli.json_text import clip, percent
 
 _GAP = "  "
 #: Characters of a name in a table: names in a file may be as long as they like.
@@ -204,3 +205,30 @@ def listed(paths: Sequence[Path]) -> str:
     """Paths in one line; of many, the first ones."""
     more = f" and {len(paths) - _PATHS:,} more" if len(paths) > _PATHS else ""
     return ", ".join(map(str, paths[:_PATHS])) + more
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """A metric with four digits and without a negative zero; `+` shows the sign of a change.
+
+    Example:
+        >>> number(0.5), number(-0.00001, "+"), number(None), number(float("nan"))
+        ('0.5000', '+0.0000', 'n/a', 'n/a')
+    """
+    return "n/a" if value is None or math.isnan(value) else f"{value:{sign}z.4f}"
+
+
+def change(value: float | None, interval: tuple[float, float] | None, sign: str = "+") -> str:
+    """A change of a metric with its 95 % interval, for a cell: no line breaks within the interval.
+
+    Example:
+        >>> change(0.03, (0.01, 0.05)).replace(chr(0xA0), " ")
+        '+0.0300 [+0.0100, +0.0500]'
+    """
+    if interval is None:
+        return number(value, sign)
+    return f"{number(value, sign)} [{number(interval[0], sign)},\u00a0{number(interval[1], sign)}]"
+
+
+def percent_cell(share: float, sign: str = "") -> str:
+    """A share as percent, for a cell: no line breaks before the percent sign."""
+    return percent(share, sign=sign).replace(" ", "\u00a0")

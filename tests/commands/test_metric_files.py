@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from rescale_cli.commands import github
-from rescale_cli.commands.evaluate_outputs import FORMATS, junit, openmetrics, prediction_rows
 from rescale_cli.commands.github import (
     annotation,
     append_outputs,
@@ -27,6 +26,7 @@ from rescale_cli.commands.github import (
     markdown,
     unwritten,
 )
+from rescale_cli.commands.metric_files import FORMATS, junit, openmetrics, prediction_rows
 from rescale_cli.errors import BadInput, OutputExists
 from rescale_cli.files.staging import refuse_output, write_text
 from rescale_cli.measures.gates import Gate, GateResult

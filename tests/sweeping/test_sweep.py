@@ -21,9 +21,9 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, 
 
 from rescale_cli import api
 from rescale_cli.cli import main
+from rescale_cli.commands.choice_options import ChoiceOptions
 from rescale_cli.commands.demo_report import bundled
 from rescale_cli.commands.schema import schema_text
-from rescale_cli.commands.sweep_options import ChoiceOptions
 from rescale_cli.commands.sweep_report import chart
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head

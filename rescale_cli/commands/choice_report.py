@@ -1,18 +1,48 @@
-"""A verdict in sentences, for a person, a page of CI and the JSON."""
+"""What `sweep-gamma` and `compare` both report: the verdict in sentences, and how to apply it."""
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
+from rescale_cli.commands.console import finite
+from rescale_cli.commands.github import append_outputs, append_summary, escaped, markdown
 from rescale_cli.core.floats import Float64
-from rescale_cli.core.methods import Adjustment
+from rescale_cli.core.methods import METHODS, Adjustment
+from rescale_cli.core.predictions import Provenance
 from rescale_cli.errors import GateFailed
+from rescale_cli.json_text import percent
+from rescale_cli.measures.significance import Interval
+from rescale_cli.patching.patch import Patched
 from rescale_cli.sweeping.comparison import SweepInput
 from rescale_cli.sweeping.sweep import Sweep
 from rescale_cli.sweeping.verdict import FEW, NEGLIGIBLE, Reason, Verdict
+
+
+class ChoiceReport(Protocol):
+    """What `Outputs.write` needs of a report."""
+
+    @property
+    def to_write(self) -> Adjustment:
+        """What `--apply` does to the checkpoint; strength 0 leaves it as it is."""
+
+    def document(self) -> str:
+        """The JSON for `--output`."""
+
+    def csv(self) -> str:
+        """The table for `--csv`."""
+
+
+def document(command: str, result: Mapping[str, Any]) -> str:
+    """What `--json` prints, for a file."""
+    said = {"schema": f"rescale-cli/{command}@1", "ok": True, "result": result}
+    return json.dumps(finite(said), indent=1) + "\n"
+
 
 _NAMES = {
     "few": "the mean recall of the rare classes",
@@ -107,14 +137,6 @@ def verdict_text(verdict: Verdict, scene: Scene) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def no_gain(result: Mapping[str, Any]) -> GateFailed | None:
-    """The error of `--require-gain`, from the JSON of a sweep."""
-    if result["verdict"] == "helps":
-        return None
-    what = f"a gain is required, and the verdict is {result['verdict']}"
-    return gain_required(what, result["explanation"]["text"])
-
-
 def gain_required(what: str, saw: str) -> GateFailed:
     """The error of `--require-gain`."""
     return GateFailed(
@@ -150,10 +172,10 @@ def _change(verdict: Verdict) -> str:
     if gain.before is None or gain.after is None or gain.difference is None:
         return f"{name} has no value"
     if verdict.why == "same-decisions":
-        return f"{name} stays at {_percent(gain.before)}, because no decision changes"
+        return f"{name} stays at {percent(gain.before)}, because no decision changes"
     verb = "stays at" if gain.difference == 0 else "rises" if gain.difference > 0 else "falls"
-    values = f"from {_percent(gain.before)} to {_percent(gain.after)}"
-    values = _percent(gain.before) if gain.difference == 0 else values
+    values = f"from {percent(gain.before)} to {percent(gain.after)}"
+    values = percent(gain.before) if gain.difference == 0 else values
     return f"{name} {verb} {values} ({change_in_points(gain.difference, gain.interval)})"
 
 
@@ -190,7 +212,7 @@ def _losses(verdict: Verdict, scene: Scene) -> str:
         return ""
     before, after = scene.recall
     shown = [
-        f"{_name(row, scene.names)} falls from {_percent(before[row])} to {_percent(after[row])}"
+        f"{_name(row, scene.names)} falls from {percent(before[row])} to {percent(after[row])}"
         f"{_class_change(verdict, row)}"
         for row in verdict.losers[:_NAMED]
     ]
@@ -236,9 +258,106 @@ def _rough(number: float) -> str:
     return f"{math.ceil(number / unit) * unit:,}"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def _name(row: int, names: Sequence[str] | None) -> str:
     return names[row] if names else f"class {row}"
+
+
+def apply_line(
+    model: Path | str,
+    adjustment: Adjustment,
+    options: Mapping[str, Sequence[str]],
+    output: Path | None,
+) -> str:
+    """The command that writes the checkpoint, ready to paste.
+
+    Args:
+        model: the checkpoint.
+        adjustment: method, strength, policies.
+        options: further options of `apply`, each with its values: `{"--counts": ["c.json"]}`; a
+            flag has an empty value.
+        output: where to, if not the default.
+    """
+    knob = METHODS.entry(adjustment.method).facts["knob"]
+    words = ["rescale-cli", "apply", str(model)]
+    for option, values in options.items():
+        words += [word for value in values for word in ((option, value) if value else (option,))]
+    words += [f"--{knob}", repr(adjustment.strength)]  # every digit: it is to be the same head
+    if adjustment.method != "rescale":
+        words += ["--method", adjustment.method]
+    if adjustment.normalize:
+        words.append("--normalize")
+    if adjustment.bias:
+        words += ["--bias", adjustment.bias]
+    if adjustment.temperature != 1:
+        words += ["--temperature", repr(adjustment.temperature)]
+    if output is not None:
+        words += ["--output", str(output)]
+    return shlex.join(words)
+
+
+def left_alone(output: Path | None, why: str, instead: str) -> list[tuple[str, str]]:
+    """The warning where `--apply` writes a checkpoint without a change.
+
+    Args:
+        output: the checkpoint; None where none is written.
+        why: the reason for writing no change; empty if a change is written.
+        instead: how to write a change all the same.
+    """
+    if output is None or not why:
+        return []
+    text = (
+        f"{output} was written with strength 0 (its tensors equal those of the original), because "
+        f"{why}; to write {instead}"
+    )
+    return [("left-alone", text)]
+
+
+def written_result(patched: Patched) -> dict[str, Any]:
+    """What `--apply` wrote, for the JSON: with strength 0 where the head was left as it is."""
+    return {
+        "output": str(patched.output),
+        "sha256": next(iter(patched.files.values())).sha256,
+        "gamma": patched.record["gamma"],
+        "left_behind": [str(path) for path in patched.left_behind],
+    }
+
+
+def tell_github(
+    command: str, said: Mapping[str, object], verdict: Verdict,
+    models: Mapping[str, Mapping[str, float | None]], text: str, patched: Patched | None,
+) -> None:  # fmt: skip
+    """Write the outputs and the summary page of the step of GitHub Actions that runs a command.
+
+    Args:
+        command: its name.
+        said: the chosen strength as `gamma`, and the method if it was chosen, too.
+        verdict: on the chosen strength.
+        models: the metrics of each column of the table.
+        text: the verdict in sentences.
+        patched: what `--apply` wrote.
+    """
+    values: dict[str, object] = {**said, "verdict": verdict.kind}
+    if verdict.gain is not None and verdict.gain.difference is not None:
+        values["gain"] = verdict.gain.difference
+        for end, value in zip(("low", "high"), verdict.gain.interval or (), strict=False):
+            values[f"gain_{end}"] = value
+    if patched is not None:
+        done = written_result(patched)
+        values |= {name: done[name] for name in ("output", "sha256")}
+        values["applied_gamma"] = done["gamma"]
+        text += f" {patched.output.name} was written with strength {done['gamma']:g}."
+    append_outputs(values)
+    method = f"{said['method']}, " if "method" in said else ""
+    title = f"rescale-cli {command}: {verdict.kind}, {method}strength {said['gamma']:g}"
+    append_summary(markdown(title, models, (), escaped(text, 2000)))
+
+
+def tied_to(known: Provenance) -> dict[str, Any]:
+    """What ties a result to its model: the head, the preprocessing, the versions."""
+    said = known.as_json()
+    return {key: said[key] for key in ("head_sha256", "preprocessing", "versions")}
+
+
+def ends_of(interval: Interval | None) -> list[float] | None:
+    """The two ends for the JSON."""
+    return None if interval is None else [interval.low, interval.high]

@@ -1,54 +1,28 @@
-"""The options of the commands that choose a strength: how, for which head, for which prior."""
+"""Options and outputs of the commands that choose a strength; those for the head, of `evaluate`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rescale_cli.commands import options
 from rescale_cli.commands.help_page import method_option
-from rescale_cli.commands.options import RecordCommand
-from rescale_cli.core.methods import BIAS_POLICIES, Adjustment
+from rescale_cli.commands.options import RecordCommand, recorded_command
 from rescale_cli.errors import UsageError
 from rescale_cli.json_text import clip
 
 if TYPE_CHECKING:
+    from rescale_cli.checkpoints.checkpoint import Checkpoint
     from rescale_cli.checkpoints.read_tensors import HeadChoice
+    from rescale_cli.commands.choice_report import ChoiceReport
+    from rescale_cli.commands.data_options import DataOptions
+    from rescale_cli.core.classes import RowHints
+    from rescale_cli.patching.patch import Patched
     from rescale_cli.patching.plan import CountsChoice
     from rescale_cli.sweeping.selection import Selection
-
-
-class Normalize(StrEnum):
-    """Whether rows are brought to equal length first."""
-
-    OFF = "off"
-    ON = "on"
-    BOTH = "both"
-
-
-class BiasPolicies(StrEnum):
-    """What becomes of the bias; all tries each."""
-
-    KEEP = "keep"
-    SCALE = "scale"
-    DROP = "drop"
-    ALL = "all"
-
-
-def adjustments(
-    method: options.MethodName, normalize: Normalize, bias: BiasPolicies | None
-) -> list[Adjustment]:
-    """What is tried: one method, with every policy that was asked for."""
-    normal = {Normalize.OFF: (False,), Normalize.ON: (True,), Normalize.BOTH: (False, True)}
-    policies = BIAS_POLICIES if bias == BiasPolicies.ALL else ("" if bias is None else bias.value,)
-    return [
-        Adjustment(method.value, 0.0, normalized, policy)
-        for normalized in normal[normalize]
-        for policy in policies
-    ]
 
 
 GroupSizes = Annotated[
@@ -64,7 +38,7 @@ GroupSizes = Annotated[
 
 @dataclass(frozen=True)
 class ChoiceOptions:
-    """See `options.spread`: each field is an option."""
+    """How a strength is chosen."""
 
     metric: Annotated[
         str,
@@ -133,16 +107,16 @@ class ChoiceOptions:
         """The same, checked.
 
         Raises:
-            UsageError: a rule, a share or a limit that is none, or one that would not be used.
+            UsageError: a rule, share or limit is invalid, or would have no effect.
         """
         from rescale_cli.sweeping.selection import Selection, metric_to_choose_by
 
         metric = metric_to_choose_by(self.metric)
         if self.unlabeled and (self.choose != "best" or metric != "balanced_accuracy"):
             raise UsageError(
-                "--unlabeled chooses by what is predicted, and so by no --metric and no --choose",
+                "--unlabeled cannot be combined with --metric or --choose",
                 saw=f"--metric {self.metric}, --choose {self.choose}",
-                fix="leave those two out, or leave out --unlabeled",
+                fix="leave out --metric and --choose, or leave out --unlabeled",
             )
         return Selection(
             metric, self.choose, self.holdout, self.bootstrap, self.unlabeled,
@@ -154,7 +128,7 @@ def group_sizes(text: str) -> tuple[int, int]:
     """The two numbers of `--groups`.
 
     Raises:
-        UsageError: they are not two, or overlap.
+        UsageError: there are not two numbers, or the groups overlap.
 
     Example:
         >>> group_sizes("100,20")
@@ -163,7 +137,7 @@ def group_sizes(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"\s*([0-9]{1,15})\s*,\s*([0-9]{1,15})\s*", text)
     if found is None or int(found[2]) > int(found[1]) + 1:
         raise UsageError(
-            "--groups takes two numbers of samples: many is above the first, few below the second",
+            "--groups must be two numbers of samples M,F, with F at most M + 1",
             saw=clip(text, 80),
             fix="--groups 100,20",
         )
@@ -171,8 +145,8 @@ def group_sizes(text: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class HeadOptions:
-    """See `options.spread`: each field is an option, and also one of `apply`."""
+class RowOptions:
+    """Options that say which layer is the head, and which class each of its rows is."""
 
     head: options.Heads = None
     only: options.Only = False
@@ -180,28 +154,45 @@ class HeadOptions:
     classes: options.Classes = None
     label_order: options.LabelOrder = None
     order: options.Order = None
+    accept_global: options.AcceptGlobal = None
+
+    @property
+    def heads(self) -> HeadChoice:
+        """Which layers are the head."""
+        from rescale_cli.checkpoints.read_tensors import HeadChoice
+
+        return HeadChoice(tuple(self.head or ()), self.only, self.plain_head)
+
+    @property
+    def hints(self) -> RowHints:
+        """Which class each row is."""
+        from rescale_cli.data.labels import row_hints
+
+        return row_hints(self.classes, self.label_order, self.order)
+
+    @property
+    def accept(self) -> frozenset[str]:
+        """Pickle globals that do not stop the reading of a checkpoint."""
+        return frozenset(self.accept_global or ())
+
+
+@dataclass(frozen=True)
+class HeadOptions(RowOptions):
+    """The options above and those for the counts, all of which `apply` has, too."""
+
     zero_count: Annotated[
         options.ZeroPolicy, method_option("--zero-count", help=options.ZERO_COUNT)
     ] = options.ZeroPolicy.ERROR
     exclude_class: options.ExcludeClass = None
     target_prior: options.TargetPrior = None
     record_command: RecordCommand = False
-    accept_global: options.AcceptGlobal = None
-
-    def named(self) -> HeadChoice:
-        """What is said of the head."""
-        from rescale_cli.checkpoints.read_tensors import HeadChoice
-
-        return HeadChoice(tuple(self.head or ()), self.only, self.plain_head)
 
     def choice(self, counts: str) -> CountsChoice:
         """The counts, and how they become those of the head's rows."""
-        from rescale_cli.data.labels import row_hints
         from rescale_cli.patching.plan import CountsChoice
 
-        hints = row_hints(self.classes, self.label_order, self.order)
         return CountsChoice.read(
-            counts, hints, zero=self.zero_count.value, exclude=self.exclude_class or (),
+            counts, self.hints, zero=self.zero_count.value, exclude=self.exclude_class or (),
             target_prior=self.target_prior, checked=True,
         )  # fmt: skip
 
@@ -223,7 +214,7 @@ class HeadOptions:
         return row_hints(self.classes).doubtful or None
 
     def of_apply(self, counts: str) -> dict[str, Sequence[str]]:
-        """The same options for the line of `apply`."""
+        """The same options as words of an `apply` command; a flag has an empty value."""
         zero = [] if self.zero_count == options.ZeroPolicy.ERROR else [self.zero_count.value]
         return {
             "--counts": [counts],
@@ -238,3 +229,73 @@ class HeadOptions:
             "--target-prior": [self.target_prior] if self.target_prior else [],
             "--accept-global": self.accept_global or [],
         }
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a command that chooses a strength writes; each command declares these as options."""
+
+    output: Path | None = None
+    """The JSON of the result."""
+    csv: Path | None = None
+    apply: Path | None = None
+    """The checkpoint with the chosen strength."""
+    require_gain: bool = False
+    """Whether it is an error that there is nothing to apply."""
+    force: options.Force = False
+
+    def check(self, model: Path | None, counts: str, on: DataOptions, of: HeadOptions) -> None:
+        """Stop before the work if an output could not be written, or is an input.
+
+        Raises:
+            UsageError: two outputs have the same name.
+            BadInput, OutputExists: see `refuse_output`.
+        """
+        from rescale_cli.data.spec import paths_of
+        from rescale_cli.files.staging import (
+            NOWHERE,
+            STDOUT,
+            refuse_one_name,
+            refuse_output,
+            refuse_outputs,
+        )
+        from rescale_cli.patching.patch import refuse_source
+
+        read = paths_of(
+            model, counts, on.data, *(on.logits or ()), of.classes, of.label_order,
+            of.target_prior, on.preprocessing,
+        )  # fmt: skip
+        texts = {"--output": self.output, "--csv": self.csv, **on.saved}
+        refuse_outputs(texts, force=self.force, inputs=read)
+        if self.apply is not None and model is not None:
+            files = {o: path for o, path in texts.items() if path not in (None, STDOUT, NOWHERE)}
+            refuse_one_name({**files, "--apply": self.apply})
+            refuse_source(model, (), self.apply)
+            folder = model.is_dir()
+            refuse_output(self.apply, "--apply", force=self.force, folder=folder, inputs=read)
+
+    def write(
+        self,
+        checkpoint: Checkpoint | None,
+        choice: CountsChoice,
+        of: HeadOptions,
+        report: ChoiceReport,
+    ) -> Patched | None:
+        """Write them; return what became of the checkpoint, if it was asked for.
+
+        Raises:
+            RescaleError: see `patch.apply_plan`.
+        """
+        from rescale_cli.files.staging import write_texts
+        from rescale_cli.patching.patch import Target, apply_plan
+        from rescale_cli.patching.plan import make_plan
+
+        patched = None
+        if self.apply is not None and checkpoint is not None:  # first: it may still be refused
+            plan = make_plan(checkpoint, choice, report.to_write, heads=of.heads)
+            command = recorded_command(of.record_command)
+            patched = apply_plan(plan, Target(self.apply, self.force, command=command))
+        texts = {self.output: report.document(), self.csv: report.csv()}
+        asked = {path: text for path, text in texts.items() if path is not None}
+        write_texts(asked, force=self.force)
+        return patched
