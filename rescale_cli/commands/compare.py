@@ -98,11 +98,12 @@ def compare(
     if how.unlabeled:
         raise UsageError("compare needs labels", saw="--unlabeled", fix="leave out --unlabeled")
     outputs.check(model, counts, on, of)
-    selection, choice, notes = how.selection(), of.choice(counts), Notes(json)
+    selection, data, notes = how.selection(), on.choice(force=outputs.force), Notes(json)
+    choice = of.choice(counts)
     tried = Adjustment(bias="" if bias is None else bias.value)
     with progress_bar(model.name) as progress:
         given = sweep_input(
-            model, choice, on.choice(force=outputs.force), heads=of.heads, accept=of.accept,
+            model, choice, data, heads=of.heads, accept=of.accept,
             tried=[tried], leave_out=True, write=outputs.apply is not None,
             progress=progress, notes=notes,
         )  # fmt: skip

@@ -147,8 +147,8 @@ def sweep_gamma(
     if model is None:
         refuse_without_model(on, methods.method, outputs.apply)
     outputs.check(model, counts, on, of)
-    selection, tried, choice = how.selection(), methods.adjustments(), of.choice(counts)
-    data, labelled, notes = on.choice(force=outputs.force), not how.unlabeled, Notes(json)
+    selection, data, notes = how.selection(), on.choice(force=outputs.force), Notes(json)
+    tried, choice, labelled = methods.adjustments(), of.choice(counts), not how.unlabeled
     with progress_bar("" if model is None else model.name) as progress:
         if model is None:
             given = input_of_logits(choice, data, labelled=labelled, notes=notes)
