@@ -1,8 +1,8 @@
-"""A classifier, built and loaded, from a checkpoint and `--arch`: one function a source.
+"""Build and load a classifier from a checkpoint and `--arch`: one function for each source.
 
-A source takes what lies at the path and what `--arch` says behind its name, and gives the
-Classifier. Tensors are read by our own reader. Code from outside runs in two cases only, and `why`
-says so: a TorchScript file is code, and `python:` names the user's own.
+A source takes the model file and what follows its name in `--arch`, and returns the Classifier.
+Tensors are read by our own reader. Code from outside runs in two cases only, and `why` says so: a
+TorchScript file is code, and `python:` names the user's own.
 """
 
 from __future__ import annotations
@@ -45,31 +45,31 @@ from rescale_cli.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What lies at the path of a model."""
+    """A checkpoint, and the config.json beside it."""
 
     path: Path
     checkpoint: Checkpoint | None
-    """None for what only torch itself reads: an archive of torch.export."""
+    """None for an archive of torch.export."""
     config: Mapping[str, Any]
-    """The config.json beside the weights, where there is one."""
+    """The config.json beside the weights; empty if there is none."""
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """Every tensor of the checkpoint, unread."""
+        """Every tensor of the checkpoint; their values are not read."""
         return self.checkpoint.contents.tensors if self.checkpoint else ()
 
     @property
     def origin(self) -> Origin | None:
-        """Which library wrote it, where its layout says so."""
+        """The library that wrote the checkpoint, if its layout shows it."""
         return origin_of(self.checkpoint.contents) if self.checkpoint else None
 
     @property
     def folder(self) -> Path:
-        """Where its side files are."""
+        """The folder of the side files."""
         return self.path if self.path.is_dir() else self.path.parent
 
     def names_of(self, num_classes: int) -> tuple[str, ...] | None:
-        """The class names in row order, where the checkpoint or its config has that many.
+        """The class names in row order, if the checkpoint or its config has that many.
 
         One logit decides between two classes, so a single output has two names.
         """
@@ -90,7 +90,7 @@ def open_model(
     network. Otherwise it belongs to another model, and its names and preprocessing are not used.
 
     Raises:
-        BadCheckpoint: unknown, damaged, or not a regular file.
+        BadCheckpoint: the file is unknown, damaged, or not a regular file.
         UnsafePickle: a pickle in it calls or names what no checkpoint needs.
     """
     if path.is_file() and is_exported(path):
@@ -107,14 +107,14 @@ def open_model(
 
 
 def _describes(config: Mapping[str, Any], arch: str | None) -> bool:
-    """Whether a config.json speaks of the network that `--arch` names."""
+    """Whether a config.json describes the network that `--arch` names."""
     if arch is None or arch in ("run", "hf"):
         return True
     timm = f"timm:{config.get('architecture')}"
     return config.get("arch", timm) in (arch, arch.partition(".")[0])
 
 
-#: Facts: `argument`, what `--arch` says behind the name; empty where it says nothing.
+#: Facts: `argument`, what follows the name in `--arch`; empty if nothing does.
 Source = Callable[[ModelFile, str], Classifier]
 models: Registry[Source] = Registry("source of models")
 
@@ -126,9 +126,9 @@ def load_classifier(
 
     Args:
         path: a checkpoint file or folder.
-        arch: as `--arch` names it; None where the checkpoint says it, or where exactly one known
-            network has these names and shapes.
-        accept: full names of pickle globals that are let pass, still without being run.
+        arch: the value of `--arch`; None if the checkpoint says it, or if exactly one known network
+            has these names and shapes.
+        accept: full names of pickle globals that are accepted; they are never run.
 
     Returns:
         the classifier, in evaluation mode, on the CPU, in float32.
@@ -136,8 +136,8 @@ def load_classifier(
     Raises:
         BadInput: not this network's weights.
         NeedsDecision: no known network has these names and shapes, or several have.
-        UsageError: no source or no network of that name.
-        EnvironmentProblem: a library is missing, or torchvision does not fit torch.
+        UsageError: there is no source or no network of that name.
+        EnvironmentProblem: a library is missing, or torchvision does not match torch.
     """
     file = open_model(path, accept, arch)
     name, _, rest = (_arch_of(file) if arch is None else arch).partition(":")
@@ -146,9 +146,9 @@ def load_classifier(
     if bool(rest) != bool(argument):
         usage = f"--arch {name}:{argument}" if argument else f"--arch {name}"
         raise UsageError(
-            f"the source {name} needs the name of a network"
+            f"--arch {name} needs the name of a network"
             if argument
-            else f"{name} stands alone",
+            else f"--arch {name} takes no name of a network",
             saw=f"--arch {clip(f'{name}:{rest}', 80)}",
             fix=usage,
         )
@@ -159,7 +159,7 @@ def load_classifier(
 
 
 def _arch_of(file: ModelFile) -> str:
-    """What the checkpoint itself says of its network, or its names and shapes."""
+    """The value of `--arch` from the checkpoint itself, or from its names and shapes."""
     if file.checkpoint is None:
         return "pt2"
     if file.checkpoint.contents.format == "torchscript":
@@ -263,13 +263,13 @@ def run(file: ModelFile, _: str) -> Classifier:
     name = arch.partition(":")[0] if isinstance(arch, str) else ""
     if name == "python":
         raise NeedsDecision(
-            "config.json names code, which runs only when you name it",
+            "config.json names code, which runs only if you name it yourself",
             saw=clip(f"arch: {arch}"),
             fix=f"--arch {arch}",
         )
     if name not in ("torchvision", "timm", "rescale"):
         raise BadInput(
-            f"{file.path.name} is no run of rescale-cli train",
+            f"{file.path.name} is not a run of rescale-cli train",
             saw=clip(f"arch in config.json: {arch!r}"),
             fix="name the network: --arch torchvision:NAME, timm:NAME or rescale:NAME",
         )
@@ -282,8 +282,8 @@ def hf(file: ModelFile, _: str) -> Classifier:
     """A Hugging Face folder; the library is asked to fetch nothing and to run no code of it."""
     if not isinstance(file.config.get("model_type"), str):
         raise BadInput(
-            f"{file.path.name} is no Hugging Face folder",
-            saw="no model_type in config.json",
+            f"{file.path.name} is not a Hugging Face folder",
+            saw="config.json has no model_type",
             fix="name the folder with config.json and the weights, or --arch of another source",
         )
     from rescale_cli.models.torch_modules import LogitsOnly

@@ -1,4 +1,4 @@
-"""Networks by name, torchvision's, ours and the user's own; and the heads they are trained with."""
+"""Networks by name: torchvision's, ours and the user's own, and the heads they are trained with."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def _cifar_resnet(depth: int, num_classes: int, channels: int, bias: bool) -> nn
     return CifarResNet(depth, num_classes, channels, bias)
 
 
-#: Those of torchvision that have auxiliary heads, which a checkpoint may lack: how many parameters
-#: they have with and without, for 1000 classes.
+#: Networks of torchvision with auxiliary heads, which a checkpoint may lack: the number of
+#: parameters with and without them, for 1000 classes.
 AUXILIARY = {"googlenet": (13_004_888, 6_624_904), "inception_v3": (27_161_264, 23_834_568)}
 
 
@@ -108,9 +108,9 @@ def torchvision_names() -> list[str]:
 
 
 def variant_of(arch: str, tensors: Sequence[TensorInfo]) -> bool:
-    """What the weights say of a network besides its sizes.
+    """The variant of a network that the weights belong to.
 
-    Of torchvision's: whether there are auxiliary heads. Of ours: whether the head has a bias.
+    For torchvision: whether there are auxiliary heads. For ours: whether the head has a bias.
     """
     if arch.startswith("rescale:"):
         return any(info.name.endswith(("linear.bias", "fc.bias")) for info in tensors)
@@ -121,7 +121,7 @@ def build_of(arch: str, variant: bool) -> Build:
     """How to build the network `torchvision:NAME` or `rescale:NAME`.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is no network of that name.
     """
     source, _, name = arch.partition(":")
     if source == "rescale":
@@ -157,7 +157,7 @@ def _no_network(name: str) -> UsageError:
 
 @dataclass(frozen=True, slots=True)
 class HeadKind:
-    """What `head` in a run's config.json says; without it a network is as its library builds it."""
+    """The head of a run, as config.json describes it; otherwise the head is as its library builds it."""
 
     name: str
     """The dotted name of the last layer, such as `fc`."""
@@ -166,15 +166,15 @@ class HeadKind:
     bias: bool = True
 
     def as_json(self) -> dict[str, object]:
-        """What config.json holds; `read` reads the same."""
+        """The form in config.json, which `read` reads."""
         return {"name": self.name, "kind": self.kind, "bias": self.bias}
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> HeadKind | None:
-        """The head that the config.json of a run describes; None if it is no run's.
+        """The head in the config.json of a run; None if it is not that of a run.
 
         Raises:
-            BadInput: it describes none.
+            BadInput: the description is invalid.
 
         Example:
             >>> HeadKind.read({"arch": "rescale:resnet8", "head": {"name": "linear"}})
@@ -187,16 +187,16 @@ class HeadKind:
             case {"name": str(name), **rest} if rest.get("kind", "linear") in ("linear", "cosine"):
                 return cls(name, str(rest.get("kind", "linear")), bool(rest.get("bias", True)))
         raise BadInput(
-            "config.json does not describe the head of a run",
+            "config.json has an invalid description of the head",
             saw=clip(f"head: {said!r}"),
             fix='correct the file: "head": {"name": "fc", "kind": "linear", "bias": false}',
         )
 
     def give_to(self, network: nn.Module) -> nn.Module:
-        """Make the last layer of a network of this kind, in place; the network.
+        """Give the last layer of a network this form, in place, and return the network.
 
         Raises:
-            BadInput: it has no linear layer of that name.
+            BadInput: the network has no linear layer of that name.
         """
         from torch import nn
 
@@ -207,8 +207,8 @@ class HeadKind:
         if layer is None or not isinstance(layer, kinds):
             raise BadInput(
                 f"the network has no linear layer {clip(self.name, 80)}",
-                saw=f"{type(layer).__name__}, to be {self.kind}",
-                fix="name another network: --arch, or another loss",
+                saw=f"a layer of the type {type(layer).__name__}, where a {self.kind} head is needed",
+                fix="use another network, --arch, or another --loss",
             )
         if self.kind == "cosine":
             give_cosine_head(network, self.name)
@@ -223,7 +223,7 @@ def input_channels(network: nn.Module) -> int | None:
 
 
 def as_trained(build: Build, config: Mapping[str, Any]) -> Build:
-    """How the network of a run is built: as its library does, but for its head."""
+    """A function that builds the network of a run: as its library does, except for the head."""
     head = HeadKind.read(config)
     if head is None:
         return build
@@ -231,10 +231,10 @@ def as_trained(build: Build, config: Mapping[str, Any]) -> Build:
 
 
 def head_name(network: nn.Module, num_classes: int, arch: str) -> str:
-    """The dotted name of the last linear layer, or 1x1 convolution, with a row a class.
+    """The dotted name of the last linear layer or 1x1 convolution with a row for each class.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is no such layer.
     """
     from torch import nn
 
@@ -248,7 +248,7 @@ def head_name(network: nn.Module, num_classes: int, arch: str) -> str:
         raise BadInput(
             f"{arch} has no last linear layer with {num_classes} rows",
             saw=f"{sum(1 for _ in network.modules())} layers",
-            fix="name a network for that many classes: --arch",
+            fix="use a network that can be built for that many classes: --arch",
         )
     return found
 
@@ -260,7 +260,7 @@ def build(name: str, num_classes: int) -> nn.Module:
     """The module that `module:callable` returns; `num_classes` is passed if it takes that.
 
     Raises:
-        BadInput: there is no such callable, it raises, or it returns no torch.nn.Module.
+        BadInput: the callable does not exist, raises an error, or does not return a torch.nn.Module.
     """
     from torch import nn
 
@@ -274,7 +274,9 @@ def build(name: str, num_classes: int) -> nn.Module:
         raise BadInput(f"{clip(name, 80)}({said}) failed", saw=saw, fix=_FIX) from error
     if not isinstance(made, nn.Module):
         saw = f"a value of the type {type(made).__name__}"
-        raise BadInput(f"{clip(name, 80)}({said}) gives no model", saw=saw, fix=_FIX)
+        raise BadInput(
+            f"{clip(name, 80)}({said}) does not return a torch.nn.Module", saw=saw, fix=_FIX
+        )
     return made
 
 

@@ -1,7 +1,8 @@
-"""From an image to what a network takes in: as the command line says it, and as it is done.
+"""From an image to the input of a network: our own arithmetic, in batches and without torchvision.
 
-The arithmetic is that of torchvision's transforms on Pillow images, to the last bit: Resize,
-CenterCrop, ToTensor, Normalize.
+The values are those of torchvision's Resize, CenterCrop, ToTensor and Normalize on Pillow images, to
+the last bit. torchvision is not needed for models that do not come from it, its transforms take one
+image at a time, and they do not have the crops of timm and of mmpretrain.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     import torch
 
 
-#: What `--preset` names. `library` is what the library of the network uses for its own weights;
-#: `none` keeps values between 0 and 1 as they are.
+#: The presets of `--preset`. `library` is what the library of the network uses for its own weights;
+#: `none` leaves values from 0 to 1 as they are.
 presets: Registry[Preprocessing | None] = Registry("preset")
 
-#: Images this small are not those that networks for ImageNet are trained on.
+#: Images up to this height and width are not what networks for ImageNet are trained on.
 SMALL = 160
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,19 +52,19 @@ presets.register("none")(None)
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What helps to complete options, or to say which ones are missing.
+    """What is known beside the options: to complete them, or to say which ones are missing.
 
     Nothing of it is used unless an option asks for it.
     """
 
     usual: Preprocessing | None = None
-    """What the library uses for its own weights of the network."""
+    """The preprocessing that the library uses for its own weights of the network."""
     fixed: tuple[int, int] | None = None
-    """Height and width that the program of the network takes, where it takes no other."""
+    """Height and width of the input, if the program of the network accepts no other."""
     image: tuple[int, int] | None = None
     """Height and width of the first image of the data."""
     channels: int | None = None
-    """Channels that the network takes, 1 or 3, where they are known."""
+    """Channels of the network's input, 1 or 3, if they are known."""
 
 
 def override(
@@ -74,25 +75,24 @@ def override(
     std: Sequence[float] | None = None,
     hints: Hints = Hints(),
 ) -> Preprocessing:
-    """The preprocessing that is used: the checkpoint's own, unless the user says otherwise.
+    """The preprocessing to use: that of the checkpoint, unless options change it.
 
-    A preset takes the place of all that the checkpoint says. A size is the size that the image is
-    resized to; nothing more is cut off than what makes the shape fit. One mean or std stands for
-    all channels that there were. Where the checkpoint says nothing, a size alone takes mean and
-    std from the library's own weights of that network, and never the other way round: the size is
-    what differs.
+    A preset replaces everything that the checkpoint says. The image is resized to a given size, and
+    only cropped to fit its shape. One mean or std stands for all channels. If the checkpoint says
+    nothing, a size alone takes mean and std from the library's own weights of that network; mean
+    and std alone never take its size, because the size is what differs.
 
     Args:
-        base: what the checkpoint says, if it does.
+        base: the preprocessing of the checkpoint, if it has any.
         preset: a name in `presets`.
         size: height and width of the network's input, pixels.
         mean: of values in 0..1, one a channel.
         std: of values in 0..1, one a channel.
-        hints: what completes them, and what an error can say.
+        hints: what else is known.
 
     Raises:
-        NeedsDecision: nothing says the size, the mean or the standard deviation.
-        UsageError: an unknown preset, or values that no image has.
+        NeedsDecision: the size, the mean or the standard deviation is not known.
+        UsageError: the preset is unknown, or a value is invalid.
 
     Example:
         >>> override(None, "imagenet", size=(32, 32)).sizes
@@ -119,7 +119,7 @@ def override(
 
 
 def _raw(base: Preprocessing | None) -> Preprocessing | None:
-    """The same sizes, values between 0 and 1."""
+    """The same sizes, with values from 0 to 1."""
     if base is None:
         return None
     zeros, ones = (0.0,) * base.channels, (1.0,) * base.channels
@@ -127,9 +127,9 @@ def _raw(base: Preprocessing | None) -> Preprocessing | None:
 
 
 def _resized_to(made: Preprocessing | None, size: tuple[int, int]) -> dict[str, Any]:
-    """`resize` and `keep_ratio` for a size that was typed: the whole of a square image is kept.
+    """`resize` and `keep_ratio` for --size, with which a square image is kept whole.
 
-    Where both sides were resized to the input's, whatever the shape of the image, they still are.
+    If both sides were resized to the input's, whatever the shape of the image, they still are.
     """
     if made is not None and not isinstance(made.resize, int) and not made.keep_ratio:
         return {"resize": None if made.resize is None else size}
@@ -208,10 +208,10 @@ def _imagenet() -> Preprocessing:
 
 
 def checked(made: Preprocessing) -> Preprocessing:
-    """The same, as many values of mean as of std, once it can be done.
+    """Check a preprocessing, and give mean and std as many values as there are channels.
 
     Raises:
-        UsageError: sizes below 1, channels that no image has, a standard deviation of 0.
+        UsageError: a size is below 1, the channels are not 1 or 3, or a standard deviation is 0.
     """
     channels = max(made.channels, len(made.std))
     mean, std = (v * channels if len(v) == 1 else v for v in (made.mean, made.std))
@@ -220,9 +220,9 @@ def checked(made: Preprocessing) -> Preprocessing:
     resize = made.resize if made.resize is not None else made.size
     if not sound or min(made.size) < 1 or np.min(resize) < 1:
         raise UsageError(
-            "these values do not prepare an image",
+            "the preprocessing is invalid",
             saw=f"size {made.size}, resize {made.resize}, mean {made.mean}, std {made.std}",
-            fix="--size H,W of 1 pixel and more, --mean and --std of 1 or 3 values, std above 0",
+            fix="use --size H,W of at least 1 pixel, and --mean and --std with 1 or 3 values, std above 0",
         )
     return replace(made, mean=mean, std=std)
 
@@ -233,7 +233,7 @@ def apply_preprocessing(image: Image, p: Preprocessing) -> torch.Tensor:
     Args:
         image: (H, W) or (H, W, 1 or 3), uint8. Gray becomes colour, and colour gray, as Pillow
             converts them.
-        p: what to do.
+        p: the preprocessing.
     """
     import torch
     from PIL import Image as Pillow
@@ -249,7 +249,7 @@ def apply_preprocessing(image: Image, p: Preprocessing) -> torch.Tensor:
 
 
 def needs_no_resize(p: Preprocessing, height: int, width: int) -> bool:
-    """Whether images of that size only need to be cropped, so that a batch is plain arithmetic."""
+    """Whether images of that size need no resizing, so that a batch is prepared at once."""
     return _resized(p, height, width) == (height, width)
 
 
@@ -258,13 +258,13 @@ def batch_preprocessing(
 ) -> torch.Tensor:
     """The network's input, (n, channels, height, width), float32, of images that need no resizing.
 
-    The same values as `apply_preprocessing` gives, computed on the device, where the images may
-    already lie.
+    The same values as from `apply_preprocessing`, computed on the device, where the images may
+    already be.
 
     Args:
         images: (n, H, W) or (n, H, W, 1 or 3), uint8; `needs_no_resize` holds for H and W.
-        p: what to do.
-        device: where it is computed and stays.
+        p: the preprocessing.
+        device: where the result is computed and stays.
     """
     import torch
 
@@ -277,7 +277,7 @@ def batch_preprocessing(
 
 
 def _gray(pixels: torch.Tensor) -> torch.Tensor:
-    """Pillow's L: 19595, 38470 and 7471 parts of 65536, rounded."""
+    """Grayscale as Pillow's mode L: 19595, 38470 and 7471 parts of 65536, rounded."""
     red, green, blue = pixels.int().unbind(-1)
     gray = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
     return gray.byte().unsqueeze(-1)
@@ -302,14 +302,14 @@ def _to_input(pixels: torch.Tensor, p: Preprocessing) -> torch.Tensor:
     pixels = _cropped(pixels, p).permute(0, 3, 1, 2)
     if p.flip_channels:
         pixels = pixels.flip(1)
-    # In the network's order first: bytes are moved, not floats.
+    # Put bytes, not floats, into the network's memory order: that is a quarter of the work.
     values = pixels.contiguous().float().div_(255).expand(-1, p.channels, -1, -1)
     mean, std = (values.new_tensor(v).view(-1, 1, 1) for v in (p.mean, p.std))
     return values.sub(mean).div_(std).contiguous()
 
 
 def _cropped(pixels: torch.Tensor, p: Preprocessing) -> torch.Tensor:
-    """The middle of bytes (n, H, W, c), with black around where they are smaller."""
+    """The center of images (n, H, W, c), uint8, with black around images that are smaller."""
     from torch.nn.functional import pad
 
     less = [max(wanted - have, 0) for wanted, have in zip(p.size, pixels.shape[1:3], strict=True)]

@@ -54,7 +54,7 @@ class Origin:
 
 
 def origin_of(contents: Contents) -> Origin | None:
-    """The library that wrote a file of torch.save, by its layout; None where nothing says it.
+    """The library that wrote a file of torch.save, by its layout; None if it cannot be recognized.
 
     Example:
         >>> facts = {"arch": "resnet18", "version": 2, "epoch": 1, "args": {"model": "resnet18"}}
@@ -101,7 +101,7 @@ def _not_built(contents: Contents) -> Origin | None:
 
 
 def _in_parameters(hyper: Mapping[str, Any]) -> tuple[str, ...]:
-    """Networks that Lightning's hyper-parameters name, by the library that they name with it."""
+    """The networks that Lightning's hyper-parameters name, with their libraries."""
     said = list(_texts(hyper))
     words = " ".join(f"{key} {text}" for key, text in said).lower()
     libraries = [library for library in ("timm", "torchvision") if library in words]
@@ -137,7 +137,7 @@ def _texts(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def says(origin: Origin | None, arch: str) -> str:
-    """Where the checkpoint names a network, in words; empty if it names another or none."""
+    """The entry in which the checkpoint names a network, in words; empty if it does not."""
     named = () if origin is None else origin.archs
     if origin is None or not {arch, arch[arch.find(":") :]} & set(named):
         return ""
@@ -145,10 +145,10 @@ def says(origin: Origin | None, arch: str) -> str:
 
 
 def refuse_unbuilt(origin: Origin, name: str) -> None:
-    """Stop where the network belongs to a library that is not run here.
+    """Refuse checkpoints of libraries whose networks this tool does not run.
 
     Raises:
-        BadInput: the checkpoint is one of ultralytics or fastai.
+        BadInput: ultralytics or fastai wrote the checkpoint.
     """
     if origin.library not in ("ultralytics", "fastai"):
         return
@@ -160,16 +160,16 @@ def refuse_unbuilt(origin: Origin, name: str) -> None:
     )
 
 
-#: Parameters by which a network with other channels or another image size may differ, as a share
-#: and at least: only a first sieve.
+#: How much the number of parameters may differ for other channels or image sizes, as a share and
+#: at least: only a first filter.
 SHARE, LEAST = 0.01, 1 << 15
 
 
 def recognize(tensors: Sequence[TensorInfo]) -> str:
     """The network, as `--arch` names it, whose state has exactly these names and shapes.
 
-    The number of classes and of channels may be any. Only networks with about as many parameters
-    are built, and without memory.
+    The number of classes and of channels is free. Only networks with about as many parameters are
+    built, on the meta device.
 
     Raises:
         NeedsDecision: no network of torchvision's or ours has them, or several have.
@@ -196,10 +196,10 @@ def recognize(tensors: Sequence[TensorInfo]) -> str:
 
 
 def network_named(origin: Origin, tensors: Sequence[TensorInfo]) -> str | None:
-    """The network that a checkpoint names, if the weights fit it; None if it names none that does.
+    """The network that a checkpoint names, if the weights fit it; otherwise None.
 
     Raises:
-        NeedsDecision: timm wrote the file without the name of its model.
+        NeedsDecision: timm wrote the file, but not the name of the model.
         EnvironmentProblem: timm is needed and not installed.
     """
     if origin.library == "timm":
@@ -207,7 +207,7 @@ def network_named(origin: Origin, tensors: Sequence[TensorInfo]) -> str | None:
         if timm_models.is_model(arch.partition(":")[2]):
             return arch
         raise NeedsDecision(
-            "timm wrote this file and does not say which of its models it is",
+            "timm wrote this file, but it does not say which of its models it is",
             saw=clip(f"{origin.where}: {arch}"),
             fix="name the model: --arch timm:NAME",
         )
@@ -231,7 +231,7 @@ def _fits(arch: str, tensors: Sequence[TensorInfo]) -> bool:
 
 
 def _of_that_size(model: Sequence[TensorInfo]) -> Iterator[str]:
-    """Networks that would have as many parameters, had they as many classes."""
+    """Networks that would have about as many parameters with the same number of classes."""
     sizes: dict[int, set[int]] = {}
     seen: set[str] = set()
     for arch, classes, parameters in _known():
@@ -245,13 +245,13 @@ def _of_that_size(model: Sequence[TensorInfo]) -> Iterator[str]:
 
 @cache
 def _known() -> tuple[tuple[str, int, int], ...]:
-    """Every network: its name, and how many parameters it has with how many classes."""
+    """Every network: its name, a number of classes, and its number of parameters for them."""
     weights = torchvision().models.get_model_weights
     theirs = [
         (f"torchvision:{name}", 1000, next(iter(weights(name))).meta["num_params"])
         for name in torchvision_names()
     ]
-    # Of these, the published number is that of one variant.
+    # For these, the published number is that of one variant only.
     theirs += [(f"torchvision:{name}", 1000, n) for name, both in AUXILIARY.items() for n in both]
     ours = [
         (f"rescale:{name}", 10, cast("int", networks.entry(name).facts["parameters"]))
@@ -261,7 +261,7 @@ def _known() -> tuple[tuple[str, int, int], ...]:
 
 
 def _sizes(model: Sequence[TensorInfo], classes: int) -> set[int]:
-    """Parameters of the model if it had that many classes, whichever of its layers are heads."""
+    """The possible numbers of parameters with that many classes, depending on which layers are heads."""
     parameters = [i for i in model if "float" in i.dtype and "running_" not in i.name]
     total = sum(info.numel for info in parameters)
     found, widths = {total}, Counter[int]()

@@ -106,7 +106,7 @@ def initialize(network: nn.Module) -> None:
 
 
 def set_channels_(network: nn.Module, channels: int) -> None:
-    """Let the first convolution of a network take another number of channels, in place."""
+    """Change the number of input channels of a network's first convolution, in place."""
     conv = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     if conv.in_channels == channels:
         return
@@ -132,7 +132,7 @@ class CosineHead(nn.Module):
     def __init__(self, feature_dim: int, num_classes: int, scale: float = 30.0) -> None:
         super().__init__()
         self.scale: Tensor
-        # Among the weights it is also the sign by which such a head is told from a linear one.
+        # As part of the weights it also shows that the head is not a linear one.
         self.register_buffer("scale", torch.tensor(scale))
         self.weight = nn.Parameter(torch.empty(num_classes, feature_dim).uniform_(-1, 1))
 
@@ -158,9 +158,9 @@ def give_cosine_head(network: nn.Module, name: str, scale: float = 30.0) -> Cosi
 
 
 def normalize_together(network: nn.Module, device: torch.device) -> nn.Module:
-    """Let every batch normalization see the batches of all ranks, so that ranks change nothing.
+    """Let batch normalization use the batches of all ranks, so that ranks do not change the result.
 
-    On CUDA it is torch's own; that one does not run on CPUs.
+    On CUDA it is torch's SyncBatchNorm, which does not run on CPUs; there it is ours.
     """
     if device.type == "cuda":
         convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
@@ -174,7 +174,7 @@ def normalize_together(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 class RankedBatchNorm(nn.Module):
-    """Takes the place of a batch normalization, with its parameters, buffers and names."""
+    """Our SyncBatchNorm for CPUs, with the parameters, buffers and names of a batch normalization."""
 
     def __init__(self, old: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """What statistics are kept in: float32 at least."""
+    """The dtype of the statistics, float32 at least."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
