@@ -157,7 +157,7 @@ def _no_network(name: str) -> UsageError:
 
 @dataclass(frozen=True, slots=True)
 class HeadKind:
-    """The head of a run, as config.json describes it; otherwise the head is as its library builds it."""
+    """The head of a run, as config.json describes it."""
 
     name: str
     """The dotted name of the last layer, such as `fc`."""
@@ -207,7 +207,7 @@ class HeadKind:
         if layer is None or not isinstance(layer, kinds):
             raise BadInput(
                 f"the network has no linear layer {clip(self.name, 80)}",
-                saw=f"a layer of the type {type(layer).__name__}, where a {self.kind} head is needed",
+                saw=f"a {type(layer).__name__}, where a {self.kind} head is needed",
                 fix="use another network, --arch, or another --loss",
             )
         if self.kind == "cosine":
@@ -260,7 +260,7 @@ def build(name: str, num_classes: int) -> nn.Module:
     """The module that `module:callable` returns; `num_classes` is passed if it takes that.
 
     Raises:
-        BadInput: the callable does not exist, raises an error, or does not return a torch.nn.Module.
+        BadInput: the callable does not exist, raises an error, or returns no torch.nn.Module.
     """
     from torch import nn
 

@@ -1,7 +1,7 @@
 """From an image to the input of a network: our own arithmetic, in batches and without torchvision.
 
-The values are those of torchvision's Resize, CenterCrop, ToTensor and Normalize on Pillow images, to
-the last bit. torchvision is not needed for models that do not come from it, its transforms take one
+The values are those of torchvision's Resize, CenterCrop, ToTensor and Normalize on Pillow images,
+to the last bit. Models that do not come from torchvision run without it, its transforms take one
 image at a time, and they do not have the crops of timm and of mmpretrain.
 """
 
@@ -222,7 +222,7 @@ def checked(made: Preprocessing) -> Preprocessing:
         raise UsageError(
             "the preprocessing is invalid",
             saw=f"size {made.size}, resize {made.resize}, mean {made.mean}, std {made.std}",
-            fix="use --size H,W of at least 1 pixel, and --mean and --std with 1 or 3 values, std above 0",
+            fix="--size H,W of at least 1 pixel; --mean and --std with 1 or 3 values, std above 0",
         )
     return replace(made, mean=mean, std=std)
 

@@ -261,7 +261,7 @@ def _known() -> tuple[tuple[str, int, int], ...]:
 
 
 def _sizes(model: Sequence[TensorInfo], classes: int) -> set[int]:
-    """The possible numbers of parameters with that many classes, depending on which layers are heads."""
+    """The possible numbers of parameters with that many classes, whichever layers are heads."""
     parameters = [i for i in model if "float" in i.dtype and "running_" not in i.name]
     total = sum(info.numel for info in parameters)
     found, widths = {total}, Counter[int]()

@@ -174,7 +174,7 @@ def normalize_together(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 class RankedBatchNorm(nn.Module):
-    """Our SyncBatchNorm for CPUs, with the parameters, buffers and names of a batch normalization."""
+    """Our SyncBatchNorm for CPUs, with the same parameters, buffers and names as BatchNorm."""
 
     def __init__(self, old: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__()
