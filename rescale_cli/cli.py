@@ -1,4 +1,4 @@
-"""The command line: the app, its global options, signals, and the one place where errors end."""
+"""The command line: the app, its global options, signals, and where all errors are printed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Quiet = Annotated[
 
 
 def begin() -> None:
-    """Forget what an earlier command line of this process said."""
+    """Reset the options of an earlier command line in this process."""
     console.verbosity.set(0)
     console.quiet.set(False)
     console.as_json.set(False)
@@ -63,14 +63,14 @@ def begin() -> None:
 
 
 def remember(verbose: int, *, quiet: bool, as_json: bool) -> None:
-    """Add these words of the command line to those before: `-v` counts wherever it stands."""
+    """Add the options of one place on the command line to those of the other."""
     console.verbosity.set(console.verbosity.get() + verbose)
     console.quiet.set(console.quiet.get() or quiet)
     console.as_json.set(console.as_json.get() or as_json)
 
 
 def everywhere(name: str, command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command that takes `json` also take `-v` and `-q` after its name.
+    """Let a command with the parameter `json` also take `-v` and `-q` after its name.
 
     The command runs with `json` true if `--json` stands before or after its name. Progress is
     printed while it runs. An output `-` is stdout, see `stdout_option`.
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_words(words: Sequence[str]) -> int:
-    """Run one command line and return its exit code; every error ends here."""
+    """Run one command line and return its exit code. Every error is caught here."""
     begin()
     before_names = words[: words.index("--")] if "--" in words else words
     speaker = Screen(_command_in(words), as_json="--json" in before_names)
@@ -227,7 +227,7 @@ def _run_words(words: Sequence[str]) -> int:
 
 
 def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
-    """Any exception as one of ours: what a person did, what the machine lacks, or our bug."""
+    """Any exception as a RescaleError: invalid use, a problem of the machine, or a bug."""
     if isinstance(error, typer.Abort) and isinstance(error.__cause__, EOFError):
         error = error.__cause__  # Typer takes it for the end of the user's input
     if isinstance(error, RescaleError):
@@ -240,14 +240,14 @@ def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
         return UsageError(error.format_message().rstrip("."), saw=saw, fix=f"see {path} --help")
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Interrupted(
-            "interrupted; nothing was left half done",
+            "interrupted; no partly written file was left",
             saw="a signal to stop",
-            fix="run the command again to do it",
+            fix="run the command again",
         )
     if isinstance(error, MemoryError):
         return EnvironmentProblem(
             "the machine has too little memory",
-            saw=str(error) or "the system gave no more",
+            saw=str(error) or "an allocation failed",
             fix="free some memory, or use a larger machine",
         )
     if isinstance(error, ImportError) and not (error.name or "").startswith("rescale_cli"):
@@ -260,13 +260,13 @@ def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
         )
     return RescaleError(
         f"a bug of ours: {type(error).__name__}",
-        saw=str(error) or "no more is known",
+        saw=str(error) or "the exception has no message",
         fix="run it again with -vv, and report what it prints",
     )
 
 
 def _speak(speaker: Screen, problem: RescaleError) -> None:
-    """Tell an error: on stderr if stdout, where its document belongs, takes nothing."""
+    """Print an error; on stderr if stdout, where its document belongs, cannot be written."""
     if isinstance(problem, NotPrinted):
         speaker = replace(speaker, as_json=False)
     try:
@@ -278,7 +278,7 @@ def _speak(speaker: Screen, problem: RescaleError) -> None:
 
 
 def _end_together(problem: RescaleError | None, speak: Callable[[], None]) -> None:
-    """Of the processes that torchrun started, rank 0 speaks, and the others wait for its words."""
+    """Under torchrun, rank 0 prints the error, and the other ranks wait for it."""
     if "RANK" not in os.environ:
         speak()
         return
@@ -294,7 +294,7 @@ def _command_in(words: Sequence[str]) -> str:
 
 
 def _prepare_streams() -> None:
-    """Names with bytes that the terminal cannot show must not stop a command."""
+    """Make sure that the streams exist and can print any name, escaped where necessary."""
     open_missing()
     # Python has no stream where the system has none, and print would then fail.
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (until the end)

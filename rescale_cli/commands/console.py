@@ -1,4 +1,4 @@
-"""What a person or a program reads: text or one JSON document on stdout, talk on stderr."""
+"""The console: a text or one JSON document on stdout, and messages on stderr."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ _PLAINER = str.maketrans({
     "▲": "^", "…": "...", "γ": "gamma", "τ": "tau", "→": "->", "±": "+-", "≤": "<=", "≥": ">=",
 })  # fmt: skip
 
-#: What `-q`, `-v` and `--json` said, for the command that is running.
+#: The options `-q`, `-v` and `--json` of the command that is running.
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 verbosity: ContextVar[int] = ContextVar("verbosity", default=0)
 as_json: ContextVar[bool] = ContextVar("as_json", default=False)
-#: Whether an output of the command has gone to stdout, where nothing else may go then.
+#: Whether an output of the command goes to stdout, so that nothing else may be printed there.
 stdout_taken: ContextVar[bool] = ContextVar("stdout_taken", default=False)
-#: How to hide the bar that is shown on stderr, and how to show it again; empty if there is none.
+#: How to hide the progress bar on stderr and how to show it again; empty without a bar.
 live: list[tuple[Callable[[], None], Callable[[], None]]] = []
-#: What code the command that is running has announced.
+#: The announcements of code that the running command is about to run.
 announced: ContextVar[tuple[str, ...]] = ContextVar("announced", default=())
 
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """Where one command speaks."""
+    """The output of one command."""
 
     command: str
     as_json: bool
@@ -76,11 +76,11 @@ class Screen:
         show: Callable[[], object],
         failed: RescaleError | None = None,
     ) -> None:
-        """Print what came out: as JSON, or by `show`, with the warnings on stderr.
+        """Print the result: as JSON, or by `show` with the warnings on stderr.
 
-        With `failed`, all was done and what came out is not good enough: both are printed. A
-        signal comes too late now: there is one document, never two. A reader of stdout that has
-        gone changes nothing: the exit code is still that of the result.
+        With `failed`, the work is complete but its result is not good enough, and both are printed.
+        Signals are ignored from here on, so there is one document, never two. If the reader of
+        stdout has gone, the exit code is still that of the result.
 
         Raises:
             NotPrinted: stdout could not be written; if `failed`, that is only printed.
@@ -127,7 +127,7 @@ class Screen:
             talk("warning", message, style="yellow")
 
     def error(self, error: RescaleError) -> None:
-        """Say what went wrong, what was seen, and what to do."""
+        """Print what is wrong, what was found, and how to fix it."""
         said = _fields(error)
         if self.as_json:
             self._document({"ok": False, "error": said})
@@ -147,7 +147,7 @@ class Screen:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Inside, stdout is written; it is flushed at the end.
+    """A block in which stdout is written. It is flushed at the end.
 
     If its reader has gone, as with `| head -1`, the block ends early and nothing else happens.
 
@@ -171,7 +171,7 @@ def printing() -> Iterator[None]:
 
 
 def discard(stream: TextIO) -> None:
-    """Let everything that is still to be written to a stream, by us or by Python, go nowhere."""
+    """Send everything that is still to be written to a stream to the null device."""
     with suppress(OSError, ValueError):  # a stream without a descriptor has nothing to replace
         number, null = stream.fileno(), os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, number)
@@ -191,20 +191,20 @@ def _fields(error: RescaleError) -> dict[str, Any]:
 
 
 def tell_announced(text: str) -> None:
-    """Say at once, on stderr, what code is about to run; the JSON document repeats it."""
+    """Print at once, on stderr, what code is about to run. The JSON document repeats it."""
     if text not in announced.get():
         announced.set((*announced.get(), text))
         tell_note(text)
 
 
 def tell_note(text: str) -> None:
-    """Print a note on stderr at once, unless asked to be quiet."""
+    """Print a note on stderr at once, unless `-q` is given."""
     if not quiet.get():
         talk("note", text)
 
 
 def talk(kind: str, text: str, style: str = "") -> None:
-    """One line on stderr, above a bar if there is one, in colour where a person reads it."""
+    """Print one line on stderr, above the progress bar if any, in colour on a terminal."""
     from rich.console import Console
     from rich.text import Text
 
@@ -216,7 +216,7 @@ def talk(kind: str, text: str, style: str = "") -> None:
 
 
 def to_stderr(text: str) -> None:
-    """Write to stderr. If that is impossible, the work goes on, as nobody reads stderr."""
+    """Write to stderr. If that fails, nobody reads stderr, and the work goes on."""
     try:
         with _no_bar():
             sys.stderr.write(text)
@@ -226,13 +226,13 @@ def to_stderr(text: str) -> None:
 
 
 def animates() -> bool:
-    """Whether stderr is a terminal on which a bar can move."""
+    """Whether stderr is a terminal that can show a moving progress bar."""
     return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 @contextmanager
 def above(hide: Callable[[], None], show: Callable[[], None]) -> Iterator[None]:
-    """Inside, a bar is shown, which is hidden while a line is printed."""
+    """A block in which a progress bar is shown. It is hidden while a line is printed."""
     live.append((hide, show))
     try:
         yield
@@ -258,14 +258,14 @@ class Whole(str):
 
 
 class Fitting(Protocol):
-    """What fits any width, such as `grid.Grid`."""
+    """Something that fits any width, such as `tables.Grid`."""
 
     def lines(self, room: int) -> Sequence[Any]:
         """Its lines, at most `room` wide if no word is longer."""
 
 
 def say(*lines: str | Text | Fitting) -> None:
-    """Lines and tables on stdout, with sentences wrapped at spaces where somebody reads them."""
+    """Print lines and tables on stdout. On a terminal, sentences are wrapped at spaces."""
     from rich.console import Console
     from rich.text import Text
 

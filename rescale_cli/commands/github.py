@@ -1,4 +1,4 @@
-"""What GitHub Actions takes from a step: a summary page in Markdown, outputs, annotations.
+"""GitHub Actions: the summary page of a step in Markdown, its outputs, and annotations.
 
 https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands
 """
@@ -21,19 +21,19 @@ _unwritten: ContextVar[tuple[str, ...]] = ContextVar("unwritten", default=())
 
 
 def unwritten() -> list[tuple[str, str]]:
-    """A warning for each file of this step that could not be written; the result is unharmed."""
+    """A warning for each file of this step that could not be written. The result is complete."""
     found = [("github", text) for text in _unwritten.get()]
     _unwritten.set(())
     return found
 
 
 def append_summary(page: str) -> bool:
-    """Add Markdown to the page of this step; whether that was done. See `unwritten`."""
+    """Add Markdown to the page of this step; return whether it was written. See `unwritten`."""
     return _append("GITHUB_STEP_SUMMARY", clipped(page, MOST_BYTES))
 
 
 def append_outputs(values: Mapping[str, object]) -> bool:
-    """Add `key=value` lines to the outputs of this step; whether that was done. See `unwritten`.
+    """Add `key=value` lines to the outputs of this step; return whether they were written.
 
     Args:
         values: a key is letters, digits, _ and -; a value stays on one line.
@@ -49,7 +49,7 @@ def on_github() -> bool:
 
 
 def annotation(title: str, message: str) -> str | None:
-    """The line that makes GitHub show an error, if we run there."""
+    """The line that makes GitHub show an error; None outside of GitHub Actions."""
     if not on_github():
         return None
     text = _quoted(message)
@@ -79,7 +79,7 @@ def _append(variable: str, text: str) -> bool:
 
 
 def clipped(page: str, limit: int) -> str:
-    """The first lines of a page that fit into `limit` bytes of UTF-8, and a word if some do not."""
+    """The first lines of a page that fit into `limit` bytes of UTF-8, with a note if it was cut."""
     if len(page.encode("utf-8", "backslashreplace")) <= limit:
         return page
     more = "\n\n(cut: the page was too long)\n"

@@ -1,4 +1,4 @@
-"""How long work goes: a bar on a terminal, else a plain line every half minute; and notes."""
+"""Progress: a bar on a terminal, otherwise a plain line every half minute; and notes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rescale_cli.long_work import Work
 
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
-    """A bar on stderr, to be called with (done, all, per second); it leaves nothing behind.
+    """A bar on stderr, called with (done, total, per second). It is removed at the end.
 
-    `screen.talk` takes it away while it prints a line.
+    `console.talk` hides it while it prints a line.
     """
     from rich.console import Console
     from rich.progress import (
@@ -58,10 +58,10 @@ EVERY = 29.0
 
 @contextmanager
 def progress_bar(title: str, doing: str = "evaluating") -> Iterator[Progress | None]:
-    """A bar with images per second and time left, to be called with (done, all, per second).
+    """A bar with images per second and time left, called with (done, total, per second).
 
-    Where stderr is no terminal, `heartbeat` prints how far it is; with -q nobody does, and this
-    gives None.
+    If stderr is not a terminal, `heartbeat` prints the progress instead. With -q there is no
+    progress, and this yields None.
     """
     if quiet.get():
         yield None
@@ -84,8 +84,8 @@ def heartbeat(
     It prints nothing with -q, while a bar is shown, and on other ranks than 0 of torchrun.
 
     Args:
-        command: the name that is shown where nothing says what is being done.
-        stopped: waits for so many seconds, and says whether the block has ended meanwhile.
+        command: the name that is shown while no work has a title.
+        stopped: waits for this many seconds, and returns whether the block has ended.
     """
     if quiet.get() or os.environ.get("RANK", "0") != "0":
         yield
@@ -107,7 +107,7 @@ def heartbeat(
 
 
 def progress_line(work: Work, now: float) -> str:
-    """How far a work is, and how long it has taken or will take.
+    """How much of the work is done, and the time it has taken or will take.
 
     Example:
         >>> half = Work("evaluating a.pth", "images", total=50_000, done=12_800, began=0.0)
@@ -130,7 +130,7 @@ def progress_line(work: Work, now: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it.
+    """A time in words.
 
     Example:
         >>> [duration(s) for s in (0.4, 59, 80, 3600, 9000)]
@@ -145,7 +145,7 @@ def duration(seconds: float) -> str:
 
 
 class Notes:
-    """What is said while a command is at work: at once, or with --json among the warnings."""
+    """Notes of a running command: printed at once, or with --json listed among the warnings."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
@@ -153,11 +153,11 @@ class Notes:
 
     @property
     def kept(self) -> list[Warning_]:
-        """What is yet to be said, by the document."""
+        """The notes for the JSON document."""
         return [("note", text) for text in self._said] if self._as_json else []
 
     def __call__(self, text: str) -> None:
-        """Print it once, unless asked to be quiet; a detail is printed only with -v."""
+        """Print a note once, unless -q is given. A detail is printed only with -v."""
         if isinstance(text, Detail) and not verbosity.get():
             return
         if text not in self._said and not self._as_json and not quiet.get():
