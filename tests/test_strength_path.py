@@ -15,7 +15,7 @@ from torch import Tensor
 from rescale_cli import strength_path
 from rescale_cli.strength_path import correct_intervals, in_blocks, lines_of, predicted_path
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_lt"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "fashion_lt"
 STRENGTHS = torch.linspace(0, 4, 173, dtype=torch.float64)
 
 

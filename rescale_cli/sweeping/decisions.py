@@ -103,9 +103,8 @@ class SweptMethod:
 
         The score of class k is u_k exp(gamma s_k) for re-scaling, s_k = log(n_1 / n_k), and for
         tau-norm, s_k = -log |w_k|, whose common factor changes no decision; it is z_k + tau s_k for
-        logit adjustment, s_k = -log prior_k.
+        logit adjustment, s_k = -log prior_k. Only for a method whose scores are straight.
         """
-        assert self.straight
         if self.adjustment.method == "logit-adjust":
             return self.at(1.0).shift, False
         if self.adjustment.method == "tau-norm":
