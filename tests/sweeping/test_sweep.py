@@ -525,7 +525,7 @@ def test_logit_adjustment_of_a_head_without_bias_is_chosen_and_ranked_but_not_wr
     assert result["left_out"] == {}
     assert main([str(word) for word in sweep_words]) == 0
     shown = capsys.readouterr()
-    assert "`apply` cannot write it" in " ".join(shown.err.split())
+    assert "apply cannot write it" in " ".join(shown.err.split())
     assert "to write it" not in shown.out
     code, error = run(capsys, *sweep_words[:5], "none.npz", *sweep_words[6:], "--apply", out)
     assert (code, error["code"]) == (3, "bad-head")
