@@ -12,9 +12,9 @@ def run() -> None:
     """Run the command line of this process."""
     hold_back()
     open_missing()
-    from rescale_cli.files.reading import begin
+    from rescale_cli.files.hashing import begin_hashing
 
-    begin(sys.argv[1:])
+    begin_hashing(sys.argv[1:])
     from rescale_cli.cli import main
 
     sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,16 +17,8 @@ from typing import TypeVar
 from rescale_cli.errors import BadCheckpoint
 from rescale_cli.files.contents import Checksum
 from rescale_cli.files.folders import copy_bytes
-from rescale_cli.files.reading import (
-    NO_DIGEST,
-    PLAIN,
-    TREE,
-    Front,
-    Hashing,
-    hashing_of,
-    opened,
-    read_at,
-)
+from rescale_cli.files.hashing import NO_DIGEST, PLAIN, TREE, Hashing, hashing_of
+from rescale_cli.files.reading import opened, read_at
 from rescale_cli.json_text import clip
 from rescale_cli.patching.rewrite import (
     Edit,
@@ -130,7 +123,7 @@ def _copy(
     starts: tuple[int, int],
     stretches: Sequence[Region],
     hold: int,
-    front: Front,
+    front: _Front,
 ) -> None:
     """Copy all after the header, rewrite each region once it is copied, and advance the front.
 
@@ -213,11 +206,41 @@ def _created(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
+class _Front:
+    """How far a file that is being written is final, for a reader that follows the writer."""
+
+    def __init__(self) -> None:
+        self._at, self._changed, self._given_up = 0, threading.Condition(), False
+
+    def advance(self, to: int) -> None:
+        """Note that everything before offset `to` is final."""
+        with self._changed:
+            self._at = max(self._at, to)
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        """Note that the file will not be finished, so that no reader waits."""
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+
+    def wait(self, to: int) -> None:
+        """Wait until everything before offset `to` is final.
+
+        Raises:
+            RuntimeError: the writing was given up.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._at >= to or self._given_up)
+            if self._given_up:
+                raise RuntimeError("the writing was given up")
+
+
 class _Background:
     """Threads for hashing and syncing, which stop when the block is left by an error."""
 
     def __init__(self) -> None:
-        self.front = Front()
+        self.front = _Front()
         self._hashing: Hashing | None = None
         self._pool = ThreadPoolExecutor(3)
 

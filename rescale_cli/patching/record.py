@@ -28,7 +28,8 @@ from rescale_cli.checkpoints.read_tensors import blocks, overlaps_itself
 from rescale_cli.core.floats import HEAD_DTYPES, Float64
 from rescale_cli.errors import BadInput, NotProven
 from rescale_cli.files.contents import TensorInfo
-from rescale_cli.files.reading import PLAIN, TREE, opened
+from rescale_cli.files.hashing import PLAIN, TREE
+from rescale_cli.files.reading import opened
 from rescale_cli.json_text import clip, parse_json
 from rescale_cli.patching.rewrite import RowScaling
 

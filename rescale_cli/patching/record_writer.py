@@ -25,7 +25,8 @@ from rescale_cli.checkpoints.read_tensors import Block, blocks, memory_order
 from rescale_cli.core.floats import Bits, ordered, unordered
 from rescale_cli.errors import BadHead, BadInput, NotProven
 from rescale_cli.files.contents import TensorInfo
-from rescale_cli.files.reading import NO_DIGEST, opened, read_whole
+from rescale_cli.files.hashing import NO_DIGEST
+from rescale_cli.files.reading import opened, read_whole
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import parse_json
 from rescale_cli.patching.plan import Plan, PlannedHead

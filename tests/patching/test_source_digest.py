@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 import rescale_cli
 from rescale_cli.errors import BadCheckpoint, NotProven
-from rescale_cli.files.reading import BLOCK, PLAIN, TREE, Hashing, opened
+from rescale_cli.files.hashing import BLOCK, PLAIN, TREE, Hashing
+from rescale_cli.files.reading import opened
 from rescale_cli.patching.record import seal, sidecar_of
 
 COUNTS = [100, 50, 20, 10, 5]
