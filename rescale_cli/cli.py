@@ -73,7 +73,7 @@ def everywhere(name: str, command: Callable[..., None]) -> Callable[..., None]:
     """Let a command with the parameter `json` also take `-v` and `-q` after its name.
 
     The command runs with `json` true if `--json` stands before or after its name. Progress is
-    printed while it runs. An output `-` is stdout, see `stdout_option`.
+    printed while it runs. An output `-` is stdout, see `stdout_options`.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters = [

@@ -12,12 +12,7 @@ from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen, Whole, plain, say
 from rescale_cli.commands.help_page import method_option, output_option
 from rescale_cli.commands.options import RecordCommand, RecordFile, recorded_command
-from rescale_cli.commands.strength import (
-    chosen_for,
-    read_adjustment,
-    read_counted,
-    verdict_warnings,
-)
+from rescale_cli.commands.strength import Strength
 from rescale_cli.commands.tables import Grid, ends, listed
 from rescale_cli.errors import UsageError
 from rescale_cli.files.staging import refuse_input
@@ -140,9 +135,10 @@ def apply(
         raise UsageError(both, saw=f"--output {output}", fix="leave one of them out")
     if gamma.startswith("@") and output is not None:
         refuse_input(output, [Path(gamma[1:])])
-    adjustment = read_adjustment(gamma, method, normalize, bias, max_factor, temperature)
-    unproven, swept = verdict_warnings(gamma), chosen_for(gamma)
-    counted = read_counted(gamma, exclude_class or (), target_prior, zero_count)
+    strength = Strength.read(gamma)
+    adjustment = strength.adjustment(method, normalize, bias, max_factor, temperature)
+    unproven, swept = strength.warnings(), strength.chosen_for
+    counted = strength.counted(exclude_class or (), target_prior, zero_count)
     heads, accept = HeadChoice(tuple(head or ()), only, plain_head), frozenset(accept_global or ())
     with last_step(), long_work(f"patching {model.name}"):
         hints = row_hints(classes, label_order, order or counted.order)

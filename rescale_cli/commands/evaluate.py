@@ -19,7 +19,7 @@ from rescale_cli.commands.help_page import (
     output_option,
 )
 from rescale_cli.commands.options import spread
-from rescale_cli.commands.strength import chosen_for, read_adjustment
+from rescale_cli.commands.strength import Strength
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.data.spec import paths_of
 from rescale_cli.errors import UsageError
@@ -68,8 +68,8 @@ class AdjustOptions:
         """The file of `--gamma @FILE`."""
         return Path(self.gamma[1:]) if self.gamma and self.gamma.startswith("@") else None
 
-    def adjustment(self) -> Adjustment | None:
-        """The adjustment; None if no option asks for one.
+    def adjustment(self, strength: Strength) -> Adjustment | None:
+        """The adjustment with the strength of `--gamma`; None if no option asks for one.
 
         Raises:
             UsageError: a method without its strength, or an invalid strength.
@@ -81,9 +81,7 @@ class AdjustOptions:
         said = (self.gamma, self.bias, self.normalize, self.temperature)
         if said == (None,) * len(said):
             return None
-        return read_adjustment(
-            self.gamma or "0", self.method, self.normalize, self.bias, None, self.temperature
-        )
+        return strength.adjustment(self.method, self.normalize, self.bias, None, self.temperature)
 
     def terms(self, counts: str | None, rows: RowOptions, groups: tuple[int, int]) -> Terms:
         """How the models are measured.
@@ -94,7 +92,8 @@ class AdjustOptions:
         from rescale_cli.evaluating.evaluate_models import Terms
         from rescale_cli.patching.plan import CountsChoice
 
-        adjustment = self.adjustment()
+        strength = Strength.read(self.gamma or "0")
+        adjustment = self.adjustment(strength)
         if adjustment is not None and adjustment.needs_counts and counts is None:
             raise UsageError(
                 "the adjustment needs the number of training samples of each class",
@@ -106,8 +105,9 @@ class AdjustOptions:
         choice, hints = None, rows.hints
         if counts is not None:
             choice = CountsChoice.read(counts, hints, zero=zero.value, checked=True)
-        swept = chosen_for(self.gamma or "")
-        return Terms(choice, hints, groups, adjustment, rows.heads, rows.accept, swept)
+        return Terms(
+            choice, hints, groups, adjustment, rows.heads, rows.accept, strength.chosen_for
+        )
 
 
 @dataclass(frozen=True)

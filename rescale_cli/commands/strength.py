@@ -1,9 +1,9 @@
-"""What `--gamma` says: a number, or `@sweep.json`: the choice of a sweep, made with its options."""
+"""The value of `--gamma`: a number, or `@sweep.json` for the choice of a sweep."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,42 +18,9 @@ if TYPE_CHECKING:
     from rescale_cli.patching.find_records import ChosenFor
 
 
-def read_adjustment(
-    text: str,
-    method: MethodName | None,
-    normalize: bool | None,
-    bias: BiasPolicy | None,
-    max_factor: float | None = None,
-    temperature: float | None = None,
-) -> Adjustment:
-    """The decision of a user: the options, and for what they leave open that of the sweep.
-
-    Raises:
-        UsageError: neither a number nor `@` and a file that holds a sweep's choice; or options that
-            do not go together.
-    """
-    said = _read(text)
-    if method is not None:
-        said["method"] = method.value
-    if normalize is not None:
-        said["normalize"] = normalize
-    if bias is not None:
-        said["bias_policy"] = bias.value
-    if temperature is not None:
-        said["temperature"] = temperature
-    return Adjustment(
-        str(said.get("method", "rescale")),
-        said["gamma"],
-        bool(said.get("normalize", False)),
-        str(said.get("bias_policy", "")),
-        max_factor,
-        said.get("temperature", 1.0),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class CountedWith:
-    """How the counts became those of the rows where a strength was chosen."""
+    """The options with which the counts were read where a strength was chosen."""
 
     exclude_class: tuple[str, ...] = ()
     target_prior: str | None = None
@@ -62,60 +29,104 @@ class CountedWith:
     """How the class folders were sorted in training."""
 
 
-def read_counted(
-    text: str, exclude: Sequence[str], prior: str | None, zero: ZeroPolicy | None
-) -> CountedWith:
-    """The options of a user, and for what they leave open those of the sweep.
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """The value of `--gamma`, read once."""
 
-    A strength means the same only with what it was chosen with.
-    """
-    match _read(text):
-        case {"counted_with": {
-            "exclude_class": list(names), "target_prior": str() | None as swept_prior,
-            "zero_count": "error" | "one" | "skip" as swept_zero,
-        }}:  # fmt: skip
-            order = _read(text)["counted_with"].get("order")
-            folders = FolderOrder(order) if order in set(FolderOrder) else None
-            policy = ZeroPolicy(swept_zero) if zero is None else zero
-            names = list(exclude) or [str(name) for name in names]
-            return CountedWith(tuple(names), prior or swept_prior, policy, folders)
-    return CountedWith(tuple(exclude), prior, zero or ZeroPolicy.ERROR)
+    typed: str
+    found: Mapping[str, Any]
+    """gamma; of a sweep also method, policies and temperature, and how they were chosen."""
 
+    @classmethod
+    def read(cls, text: str) -> Strength:
+        """The strength that was typed, or that a sweep chose.
 
-def chosen_for(text: str) -> ChosenFor | None:
-    """The model that a sweep chose the strength for; None where no sweep chose it."""
-    if not text.startswith("@"):
-        return None
-    from rescale_cli.patching.find_records import ChosenFor
+        Raises:
+            UsageError: neither a number nor `@` and a file that holds a sweep's choice.
+        """
+        return cls(text, _read(text))
 
-    said = _read(text)
-    sha, counted = said["head_sha256"], said["counted_with"]
-    counts = counted.get("counts") if isinstance(counted, dict) else None
-    return ChosenFor(
-        text[1:], sha if isinstance(sha, str) else None, said["gamma"],
-        tuple(counts) if isinstance(counts, list) else None,
-    )  # fmt: skip
+    def adjustment(
+        self,
+        method: MethodName | None,
+        normalize: bool | None,
+        bias: BiasPolicy | None,
+        max_factor: float | None = None,
+        temperature: float | None = None,
+    ) -> Adjustment:
+        """The options of the user and, for those that were not typed, the choice of the sweep.
 
-
-def verdict_warnings(text: str) -> list[tuple[str, str]]:
-    """What to say where a swept strength is applied whose verdict is not `helps`.
-
-    Raises:
-        NeedsDecision: the verdict is `harms`.
-    """
-    said = _read(text)
-    verdict, why = said.get("verdict"), said.get("explanation")
-    if verdict in (None, "helps"):
-        return []
-    because = str(why.get("text", "")) if isinstance(why, dict) else ""
-    if verdict == "harms":
-        raise NeedsDecision(
-            "the sweep found that the chosen strength harms",
-            saw=f"{text[1:]}: {because}",
-            fix=f"keep the model as it is, or insist with the number: --gamma {said['gamma']!r}",
+        Raises:
+            UsageError: options that do not go together.
+        """
+        typed = {
+            "method": method and method.value,
+            "normalize": normalize,
+            "bias_policy": bias and bias.value,
+            "temperature": temperature,
+        }
+        said = {**self.found, **{name: x for name, x in typed.items() if x is not None}}
+        return Adjustment(
+            str(said.get("method", "rescale")),
+            said["gamma"],
+            bool(said.get("normalize", False)),
+            str(said.get("bias_policy", "")),
+            max_factor,
+            said.get("temperature", 1.0),
         )
-    found = f"the verdict of {text[1:]} is {verdict}, and its strength is applied all the same: "
-    return [("unproven-strength", found + because)]
+
+    def counted(
+        self, exclude: Sequence[str], prior: str | None, zero: ZeroPolicy | None
+    ) -> CountedWith:
+        """The options of the user and, for those that were not typed, those of the sweep.
+
+        A strength means the same only with what it was chosen with.
+        """
+        match self.found:
+            case {"counted_with": {
+                "exclude_class": list(names), "target_prior": str() | None as swept_prior,
+                "zero_count": "error" | "one" | "skip" as swept_zero, **rest,
+            }}:  # fmt: skip
+                folders = next((one for one in FolderOrder if one == rest.get("order")), None)
+                policy = ZeroPolicy(swept_zero) if zero is None else zero
+                names = list(exclude) or [str(name) for name in names]
+                return CountedWith(tuple(names), prior or swept_prior, policy, folders)
+        return CountedWith(tuple(exclude), prior, zero or ZeroPolicy.ERROR)
+
+    @property
+    def chosen_for(self) -> ChosenFor | None:
+        """The model and the counts that a sweep chose the strength for; None without a sweep."""
+        if not self.typed.startswith("@"):
+            return None
+        from rescale_cli.patching.find_records import ChosenFor
+
+        sha, counted = self.found["head_sha256"], self.found["counted_with"]
+        counts = counted.get("counts") if isinstance(counted, dict) else None
+        return ChosenFor(
+            self.typed[1:], sha if isinstance(sha, str) else None, self.found["gamma"],
+            tuple(counts) if isinstance(counts, list) else None,
+        )  # fmt: skip
+
+    def warnings(self) -> list[tuple[str, str]]:
+        """A warning if the strength of a sweep is applied although its verdict is not `helps`.
+
+        Raises:
+            NeedsDecision: the verdict is `harms`.
+        """
+        verdict, why = self.found.get("verdict"), self.found.get("explanation")
+        if verdict in (None, "helps"):
+            return []
+        because = str(why.get("text", "")) if isinstance(why, dict) else ""
+        file = self.typed[1:]
+        if verdict == "harms":
+            raise NeedsDecision(
+                "the sweep found that the chosen strength harms",
+                saw=f"{file}: {because}",
+                fix="keep the model as it is, or insist with the number: "
+                f"--gamma {self.found['gamma']!r}",
+            )
+        found = f"the verdict of {file} is {verdict}, and its strength is applied all the same: "
+        return [("unproven-strength", found + because)]
 
 
 def _read(text: str) -> dict[str, Any]:
