@@ -129,7 +129,7 @@ class GateOptions:
         input_option(
             "--against-logits",
             metavar="FILE",
-            help="Logits of BASE, where the models are given by --logits.",
+            help="Logits of BASE, if the models are given as files of --logits.",
             show_default="none",
         ),
     ] = None

@@ -366,7 +366,8 @@ def _title(name: str, model: MeasuredModel, terms: Terms) -> str:
         return words
     many, few = terms.groups
     span = {"many": f"> {many}", "medium": f"{few} to {many}", "few": f"< {few}"}[name]
-    return f"{words} ({int(np.count_nonzero(model.groups[name]))} classes, {span})"
+    classes = int(np.count_nonzero(model.groups[name]))
+    return f"{words} ({classes} class{'' if classes == 1 else 'es'}, {span})"
 
 
 def _change(difference: Difference, name: str) -> str:

@@ -247,7 +247,7 @@ NormalizeOption = Annotated[
     method_option(
         "-n",
         "--normalize",
-        help="Bring all rows to the same length first.",
+        help="Scale all rows to the same length first.",
     ),
 ]
 BiasOption = Annotated[
@@ -339,4 +339,5 @@ def _kind(command: str, name: str) -> tuple[str, str]:
     """What an option writes, and a name for it."""
     if name.startswith("save"):
         return "arrays", f"{name.removeprefix('save_')}.npz"
-    return ("a folder", command) if command in ("train", "demo") else ("a checkpoint", "OUT")
+    folders = {"train": "RUN", "demo": "DIR"}
+    return ("a folder", folders[command]) if command in folders else ("a checkpoint", "OUT")

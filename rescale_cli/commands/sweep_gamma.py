@@ -45,7 +45,7 @@ class MethodOptions:
         Normalize,
         method_option(
             "--normalize",
-            help="Bring all rows to the same length first: off, on, or try both.",
+            help="Scale all rows to the same length first: off, on, or try both.",
         ),
     ] = Normalize.OFF
     bias: Annotated[

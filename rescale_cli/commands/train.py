@@ -75,7 +75,7 @@ def train(
     output: Annotated[
         Path | None,
         output_option(
-            "-o", "--output", metavar="RUN", help="Folder of the run.", show_default="run"
+            "-o", "--output", metavar="RUN", help="Folder to write the run to.", show_default="run"
         ),
     ] = None,
     force: Annotated[

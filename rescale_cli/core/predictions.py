@@ -182,10 +182,10 @@ class Preprocessing:
 
         Example:
             >>> print(Preprocessing((224, 224), (0.5,), (0.5,), 256, source="preset x"))
-            resized to 256, cropped to 224 x 224, less 0.5, over 0.5 (preset x)
+            resized to 256, cropped to 224 x 224, mean 0.5, std 0.5 (preset x)
         """
-        mean, std = (", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
-        return f"{self.sizes}, less {mean}, over {std} ({self.source})"
+        mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return f"{self.sizes}, mean {mean}, std {std} ({self.source})"
 
     @property
     def sizes(self) -> str:

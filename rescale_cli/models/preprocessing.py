@@ -184,7 +184,7 @@ def _lines(given: Mapping[str, object], hints: Hints, preset: str | None) -> str
     values = {"--mean": mean, "--std": std}
     if hints.usual is not None and given["--size"] is None:
         values = {}  # a size alone takes those of the library
-    named = "one channel between -1 and 1" if gray else "the usual mean and std"
+    named = "one channel, scaled to -1 to 1" if gray else "the usual mean and std"
     missing = [w for o, v in values.items() if given[o] is None for w in (o, v)]
     with_values = f", with {named}" if missing else ""
     if given["--size"] is not None:
