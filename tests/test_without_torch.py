@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -102,21 +101,3 @@ def test_no_assert_decides_anything() -> None:
             if isinstance(node, ast.Assert):
                 text = ast.unparse(node.test)
                 assert text.endswith(" is not None") or text.startswith("isinstance("), (path, text)
-
-
-def test_the_wheel_holds_the_package_its_types_and_the_files_of_the_example(tmp_path: Path) -> None:
-    wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
-    root = PACKAGE.parent
-    if not (root / "pyproject.toml").is_file():
-        pytest.skip("the package is installed, and there is no source to build from")
-    [built] = wheel.WheelBuilder(str(root)).build(directory=str(tmp_path), versions=["standard"])
-    with zipfile.ZipFile(built) as archive:
-        names = set(archive.namelist())
-    example = {f"rescale_cli/_examples/fashion_lt/{name}" for name in demo_report.EXAMPLE}
-    sources = {
-        str(path.relative_to(root))
-        for path in PACKAGE.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert "rescale_cli/py.typed" in names
-    assert {name for name in names if ".dist-info/" not in name} == sources | example
