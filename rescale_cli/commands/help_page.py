@@ -78,8 +78,8 @@ def help_page(command: TyperCommand | TyperGroup, ctx: Any) -> str:
     room = console.width - 4
     prose, _, examples = (command.help or "").partition("\nExamples:\n")
     rows = [*_commands(command, ctx), *_parameters(command, ctx)]
-    column = min(max(row.name.cell_len for row in rows), _MOST, room - 2 - _TEXT)
-    column = 0 if column < _LEAST else column
+    column = min(_MOST, room - 2 - _TEXT)
+    column = 0 if column < _LEAST else min(column, max(row.name.cell_len for row in rows))
     with console.capture() as page:
         _print_prose(console, f"[bold]Usage:[/] {_usage(command, ctx)}")
         for paragraph in prose.split("\n\n"):
