@@ -1,4 +1,4 @@
-"""What can go wrong: an error says what happened, what was seen and what to type next.
+"""Every kind of error: what is wrong, what was found, how to fix it, and the exit code.
 
 `RescaleError` and its kinds are raised anywhere and caught once, in `rescale_cli.cli.main`. The
 kind decides the exit code; `code` is the stable name that `--json` prints.
@@ -11,12 +11,12 @@ from contextvars import ContextVar
 
 
 class RescaleError(Exception):
-    """A deed that cannot be done, in words for the person who asked for it.
+    """An error with a message for the user.
 
     Args:
-        what: the failure in one line, without a full stop.
-        saw: the names, shapes, values that show it.
-        fix: what the user can type or change; always given.
+        what: what is wrong, in one line without a full stop.
+        saw: the names, shapes and values that were found.
+        fix: what the user can type or change; required.
     """
 
     exit_code = 1
@@ -27,45 +27,45 @@ class RescaleError(Exception):
         self.what, self.saw, self.fix = what, saw, fix
 
     def __str__(self) -> str:
-        """All of it, for a program that lets the exception through."""
+        """Return all three parts, for programs that do not catch the exception."""
         saw = f"; saw: {self.saw}" if self.saw else ""
         return f"{self.what}{saw}; fix: {self.fix}"
 
 
 class UsageError(RescaleError):
-    """The command line asks for something that does not exist or does not go together."""
+    """The command line names something that does not exist, or options that exclude each other."""
 
     exit_code = 2
     code = "usage"
 
 
 class BadInput(RescaleError):
-    """A file or a value that cannot be right, whatever is decided about it."""
+    """A file or value is invalid, and no option could make it valid."""
 
     exit_code = 3
     code = "bad-input"
 
 
 class BadCheckpoint(BadInput):
-    """The checkpoint is damaged, of an unknown kind, or not a regular file."""
+    """The checkpoint is damaged, in an unknown format, or not a regular file."""
 
     code = "bad-checkpoint"
 
 
 class UnsafePickle(BadInput):
-    """A pickle calls or names something that no checkpoint needs. Nothing of it was run."""
+    """A pickle calls or names something that no checkpoint needs. Nothing in it was run."""
 
     code = "unsafe-pickle"
 
 
 class NoClassifier(BadInput):
-    """There is no final linear layer that re-scaling could act on."""
+    """The model has no final linear layer that could be re-scaled."""
 
     code = "no-classifier"
 
 
 class BadHead(BadInput):
-    """The head is there, but cannot be re-scaled: NaN, shared bytes, 8-bit rows, overflow."""
+    """The head cannot be re-scaled: NaN, shared bytes, 8-bit rows, overflow."""
 
     code = "bad-head"
 
@@ -77,13 +77,13 @@ class BadCounts(BadInput):
 
 
 class BadImage(BadInput):
-    """An image of a data set is missing, damaged, or no image."""
+    """An image of a data set is missing, damaged, or not an image."""
 
     code = "bad-image"
 
 
 class NotImages(BadInput):
-    """The model takes text, audio or video; `lines` of Python write its logits to a file."""
+    """The model takes text, audio or video; `lines` is Python code that saves its logits."""
 
     code = "not-images"
 
@@ -92,31 +92,31 @@ class NotImages(BadInput):
         self.lines = lines
 
     def __str__(self) -> str:
-        """All of it, with the lines below."""
+        """Return all three parts and the code below them."""
         return "\n".join([super().__str__(), *self.lines])
 
 
 class NotDownloaded(BadInput):
-    """A public data set is not in the folder that was named."""
+    """A public data set is not in the given folder."""
 
     code = "not-downloaded"
 
 
 class NotProven(BadInput):
-    """A patched file is not what its record says it is."""
+    """A patched file does not match its record."""
 
     code = "not-proven"
 
 
 class NeedsDecision(RescaleError):
-    """Several answers are possible, and only the user knows which one is meant."""
+    """Several choices are possible, and only the user can decide."""
 
     exit_code = 4
     code = "needs-decision"
 
 
 class AmbiguousHead(NeedsDecision):
-    """More than one layer could be the head; `candidates` says which, and why."""
+    """Several layers could be the head; `candidates` lists them with reasons."""
 
     code = "ambiguous-head"
 
@@ -134,80 +134,80 @@ class NoEffect(NeedsDecision):
 
 
 class UnknownClassOrder(NeedsDecision):
-    """Counts carry names, and nothing says which row of the head each name is."""
+    """The counts are by class name, and the row of each name is unknown."""
 
     code = "class-order"
 
 
 class PoorAccuracy(NeedsDecision):
-    """The predictions have so little to do with the labels that the preprocessing may be wrong."""
+    """The accuracy is so low that the preprocessing or the order of the classes may be wrong."""
 
     code = "poor-accuracy"
 
 
 class OtherModel(NeedsDecision):
-    """Logits, or a strength that a sweep chose, belong to another head than that of the model."""
+    """The logits, or the strength that a sweep chose, belong to a different head."""
 
     code = "other-model"
 
 
 class OtherCounts(NeedsDecision):
-    """A strength that a sweep chose with other counts than those that are given now."""
+    """A sweep chose the strength with different counts."""
 
     code = "other-counts"
 
 
 class AlreadyRescaled(NeedsDecision):
-    """The checkpoint carries the record of an earlier re-scaling."""
+    """The checkpoint has already been re-scaled, as its record shows."""
 
     code = "already-rescaled"
 
 
 class OutputExists(NeedsDecision):
-    """Something already has the name of the output, or the output is the source."""
+    """The output already exists, or is one of the inputs."""
 
     code = "output-exists"
 
 
 class EnvironmentProblem(RescaleError):
-    """The machine lacks something: disk space, CUDA, an extra, a permission."""
+    """Something is missing on this machine: disk space, CUDA, an extra, a permission."""
 
     exit_code = 5
     code = "environment"
 
 
 class NotPrinted(EnvironmentProblem):
-    """The result could not be written to stdout; all other work of the command is done."""
+    """The result could not be written to stdout; the rest of the command has succeeded."""
 
 
 class GateFailed(RescaleError):
-    """A quality gate of the user's was not met."""
+    """The result does not meet one of the user's quality gates."""
 
     exit_code = 6
     code = "gate-failed"
 
 
 class Interrupted(RescaleError):
-    """A signal asked the tool to stop; it cleaned up and did."""
+    """A signal stopped the command, which removed its temporary files first."""
 
     exit_code = 130
     code = "interrupted"
 
 
-#: What was typed behind the program's name; empty where a program calls this package.
+#: The arguments of the command line; empty if the package is used as a library.
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 
 
 def again(*more: str, without: tuple[str, ...] = ()) -> str:
-    """The command that was typed, with other options, ready to paste.
+    """Return the current command with changed options, ready to paste.
 
     Args:
         more: options, each followed by its value if it takes one. They replace the same options of
             the command.
-        without: options that take a value and are removed from the command.
+        without: options with a value that are removed from the command.
 
     Returns:
-        Only the options where no command was typed.
+        Only `more` if the package is used as a library.
 
     Example:
         >>> again("--size", "32")

@@ -1,7 +1,7 @@
-"""Code that is not the tool's own: libraries imported late, torch's devices, a user's code.
+"""Optional libraries, the device to run on, and the announcement before foreign code runs.
 
-Two things can run such code: a TorchScript file whose model is run, and a `python:` source that
-the user names. Each calls `announce` first.
+Foreign code is a TorchScript model that is run, or the function that a `python:` source names.
+Both call `announce` first.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def library(name: str, extra: str) -> Any:
-    """The module of that name, which an extra of this package brings.
+    """Import a library that an extra of this package installs.
 
     Raises:
-        EnvironmentProblem: it is not installed, or it does not start.
+        EnvironmentProblem: the library is not installed or cannot be imported.
     """
     try:
         return import_module(name)
@@ -43,7 +43,7 @@ def library(name: str, extra: str) -> Any:
 
 
 def missing(name: str, saw: str) -> EnvironmentProblem:
-    """The error for a library that this package requires and that cannot be imported."""
+    """Return the error for a required library that cannot be imported."""
     name = name.partition(".")[0]
     fix = {"torch": "torch torchvision", "torchvision": "torch torchvision"}.get(name, name)
     what = f"this command needs {name}, which cannot be imported"
@@ -51,10 +51,10 @@ def missing(name: str, saw: str) -> EnvironmentProblem:
 
 
 def need_torch() -> None:
-    """Stop before anything is written if torch is missing or torchvision does not fit it.
+    """Stop before anything is written if torch or torchvision cannot be imported.
 
     Raises:
-        EnvironmentProblem: one of them cannot be imported.
+        EnvironmentProblem: one of them is missing, or they are incompatible.
     """
     try:
         import_module("torch")
@@ -64,7 +64,7 @@ def need_torch() -> None:
 
 
 def refuse_stripped(name: str, error: Exception) -> None:
-    """Name the cause if a library fails because `python -OO` removed its docstrings.
+    """Explain the error of a library that fails because `python -OO` removed its docstrings.
 
     Raises:
         EnvironmentProblem: Python runs with -OO.
@@ -78,10 +78,10 @@ def refuse_stripped(name: str, error: Exception) -> None:
 
 
 def torchvision() -> Any:
-    """The module torchvision.
+    """Import torchvision.
 
     Raises:
-        EnvironmentProblem: it was built for another torch, so that its operators do not load.
+        EnvironmentProblem: it is missing, or was built for another torch and does not load.
     """
     try:
         return import_module("torchvision")
@@ -89,7 +89,7 @@ def torchvision() -> Any:
         raise missing(error.name or "torchvision", str(error)) from None
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         raise EnvironmentProblem(
-            "torchvision does not fit the torch that is installed",
+            "torchvision is incompatible with the installed torch",
             saw=clip(str(error)),
             fix="install both from one index: pip install --force-reinstall torch torchvision",
         ) from None
@@ -102,50 +102,50 @@ class Detail(str):
 
 
 def pick_device(name: str, notes: Callable[[str], None] = lambda note: None) -> torch.device:
-    """The device of that name; a process that torchrun started has the one of its local rank.
+    """Return the device of that name; under torchrun, `cuda` is the device of the local rank.
 
     Args:
-        name: `auto` (CUDA where there is any), `cpu`, `cuda` or `cuda:N`.
-        notes: given a `Detail` if `auto` found no CUDA.
+        name: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        notes: receives a `Detail` if `auto` finds no CUDA device.
 
     Raises:
-        UsageError: another name.
-        EnvironmentProblem: CUDA was asked for, and is not there, or not that many devices.
+        UsageError: any other name.
+        EnvironmentProblem: the CUDA device is not available.
     """
     import torch
 
     asked = re.fullmatch(r"cuda(?::(\d{1,4}))?", name)
     if name not in ("auto", "cpu") and asked is None:
-        what = f"there is no device {clip(name, 80)!r}"
+        what = f"unknown device {clip(name, 80)!r}"
         raise UsageError(what, fix="use one of: --device auto, cpu, cuda, cuda:0")
     if name == "cpu":
         return torch.device("cpu")
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not there and asked is None:
-        notes(Detail("no CUDA device here: the model runs on the CPU"))
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count and asked is None:
+        notes(Detail("no CUDA device is available: the model runs on the CPU"))
         return torch.device("cpu")
     number = int((asked[1] if asked else None) or os.environ.get("LOCAL_RANK", "0"))
-    if number >= there:
-        why = "; ".join(str(warning.message) for warning in said)
+    if number >= count:
+        why = "; ".join(str(warning.message) for warning in caught)
         built = f"torch {torch.__version__}, built for CUDA {torch.version.cuda or '(none)'}"
         raise EnvironmentProblem(
-            f"there is no CUDA device {number}" if there else "there is no CUDA device here",
-            saw=clip(why, 300) or (f"{there} devices" if there else built),
+            f"there is no CUDA device {number}" if count else "no CUDA device is available",
+            saw=clip(why, 300) or (f"{count} devices" if count else built),
             fix="--device cpu, or --device auto"
-            if not there
-            else f"start fewer processes, or name one of cuda:0 to cuda:{there - 1}",
+            if not count
+            else f"start fewer processes, or use one of cuda:0 to cuda:{count - 1}",
         )
     return torch.device("cuda", number)
 
 
-#: Who is told. Without a command line, the log of the package.
+#: Receives the announcements; without a command line, the log of the package.
 listener: ContextVar[Callable[[str], None]] = ContextVar(
     "listener", default=logging.getLogger("rescale_cli").warning
 )
 
 
 def announce(text: str) -> None:
-    """Say what code is about to run, and where it comes from."""
+    """Report which foreign code is about to run, and where it comes from."""
     listener.get()(text)

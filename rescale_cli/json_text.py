@@ -1,4 +1,4 @@
-"""JSON from outside, read strictly: no duplicate keys, no traceback on nonsense."""
+"""Strict JSON parsing (duplicate keys are errors), and text from outside made safe to print."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from typing import Any
 
 from rescale_cli.errors import BadCheckpoint, BadInput
 
-#: Control characters, ends of lines, marks of direction, and halves of characters.
+#: Control characters, line separators, text-direction marks, and lone surrogates.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def parse_json(
     data: bytes, what: str, kind: type[BadInput] = BadCheckpoint, most: int | None = None
 ) -> Any:
-    """The value of a UTF-8 JSON text.
+    """Parse a UTF-8 JSON text.
 
     Args:
         data: the text.
-        what: what it is, for the error: `config.json`.
+        what: its name in errors, such as `config.json`.
         kind: the error to raise.
-        most: how many values it may have, about, for a text whose size says too little: an empty
-            list is three bytes of it, and 64 of memory.
+        most: the approximate maximum number of values. A limit on the size alone would not bound
+            the memory: an empty list takes 3 bytes of text and 64 bytes of memory.
 
     Raises:
-        BadInput: (as `kind`) not UTF-8, not JSON, nested without end, beyond `most`, or a key
-            given twice.
+        BadInput: (as `kind`) not UTF-8, not JSON, nested too deeply, more than `most` values, or
+            a duplicate key.
     """
     if most is not None and (values := sum(map(data.count, (b",", b"[", b"{")))) > most:
-        raise kind(f"{what} is too long", saw=f"{values:,} values", fix="restore the file")
+        saw = f"about {values:,} values; at most {most:,} are read"
+        raise kind(f"{what} has too many values", saw=saw, fix="restore the file")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
@@ -37,7 +38,7 @@ def parse_json(
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
             raise kind(
-                f"{what} gives one key twice", saw=clip(repr(twice)), fix="remove one of the two"
+                f"{what} has a duplicate key", saw=clip(repr(twice)), fix="remove one of the two"
             )
         return keys
 
@@ -53,12 +54,12 @@ def parse_json(
 
 
 def clip(text: str, limit: int = 120) -> str:
-    """At most `limit` characters of a text from outside, with an ellipsis where it was cut."""
+    """Shorten a text to at most `limit` characters; an ellipsis marks the cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def printable(text: str) -> str:
-    r"""A text from outside as one line that only shows itself: the rest as escapes.
+    r"""Return a text from outside as one line, with control characters as escapes.
 
     Example:
         >>> printable("a\x1b[31m\nb")
@@ -68,12 +69,12 @@ def printable(text: str) -> str:
 
 
 def percent(share: float, digits: int = 1, sign: str = "") -> str:
-    """A share as percent, with a space and without a negative zero.
+    """Format a fraction as a percentage, with a space and without a negative zero.
 
     Args:
-        share: 1 is 100 %.
-        digits: after the point.
-        sign: `+` shows the sign of a positive share, too.
+        share: the fraction; 1 is 100 %.
+        digits: digits after the decimal point.
+        sign: `+` also shows the sign of a positive fraction.
 
     Example:
         >>> percent(0.831), percent(0.5, 0), percent(0.02, sign="+"), percent(-1e-9)

@@ -1,4 +1,4 @@
-"""What the program is busy with, for whoever shows it: each work, and how far it is."""
+"""The tasks in progress and how far each one is, for progress lines."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-#: Seconds; a test puts a clock of its own here.
+#: In seconds; tests replace it.
 clock: Callable[[], float] = time.monotonic
 _works: list[Work] = []
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One piece of work; it changes as it goes on."""
+    """One task in progress; `tick` updates it."""
 
     title: str
     """What is being done: `evaluating model.pth`."""
     unit: str = ""
-    """What is counted: `images`; empty if nothing is."""
+    """What is counted, such as `images`; empty if nothing is counted."""
     total: int | None = None
     done: int = 0
     began: float = field(default_factory=lambda: clock())
 
     def tick(self, done: int, total: int | None = None) -> None:
-        """So much is done. If it is less than before, the work began anew, as an epoch does."""
+        """Set how much is done; a smaller number than before restarts the clock (a new epoch)."""
         if done < self.done:
             self.began = clock()
         self.done, self.total = done, self.total if total is None else total
@@ -33,7 +33,7 @@ class Work:
 
 @contextmanager
 def long_work(title: str, unit: str = "", total: int | None = None) -> Iterator[Work]:
-    """Inside, this is what the program is doing.
+    """Register a task for the duration of the block.
 
     Example:
         >>> with long_work("counting", "images", total=10) as work:
@@ -51,12 +51,12 @@ def long_work(title: str, unit: str = "", total: int | None = None) -> Iterator[
 
 
 def found(unit: str, number: int) -> None:
-    """So many more are found, if such things are being counted now."""
+    """Add `number` to the current task if it counts this unit."""
     work = current()
     if work is not None and work.unit == unit:
         work.done += number
 
 
 def current() -> Work | None:
-    """The work that began last, of those that have not ended."""
+    """Return the unfinished task that started last."""
     return _works[-1] if _works else None

@@ -1,4 +1,4 @@
-"""A dict of named things whose one error lists the names it knows."""
+"""Registries of named functions; an unknown name is an error that lists the known ones."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """One registered thing, and what was said about it."""
+    """One registered function with its facts."""
 
     name: str
     run: T
     """The plain function (or module, or object) itself, unchanged."""
     facts: Mapping[str, object]
-    """What the decorator was told besides the name; read-only."""
+    """The other arguments of `register`; read-only."""
 
 
 class Registry(Generic[T]):
     """Named plain functions: `register` adds one, `[name]` finds one, iteration lists the names.
 
     Args:
-        kind: what the things are, in the singular, for the error: `method`, `data source`.
+        kind: what the functions are, in the singular, for errors: `method`, `data source`.
 
     Example:
         >>> methods = Registry[Callable[[float], float]]("method")
@@ -47,10 +47,10 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, **facts: object) -> Callable[[T], T]:
-        """A decorator that files a function under a name and returns it unchanged.
+        """Return a decorator that registers a function under a name and returns it unchanged.
 
         Raises:
-            RescaleError: the name is taken; a bug of ours, seen on import.
+            RescaleError: the name is taken. This is a bug in the package, raised on import.
         """
 
         def add(thing: T) -> T:
@@ -66,10 +66,10 @@ class Registry(Generic[T]):
         return add
 
     def entry(self, name: str) -> Entry[T]:
-        """The entry of that name.
+        """Return the entry of that name.
 
         Raises:
-            UsageError: there is none; the error lists those there are, and the closest match.
+            UsageError: unknown name; the error lists the known names or the closest match.
         """
         if name in self._entries:
             return self._entries[name]

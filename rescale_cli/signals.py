@@ -1,4 +1,4 @@
-"""Signals that stop a program: raised once, and held back where they must not tear anything."""
+"""Signals that stop the program: interrupt it once, and never in the middle of a critical step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-#: Ctrl-C, the polite kill, and the terminal that was closed; not every system has all of them.
+#: Ctrl-C, `kill`, and a closed terminal; not every system has all of them.
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 
-#: Whether what is being done is the last step of a command, and whether all is done.
+#: Whether the last step of a command is running, and whether the command has finished its work.
 _last: ContextVar[bool] = ContextVar("last", default=False)
 _done: ContextVar[bool] = ContextVar("done", default=False)
 
@@ -23,19 +23,19 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 def hold_back() -> None:
-    """Let signals wait, from now until `interruptible`: an import has no way to clean up."""
+    """Block signals from now until `interruptible`: an import cannot clean up after itself."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
 
 def ignore() -> None:
-    """Take no more notice of signals."""
+    """Ignore all further signals."""
     _replace(signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def last_step() -> Iterator[None]:
-    """Inside, a command does what it is for; once that is done, signals come too late."""
+    """Mark the step that completes a command: after `committed` in it, signals are ignored."""
     token = _last.set(True)
     try:
         yield
@@ -44,22 +44,26 @@ def last_step() -> Iterator[None]:
 
 
 def committed() -> None:
-    """An output has its name. If that was the last step, signals would make it look undone."""
+    """Note that an output has its final name; in the `last_step`, this ends the command's work.
+
+    A signal after that would report a failure although the output is complete.
+    """
     if _last.get():
         finish()
 
 
 def finish() -> None:
-    """All is done but for telling it: inside `interruptible`, signals come too late from now on."""
+    """Ignore signals from now on inside `interruptible`: only the report is left to print."""
     _done.set(True)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, the first signal raises KeyboardInterrupt; the next do not disturb the cleaning up.
+    """Raise KeyboardInterrupt on the first signal, and ignore the next ones during the clean-up.
 
-    A signal that was ignored at the start, as under nohup, stays ignored. Afterwards all is as it
-    was; but after `hold_back`, signals are ignored: they would make what is done look undone.
+    A signal that was ignored at the start, as under nohup, stays ignored. Afterwards the former
+    handlers are restored; after `hold_back`, signals are ignored instead, since they would report
+    a failure although the work is complete.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets only the main thread handle signals
@@ -81,7 +85,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep signals until the block is left, then deliver them; none is lost."""
+    """Delay signals until the end of the block, then deliver each of them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -103,9 +107,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _replace(handler: _Handler) -> dict[int, _Handler]:
-    """Install a handler for each signal that is not ignored; the handlers before."""
+    """Install a handler for each signal that is not ignored, and return the former handlers."""
     before = {number: signal.getsignal(number) for number in STOPPING}
-    # None: set by another language, and Python could not put it back.
+    # None: a handler that was not installed from Python, so Python could not restore it.
     before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, handler)

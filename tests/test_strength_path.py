@@ -185,7 +185,7 @@ def test_the_smallest_positive_scores_still_win_from_some_strength_on() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is available")
 @pytest.mark.parametrize("log", [True, False])
 def test_cuda_gives_the_intervals_and_paths_of_the_cpu(log: bool) -> None:
     logits, labels, slopes = problem(3, 3000, 200, log)

@@ -148,7 +148,7 @@ CHECKS = (
 def main() -> int:
     """Run all checks and print them; 5 without a CUDA device."""
     if not torch.cuda.is_available():
-        print("no CUDA device here: nothing was checked", file=sys.stderr)
+        print("no CUDA device is available: nothing was checked", file=sys.stderr)
         return 5
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for name, (check, setting) in CHECKS.items():

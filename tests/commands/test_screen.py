@@ -178,8 +178,8 @@ def test_a_detail_is_a_note_only_with_v(capsys: Capture) -> None:
     for level in (0, 1):
         console.verbosity.set(level)
         notes = Notes(as_json=True)
-        notes(Detail("no CUDA device here"))
-        assert notes.kept == [("note", "no CUDA device here")] * level
+        notes(Detail("no CUDA device is available"))
+        assert notes.kept == [("note", "no CUDA device is available")] * level
     console.verbosity.set(0)
 
 

@@ -27,7 +27,7 @@ from rescale_cli.foreign_code import pick_device
 N, C, SIDE = 23, 5, 12
 PREPROCESSING = Preprocessing((SIDE, SIDE), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 CPU = RunOptions(device="cpu", batch_size=4, workers=0)
-NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is available")
 
 
 class Net(nn.Module):
@@ -312,7 +312,7 @@ def test_auto_says_when_there_is_no_cuda_and_cuda_insists(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     notes: list[str] = []
     assert pick_device("auto", notes.append) == torch.device("cpu")
-    assert notes == ["no CUDA device here: the model runs on the CPU"]
+    assert notes == ["no CUDA device is available: the model runs on the CPU"]
     for name in ("cuda", "cuda:1"):
         with pytest.raises(EnvironmentProblem, match="no CUDA device"):
             pick_device(name)

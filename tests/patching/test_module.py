@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(value: float) -> N
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cuda_gets_the_bits_of_the_cpu(dtype: torch.dtype, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device here")
+        pytest.skip("no CUDA device is available")
     for options in OPTIONS:
         model = net(7).to(dtype)
         wanted = by_file(model, tmp_path, **options)

@@ -141,7 +141,7 @@ def test_no_samples_have_no_steps() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is available")
 @pytest.mark.parametrize("adjustment", ADJUSTMENTS, ids=str)
 def test_cuda_gives_the_path_of_the_cpu(adjustment: Adjustment) -> None:
     head, counts, logits = problem(3, 3000, 200)
