@@ -17,7 +17,7 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.data.counts import CountsLike, as_raw_counts
 from rescale_cli.errors import BadHead, NoClassifier
 from rescale_cli.files.contents import TensorInfo
-from rescale_cli.finding.find_head import find_heads
+from rescale_cli.finding.find_head import FoundHeads, find_heads
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,29 @@ def _pairs(
 def _find(
     module: torch.nn.Module, num_classes: int, head: str | None
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    found = heads_in(module, num_classes, head)
+    refuse_no_effect(found)
+    for keys in found.heads:
+        if keys.layout not in ("linear", "conv1x1", "weight_norm"):
+            raise NoClassifier(
+                f"{keys.weight} is stored as {keys.layout}, which cannot be scaled in place",
+                fix="pass the head itself, or re-scale the checkpoint: rescale-cli apply",
+            )
+    state = _state(module)
+    return [(state[k.weight], state[k.bias] if k.bias else None) for k in found.heads]
+
+
+def heads_in(module: torch.nn.Module, num_classes: int | None, head: str | None) -> FoundHeads:
+    """Find the heads of a live classifier by the names and shapes of its parameters and buffers.
+
+    Args:
+        module: a classifier.
+        num_classes: C, if it is known.
+        head: the name of the head, or a unique end of it, if it cannot be found.
+
+    Raises:
+        NoClassifier, AmbiguousHead, BadInput: as `find_heads`.
+    """
     tensors = [
         TensorInfo(
             name,
@@ -132,19 +154,15 @@ def _find(
             0,
             tensor.numel() * tensor.element_size(),
         )
-        for name, tensor in state.items()
+        for name, tensor in _state(module).items()
     ]
     owners = {
         name: f"{type(part).__module__}.{type(part).__qualname__}"
         for name, part in module.named_modules()
     }
     names = (head,) if head else ()
-    found = find_heads(tensors, num_classes=num_classes, names=names, only=True, owners=owners)
-    refuse_no_effect(found)
-    for keys in found.heads:
-        if keys.layout not in ("linear", "conv1x1", "weight_norm"):
-            raise NoClassifier(
-                f"{keys.weight} is stored as {keys.layout}, which cannot be scaled in place",
-                fix="pass the head itself, or re-scale the checkpoint: rescale-cli apply",
-            )
-    return [(state[k.weight], state[k.bias] if k.bias else None) for k in found.heads]
+    return find_heads(tensors, num_classes=num_classes, names=names, only=True, owners=owners)
+
+
+def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
