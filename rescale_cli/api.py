@@ -8,13 +8,8 @@ from os import PathLike
 from pathlib import Path
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from rescale_cli.checkpoints.read_tensors import (
-    HeadChoice,
-    locate,
-    one_size,
-    read_head,
-    refuse_shared,
-)
+from rescale_cli.checkpoints.locate_head import HeadChoice, locate, one_size
+from rescale_cli.checkpoints.read_tensors import read_head, refuse_shared
 from rescale_cli.core.alignment import Alignment
 from rescale_cli.core.classes import row_names
 from rescale_cli.core.counts import ClassCounts, ZeroPolicy, warnings_of

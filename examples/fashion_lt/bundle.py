@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
-from rescale_cli.checkpoints.read_tensors import locate, one_size, read_head
+from rescale_cli.checkpoints.locate_head import ANY_HEAD, locate, one_size
+from rescale_cli.checkpoints.read_tensors import read_head
 from rescale_cli.core.counts import spearman
 from rescale_cli.core.predictions import Images, Provenance
 from rescale_cli.data.datasets import open_images
@@ -52,7 +53,7 @@ def logits_of(run: Path, images: Images) -> np.ndarray:
 def head_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """Row norms (C,) and bias (C,) of the run's model."""
     checkpoint = open_checkpoint(run)
-    head = read_head(checkpoint, one_size(locate(checkpoint, (), None, None)))
+    head = read_head(checkpoint, one_size(locate(checkpoint, ANY_HEAD, None, None)))
     return head.norms, np.zeros(len(head.norms)) if head.bias is None else head.bias
 
 

@@ -1,9 +1,8 @@
-"""Tensors read and changed where they lie, a block at a time; the head and its numbers."""
+"""Read tensors from their file block by block, and check and measure the head."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -14,10 +13,10 @@ from rescale_cli.checkpoints.checkpoint import Checkpoint
 from rescale_cli.checkpoints.partial_models import refuse_adapted_head
 from rescale_cli.core.floats import HEAD_DTYPES, ITEM_SIZES, Bits, Float64, bits_dtype, to_float64
 from rescale_cli.core.head import Head
-from rescale_cli.errors import AmbiguousHead, BadHead, BadInput, NoEffect, RescaleError, UsageError
+from rescale_cli.errors import BadHead
 from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened, opened_once, read_at
-from rescale_cli.finding.find_head import FoundHeads, HeadKeys, find_heads
+from rescale_cli.finding.find_head import HeadKeys
 
 T = TypeVar("T", bound=np.generic)
 
@@ -139,102 +138,6 @@ def _repeat(spots: NDArray[np.bool_], count: int, step: int) -> None:
         more = min(done, count - done)
         spots[more * step :] |= spots[: -more * step].copy()
         done += more
-
-
-@dataclass(frozen=True, slots=True)
-class HeadChoice:
-    """What the user says of the head.
-
-    Raises:
-        UsageError: `only` or `plain` without a name.
-    """
-
-    names: tuple[str, ...] = ()
-    """As `--head` gives them; empty: the head is found."""
-    only: bool = False
-    """Whether the names may leave out final layers with as many rows."""
-    plain: bool = False
-    """Whether the named layers are ordinary linear layers, whatever they look like."""
-
-    def __post_init__(self) -> None:
-        for option, given in (("--only", self.only), ("--plain-head", self.plain)):
-            if given and not self.names:
-                raise UsageError(
-                    f"{option} needs the name of the head", fix=f"--head NAME {option}"
-                )
-
-
-#: The head is found.
-ANY_HEAD = HeadChoice()
-
-
-def refuse_no_effect(found: FoundHeads) -> None:
-    """Refuse heads that normalise their rows whenever the model runs.
-
-    Raises:
-        NoEffect: scaling such a head changes nothing, and every number computed for it is wrong.
-    """
-    for head in found.heads:
-        if head.no_effect is not None:
-            named = " ".join(f"--head {other.weight}" for other in found.together)
-            raise NoEffect(
-                "re-scaling has no effect on this head: it looks like a cosine classifier, which "
-                "brings its rows to length 1 whenever the model runs",
-                saw=f"{head.weight} ({head.num_classes} classes, {head.feature_dim} features): "
-                f"{head.no_effect}",
-                fix=f"if it is an ordinary linear layer: {named} --plain-head; otherwise adjust "
-                "the logits where the model is used: z_i - tau * log(n_i / N)",
-            )
-
-
-def locate(
-    checkpoint: Checkpoint, heads: HeadChoice, num_classes: int | None, hint: int | None
-) -> FoundHeads:
-    """The heads of a checkpoint.
-
-    Args:
-        checkpoint: opened.
-        heads: what the user says of them.
-        num_classes: C, where the user gives it.
-        hint: C, as the counts have it. If no layer fits it, but one is the head without doubt, that
-            one is returned: the counts are what is wrong, and whoever compares them can say so.
-    """
-    try:
-        return _find(checkpoint, heads, num_classes or hint)
-    except BadInput:
-        if num_classes is not None or hint is None:
-            raise
-        with suppress(RescaleError):
-            return _find(checkpoint, heads, None)
-        raise
-
-
-def _find(checkpoint: Checkpoint, heads: HeadChoice, num_classes: int | None) -> FoundHeads:
-    contents = checkpoint.contents
-    found = find_heads(
-        contents.tensors, config=contents.config, num_classes=num_classes, names=heads.names,
-        only=heads.only, owners=contents.module_classes,
-    )  # fmt: skip
-    if heads.plain:
-        found = replace(found, heads=tuple(replace(h, no_effect=None) for h in found.heads))
-    return replace(found, warnings=(*checkpoint.notes, *found.warnings))
-
-
-def one_size(found: FoundHeads) -> HeadKeys:
-    """The first head, if all have as many classes; a user must say which are meant otherwise."""
-    sizes = {head.num_classes for head in found.heads}
-    if len(sizes) > 1:
-        shown = ", ".join(f"{h.weight} ({h.num_classes} classes)" for h in found.heads)
-        raise AmbiguousHead(
-            "the heads have different numbers of classes",
-            saw=shown,
-            fix=f"name one: --head {found.heads[0].weight}",
-            candidates=tuple(
-                {"weight": h.weight, "shape": [h.num_classes, h.feature_dim], "why": h.why}
-                for h in found.heads
-            ),
-        )
-    return found.heads[0]
 
 
 def class_axis(keys: HeadKeys) -> int:

@@ -123,7 +123,7 @@ def apply(
             -o patched.safetensors
     """
     from rescale_cli.checkpoints.checkpoint import open_checkpoint
-    from rescale_cli.checkpoints.read_tensors import HeadChoice
+    from rescale_cli.checkpoints.locate_head import HeadChoice
     from rescale_cli.commands.github import append_outputs, unwritten
     from rescale_cli.data.labels import row_hints
     from rescale_cli.data.spec import paths_of

@@ -16,7 +16,7 @@ from rescale_cli.json_text import clip
 
 if TYPE_CHECKING:
     from rescale_cli.checkpoints.checkpoint import Checkpoint
-    from rescale_cli.checkpoints.read_tensors import HeadChoice
+    from rescale_cli.checkpoints.locate_head import HeadChoice
     from rescale_cli.commands.choice_report import ChoiceReport
     from rescale_cli.commands.data_options import DataOptions
     from rescale_cli.core.classes import RowHints
@@ -159,7 +159,7 @@ class RowOptions:
     @property
     def heads(self) -> HeadChoice:
         """Which layers are the head."""
-        from rescale_cli.checkpoints.read_tensors import HeadChoice
+        from rescale_cli.checkpoints.locate_head import HeadChoice
 
         return HeadChoice(tuple(self.head or ()), self.only, self.plain_head)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
-from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice, locate, one_size
+from rescale_cli.checkpoints.locate_head import ANY_HEAD, HeadChoice, locate, one_size
 from rescale_cli.core.classes import NO_HINTS, HeadRows, RowHints, row_names
 from rescale_cli.core.counts import ClassCounts, few
 from rescale_cli.core.floats import Float64

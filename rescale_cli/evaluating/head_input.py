@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from rescale_cli.checkpoints.read_tensors import HeadChoice, locate
+from rescale_cli.checkpoints.locate_head import HeadChoice, locate
 from rescale_cli.core.predictions import Classifier
 from rescale_cli.errors import BadInput
 from rescale_cli.finding.find_head import HeadKeys

@@ -11,7 +11,7 @@ from typing import Any
 
 import rescale_cli
 from rescale_cli.checkpoints.formats.sharded_folder import read_config
-from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice
+from rescale_cli.checkpoints.locate_head import ANY_HEAD, HeadChoice
 from rescale_cli.core.alignment import join_labels
 from rescale_cli.core.classes import NO_HINTS, HeadRows, RowHints
 from rescale_cli.core.counts import ClassCounts

@@ -10,7 +10,8 @@ from typing import Any
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.formats import safetensors_file
-from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice, locate, overlaps_itself
+from rescale_cli.checkpoints.locate_head import ANY_HEAD, HeadChoice, locate
+from rescale_cli.checkpoints.read_tensors import overlaps_itself
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import HEAD_DTYPES
 from rescale_cli.errors import NotProven, OtherCounts, OtherModel, RescaleError, UsageError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rescale_cli.checkpoints.read_tensors import refuse_no_effect
+from rescale_cli.checkpoints.locate_head import refuse_no_effect
 from rescale_cli.core.alignment import join_counts
 from rescale_cli.core.classes import HeadRows, RowHints
 from rescale_cli.core.floats import Float64, to_bits

@@ -10,16 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint
-from rescale_cli.checkpoints.read_tensors import (
+from rescale_cli.checkpoints.locate_head import (
     ANY_HEAD,
     HeadChoice,
-    class_axis,
     locate,
     one_size,
-    read_head,
     refuse_no_effect,
-    refuse_shared,
 )
+from rescale_cli.checkpoints.read_tensors import class_axis, read_head, refuse_shared
 from rescale_cli.core.alignment import Alignment, in_row_order, join_counts
 from rescale_cli.core.classes import NO_HINTS, HeadRows, RawCounts, RowHints, are_generic
 from rescale_cli.core.counts import ClassCounts, ZeroPolicy, warnings_of

@@ -16,7 +16,7 @@ import numpy as np
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.formats import safetensors_file
 from rescale_cli.checkpoints.formats.safetensors_file import HeaderEdit, read_header
-from rescale_cli.checkpoints.read_tensors import HeadChoice
+from rescale_cli.checkpoints.locate_head import HeadChoice
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import Adjustment

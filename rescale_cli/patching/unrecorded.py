@@ -15,14 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint
-from rescale_cli.checkpoints.read_tensors import (
-    Block,
-    HeadChoice,
-    blocks,
-    class_axis,
-    locate,
-    one_size,
-)
+from rescale_cli.checkpoints.locate_head import HeadChoice, locate, one_size
+from rescale_cli.checkpoints.read_tensors import Block, blocks, class_axis
 from rescale_cli.core.floats import (
     HEAD_DTYPES,
     Bits,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from rescale_cli.checkpoints.read_tensors import ANY_HEAD, HeadChoice
+from rescale_cli.checkpoints.locate_head import ANY_HEAD, HeadChoice
 from rescale_cli.core.classes import HeadRows
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.head import Head, adjusting_line, refuse_rescaling

@@ -16,7 +16,7 @@ from conftest import child_environment, script_warnings
 from safetensors.numpy import load_file
 from torch import nn
 
-from rescale_cli.checkpoints.read_tensors import ANY_HEAD
+from rescale_cli.checkpoints.locate_head import ANY_HEAD
 from rescale_cli.cli import main
 from rescale_cli.core.predictions import Classifier
 from rescale_cli.errors import BadInput
