@@ -1,1 +1,1 @@
-"""Which tensor is the head: `find_head`, and the signs that it goes by."""
+"""Find the head among the tensors of a model, from names, shapes and config.json."""

@@ -1,8 +1,8 @@
-"""From names, shapes and a config to the final linear layer(s), with reasons, or to candidates.
+"""Find the final linear layers of a classifier, with reasons; if it is unclear, ask the user.
 
-Every matrix of the file collects evidence in points and words: what its shape says
-(`shape_graph`), what its name says (`head_names`), what config.json and the user say. One clear
-winner is taken; several are listed; none is said. A wrong head is worse than a question.
+Each matrix of the file gets points for its shape (`shapes`), its name (`names`), config.json and
+what the user says. Return the head if one candidate clearly wins; otherwise raise an error that
+lists the candidates. A wrong head is worse than a question.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from rescale_cli.finding.shapes import Graph, Matrix, copies, in_model, upright
 def named_heads(
     everywhere: Sequence[Matrix], leading: Sequence[Matrix], names: Sequence[str], k: int | None
 ) -> list[Scored]:
-    """Look the names up.
+    """Look up the names that the user gave.
 
     Args:
-        everywhere: the matrices of all copies of the model; a whole name may be in any of them.
-        leading: those of the leading copy; the end of a name is looked for here only.
-        names: what the user typed after --head.
-        k: the class count, if the user told it.
+        everywhere: the matrices of all copies of the model, which are searched for whole names.
+        leading: those of the leading copy, which are searched for the end of a name.
+        names: the values of --head.
+        k: the number of classes, if the user gives it.
 
     Raises:
-        BadInput: nothing has that name, or it has another number of rows.
-        AmbiguousHead: several names end so.
+        BadInput: no layer has that name, or its number of rows is not k.
+        AmbiguousHead: the name is the end of several names.
     """
     chosen = []
     for name in names:
@@ -56,7 +56,9 @@ def named_heads(
             close = [ends[end] for end in meant] or known[-3:]
             raise BadInput(
                 f"no linear layer is named {name}",
-                saw=", ".join(close) or "the checkpoint has no matrix",
+                saw=f"layers with similar names: {', '.join(close)}"
+                if close
+                else "the checkpoint contains no matrix",
                 fix=f"--head {close[0]}" if close else "pass a checkpoint with a linear layer",
             )
         if len(hits) > 1:
@@ -75,15 +77,15 @@ def named_heads(
     return chosen
 
 
-#: A winner needs so many points, and so many more than the next that is not its partner.
+#: The points that a head needs, and its lead over the next candidate that is not its partner.
 ENOUGH, CLEAR = 4.0, 1.5
-#: No network has more final heads than this; a file made to keep us busy may.
+#: No network has more final heads than this, but a hostile file may.
 _MOST = 100
 
 
 @dataclass(frozen=True, slots=True)
 class HeadKeys:
-    """Where a head's parameters are, and how they are stored."""
+    """The names of a head's parameters, and how they are stored."""
 
     weight: str
     bias: str | None
@@ -95,24 +97,24 @@ class HeadKeys:
     direction: str | None = None
     """The v tensor of a weight norm."""
     no_effect: str | None = None
-    """The sign that scaling the rows changes no logit: see `no_effect`."""
+    """The sign that scaling the rows changes no logit; see `sign_of_no_effect`."""
     is_copy: bool = False
-    """Whether it is the head of another copy of the model, an average for example."""
+    """Whether it belongs to another copy of the model, such as an average of its weights."""
 
     @property
     def binary(self) -> bool:
-        """Whether one row, with a sigmoid, stands for two classes."""
+        """Whether the head has one row, which decides between two classes through a sigmoid."""
         return self.num_classes == 1
 
     @property
     def classes(self) -> int:
-        """The classes that it decides between: two for a single row, else C."""
+        """The number of classes: 2 for a single row, otherwise C."""
         return 2 if self.binary else self.num_classes
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A tensor that was considered and not taken."""
+    """A tensor that was considered but not chosen."""
 
     weight: str
     shape: tuple[int, ...]
@@ -129,7 +131,7 @@ class FoundHeads:
 
     @property
     def together(self) -> tuple[HeadKeys, ...]:
-        """The heads of one model: without those of its copies."""
+        """The heads of one model, without those of its copies."""
         return tuple(head for head in self.heads if not head.is_copy) or self.heads[:1]
 
 
@@ -147,19 +149,20 @@ def find_heads(
     Args:
         tensors: all tensors of the checkpoint.
         config: config.json beside the weights.
-        num_classes: the class count, if the user knows it; only matrices with so many rows remain.
-            Of two classes a single row may be the head, too.
-        names: what the user calls the head: a tensor, its module, or a unique dotted end of one.
-        only: let the names leave out final layers that have as many rows as the named ones.
-        owners: the full class name of a module by the module's name, where the file has it.
+        num_classes: the number of classes, if the user gives it; only matrices with that many rows
+            are candidates. For two classes, the head may also be a single row.
+        names: the head by name: a tensor, its module, or a unique dotted end of one.
+        only: let the names leave out final layers with as many rows as the named ones.
+        owners: the full class name of each module by the module's name, as far as the file says.
 
     Returns:
-        all final heads: of distilled pairs and ensembles, and of every copy of the model.
+        all final heads: both of a distilled pair, all of an ensemble, and those of every copy of
+        the model.
 
     Raises:
-        NoClassifier: nothing in the file is a classifier; the reason is in the error.
-        AmbiguousHead: several could be, and only the user knows which; or the names leave some out.
-        BadInput: no matrix has `num_classes` rows, or nothing has the name given.
+        NoClassifier: the file contains no classifier; the error says why.
+        AmbiguousHead: several layers could be the head, or the names leave some of them out.
+        BadInput: no matrix has `num_classes` rows, or no layer has the given name.
     """
     model = in_model(tensors)
     roots = copies(model)
@@ -173,16 +176,16 @@ def find_heads(
         if left_out and not only:
             raise ambiguous(
                 [*winners, *left_out],
-                f"--head leaves out final layers that have {winners[0].matrix.rows} rows as well",
+                f"--head leaves out other final layers with {winners[0].matrix.rows} rows",
             )
         if left_out:
             names_left = ", ".join(s.matrix.weight.name for s in left_out)
             warnings = (
-                f"--only leaves {names_left} as it is; if the model adds its logits, "
-                "the decisions are not those of the named head alone",
+                f"--only leaves {names_left} unchanged; if the model adds its logits, they still "
+                "affect the predictions",
             )
     else:
-        # However many classes are told: a regression may well have as many outputs.
+        # Checked even if the number of classes is given: a regression may have as many outputs.
         warnings = refuse_by_config(config or {})
         winners, others = _decide(
             _evidence(leading, config or {}, num_classes), leading, num_classes
@@ -190,7 +193,7 @@ def find_heads(
     for winner in winners:
         refuse_unfit(winner.matrix, leading)
     if winners[0].matrix.rows == 1:
-        warnings = ()  # of one row: many labels are no more than two classes
+        warnings = ()  # a multi-label model with one row is a binary classifier
     heads = [_keys(s, model, owners or {}) for s in winners]
     inside = {t.name for t in leading}
     if any(head.weight in inside for head in heads):
@@ -206,7 +209,7 @@ def _evidence(
     scored = _scored(Graph(tensors), config, k)
     straight = [s for s in scored if s.matrix.layout != "transposed" or s.matrix.bias]
     if straight and len(straight) < len(scored) and straight[0].points >= ENOUGH:
-        # Beside a head that stands upright, a matrix that reads as (D, C) is the first layer.
+        # If an upright matrix is the head, a matrix that could be (D, C) is the first layer.
         return _scored(Graph(tensors, turn=False), config, k)
     return scored
 
@@ -220,7 +223,7 @@ def _scored(graph: Graph, config: Mapping[str, object], k: int | None) -> list[S
 def _left_out(
     named: Sequence[Scored], tensors: Sequence[TensorInfo], config: Mapping[str, object]
 ) -> list[Scored]:
-    """The final layers with as many rows as the named ones, if those are final layers as well."""
+    """Return the other final layers with as many rows, if the named ones are final layers too."""
     scored = [s for s in _evidence(tensors, config, named[0].matrix.rows) if s.end]
     weights = {s.matrix.weight.name for s in named}
     likely = [s for s in scored if s.points > ENOUGH - 1 and not s.excluded]
@@ -235,7 +238,7 @@ def _left_out(
 
 
 def _with_rows(scored: list[Scored], k: int) -> list[Scored]:
-    """Keep the layers with k rows; refuse when the likely head has another number."""
+    """Keep the layers with k rows; raise BadInput if the likely head has another number."""
     fitting = [s for s in scored if s.matrix.rows == k]
     if fitting and (fitting[0].points >= ENOUGH or scored[0].points < ENOUGH):
         return fitting
@@ -245,14 +248,14 @@ def _with_rows(scored: list[Scored], k: int) -> list[Scored]:
     raise BadInput(
         f"no final layer of this network has {k} rows, one for each class",
         saw=", ".join(f"{s.matrix.weight.name} {s.matrix.weight.shape}" for s in best),
-        fix="pass the class count of the data this checkpoint was trained on, or --head NAME",
+        fix="pass the counts of the data this checkpoint was trained on, or --head NAME",
     )
 
 
 def _decide(
     scored: list[Scored], tensors: Sequence[TensorInfo], k: int | None
 ) -> tuple[list[Scored], list[Scored]]:
-    """The winners, and up to ten others; AmbiguousHead if the others are as likely."""
+    """Return the heads and up to ten other candidates, or raise AmbiguousHead."""
     fitting = scored if k is None or not scored else _with_rows(scored, k)
     if not fitting or fitting[0].points < ENOUGH:
         saw = "; ".join(f"{s.matrix.weight.name}: {s.why}" for s in fitting[:2])
@@ -261,14 +264,14 @@ def _decide(
     if best.matrix.rows != k:
         refuse_hidden(best.matrix, tensors)
         tables = [s for s in scored if is_vocabulary(s.matrix, best.matrix)]
-        if tables and not best.told:
+        if tables and not best.confirmed:
             raise ambiguous([best, *tables])
     rest = [s for s in fitting[1:] if s.points > ENOUGH - 1 or _auxiliary(s)]
     if len(rest) > _MOST:
         raise ambiguous([best, *rest])
     twins = [s for s in rest if s.end == best.end and s.matrix.rows == best.matrix.rows]
     winners = [best]
-    for winner in winners:  # grows while it is walked: a partner of a partner is one as well
+    for winner in winners:  # grows in the loop: the partner of a partner is a partner too
         partners = [s for s in twins if _partners(winner, s)]
         winners += partners
         twins = [s for s in twins if s not in partners]
@@ -284,44 +287,44 @@ def _decide(
     if rivals:
         raise ambiguous([*winners, *rivals])
     others = [s for s in scored[: 10 + len(winners)] if s not in winners][:10]
-    # Of a distilled pair the one that learned from the labels comes first.
+    # In a distilled pair, the head that was trained on the labels comes first.
     winners.sort(key=_place)
     return winners, others
 
 
 def _place(s: Scored) -> tuple[bool, list[tuple[int, str]]]:
-    """A key that sorts the heads of one model: those beside the labelled one last, then by name."""
+    """Sort key for the heads of one model: distilled and auxiliary heads last, then by name."""
     path = s.matrix.path
     return any("dist" in step or "aux" in step for step in path), [_numbered(step) for step in path]
 
 
 def _numbered(step: str) -> tuple[int, str]:
-    """Numbers in the order of their size."""
+    """Sort key that puts 2 before 10."""
     return (int(step[-18:]), "") if step.isascii() and step.isdigit() else (0, step)
 
 
 def _auxiliary(s: Scored) -> bool:
-    """Whether it is one bare layer, called auxiliary, at the top of the network."""
+    """Whether it is a single layer at the top level that is named as auxiliary."""
     return len(s.matrix.path) == 1 and "aux" in s.matrix.path[0] and s.points > -ENOUGH
 
 
 def _partners(best: Scored, other: Scored) -> bool:
-    """Whether two layers of as many rows are final heads of one network, by their names."""
+    """Whether two layers with as many rows are both final heads, judging by their names."""
     a, b = best.matrix, other.matrix
     if len(a.path) != len(b.path):
         return False
     if other.excluded or other.points < ENOUGH - 1:
-        # An auxiliary head with layers of its own is a branch; a bare one reads what the head does.
+        # An auxiliary head with more layers is a branch; a single layer reads the same features.
         return _auxiliary(other) and a.weight.shape == b.weight.shape
     differing = [(x, y) for x, y in zip(a.path, b.path, strict=True) if x != y]
     if len(differing) != 1:
         return False
     x, y = differing[0]
     if x.isdigit() and y.isdigit():
-        # Numbered 1x1 convolutions look at a pyramid of maps: a detector's, anchors x classes.
+        # Numbered 1x1 convolutions are a detector's: one for each level of a feature pyramid.
         return a.layout != "conv1x1"
-    # head and head_dist decide together, and so do the heads on the class token and on that of
-    # distillation; color_head and shape_head are two tasks.
+    # The model combines head and head_dist, and the heads on the class token and the distillation
+    # token; color_head and shape_head are two tasks.
     one, two = (set(words_of(step)) - {"cls", "distillation"} for step in (x, y))
     return bool(one and two) and (one <= two or two <= one)
 
@@ -350,14 +353,14 @@ def _warnings(winners: Sequence[Scored], heads: Sequence[HeadKeys]) -> list[str]
 def _copied(
     heads: Sequence[HeadKeys], roots: tuple[str, ...], model: Sequence[TensorInfo]
 ) -> list[HeadKeys]:
-    """The same heads in the other copies of the model."""
+    """Return the same heads in the other copies of the model."""
     shapes: dict[str | None, tuple[int, ...]] = {t.name: t.shape for t in model}
     found = []
     for root in roots[1:]:
         for head in heads:
             own = (head.weight, head.bias, head.direction)
             twins = [name and root + name.removeprefix(roots[0]) for name in own]
-            # A teacher may have other classes, or no bias: then its head is one of its own.
+            # A teacher may have other classes or no bias; then its head is not a copy.
             alike = all(shapes.get(a) == shapes.get(b) for a, b in zip(own, twins, strict=True))
             weight, bias, direction = twins
             if weight and weight != head.weight and alike:

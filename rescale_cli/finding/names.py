@@ -1,7 +1,7 @@
-"""What the name of a tensor says: is it a classifier, the inside of a network, or no part of it?
+"""Judge a tensor by its name: a classifier, an inner layer, or not part of the network.
 
-A name is evidence, never proof. Only generic words are listed, none of an architecture: libraries
-choose freely among a few dozen words for "the last layer" and for what comes before it.
+A name is evidence, never proof. The lists contain generic words only, no names of architectures:
+libraries use a few dozen words for the last layer and for the layers before it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-#: Segments that wrap a whole model and say nothing of the layer.
+#: Segments that wrap a whole model and say nothing about the layer.
 WRAPPERS = frozenset(
     {
         "state_dict", "model_state_dict", "model_state", "module", "_orig_mod", "model", "net",
@@ -19,10 +19,10 @@ WRAPPERS = frozenset(
     }
 )  # fmt: skip
 
-#: Of the copies of one model, those that follow another: an average, a teacher, a momentum encoder.
+#: Copies that are derived from the trained model: an average, a teacher, a momentum encoder.
 FOLLOWERS = re.compile(r"ema|swa|averag|teacher|momentum|current_model_state|shadow|target|_k$")
 
-#: Words for a model at another moment of its training.
+#: Words for a snapshot of the model from another time in training.
 VERSIONS = frozenset(
     {
         "best", "last", "latest", "final", "current", "old", "prev", "previous", "init", "initial",
@@ -30,28 +30,28 @@ VERSIONS = frozenset(
     }
 )  # fmt: skip
 
-#: Words that only a layer over classes bears.
+#: Words that are used only for a layer over classes.
 CLASSES = re.compile(r"^(class|classes|classif\w*|cls|clf|logits?|scores?|labels?)$")
 
-#: A matrix of text embeddings, one for each class, in place of a trained layer.
+#: A matrix of text embeddings, one per class, instead of a trained layer.
 ZERO_SHOT = re.compile(r"zero_?shot\w*|text_(features|embeds|embeddings|weights)")
 
-#: Words that any last layer may bear.
+#: Words that are used for any last layer.
 FINAL = re.compile(
     r"^(heads?|fcs?|last|final|outputs?|out|predict\w*|summary|softmax|linears?"
     r"|cosine|arcface|cosface|arcmargin|normedlinear)$"
 )
 
-#: Words of what is in the file but is no layer of the network.
+#: Words for parts of the file that are not layers of the network.
 FOREIGN = re.compile(r"^(optim\w*|criterion|loss|losses|metrics?|\w*confmat|confusion|scheduler)$")
 
-#: Words that speak against a final layer: the points they cost, whether a word for classes in the
-#: same segment or at the end of the path outweighs them, and the reason to give.
+#: Words that are evidence against a final layer: the points they cost, whether a word for classes
+#: in the same segment or at the end of the path outweighs them, and the reason to show.
 AGAINST: tuple[tuple[re.Pattern[str], float, bool, str], ...] = tuple(
     (re.compile(rf"^({words})$"), points, soft, reason)
     for points, soft, reason, words in (
         (8, False, "part of an adapter", "lora|loha|lokr|adapters?"),
-        (8, False, "the copy that fine-tuning left untouched", "original"),
+        (8, False, "the original weight, kept unchanged by fine-tuning", "original"),
         (6, False, "an auxiliary head", "aux|auxiliary"),
         (5, False, "a branch for regions, masks or points",
          "bbox|mask|masks|rpn|anchors?|keypoints?|centerness|regression|reg|bboxes"),
@@ -76,7 +76,7 @@ AGAINST: tuple[tuple[re.Pattern[str], float, bool, str], ...] = tuple(
 
 
 def words_of(segment: str) -> list[str]:
-    """The words of one segment, in lower case, numbers apart.
+    """Split a segment into words and numbers, in lower case.
 
     Example:
         >>> words_of("aux_classifier2"), words_of("AuxLogits")
@@ -87,7 +87,7 @@ def words_of(segment: str) -> list[str]:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a tensor belongs to an optimizer, a loss or a metric, by a word of its path."""
+    """Whether a word in the path shows that a tensor belongs to an optimizer, loss or metric."""
     return any(_foreign_segment(segment) for segment in name.split("."))
 
 
@@ -99,7 +99,7 @@ def _foreign_segment(segment: str) -> bool:
 
 
 def layer_path(module: str) -> tuple[str, ...]:
-    """The segments of a module's name without those that only wrap a model.
+    """Split a module's name into segments, without the leading ones that only wrap a model.
 
     Example:
         >>> layer_path("state_dict.module.head.fc")
@@ -113,24 +113,24 @@ def layer_path(module: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What a name says."""
+    """The evidence of a name."""
 
     points: float
-    """Above 0: like a final layer. Below: like another."""
+    """Positive for a final layer, negative for any other."""
     reason: str
-    """Why, in words; empty when the name says nothing."""
+    """The reason in words; empty if the name says nothing."""
     excluded: bool = False
-    """Whether a word tells the layer apart from a final one, not merely against it."""
+    """Whether a word rules out a final layer."""
 
 
 @lru_cache(maxsize=4096)
 def _segment(segment: str) -> tuple[bool, float, tuple[tuple[float, bool, str], ...]]:
-    """Of one segment: whether it speaks of classes, how final it sounds, what speaks against."""
+    """Judge one segment: whether it names classes, points for a final layer, evidence against."""
     words = words_of(segment)
     classes = any(CLASSES.match(word) for word in words)
     final = 3.0 if classes or segment == "l" or any(FINAL.match(w) for w in words) else 0.0
     if final and not classes and (words[0] in ("linear", "linears") or "conv" in words):
-        final = 1.5  # any layer may be called linear, and conv_head is the last of the features
+        final = 1.5  # any layer may be called linear, and conv_head precedes the head
     against = tuple(
         (points, soft, reason)
         for pattern, points, soft, reason in AGAINST
@@ -142,13 +142,13 @@ def _segment(segment: str) -> tuple[bool, float, tuple[tuple[float, bool, str], 
 
 @lru_cache(maxsize=65536)
 def opinion(path: tuple[str, ...]) -> Opinion:
-    """Weigh the words of a layer's path: the last segment most, and the first if it is a branch.
+    """Weigh the words of a layer's path; the last segment counts most, then the first.
 
     Args:
         path: from `layer_path`.
 
     Returns:
-        points between about -12 and 4.5.
+        an opinion with points between about -12 and 4.5.
 
     Example:
         >>> opinion(("head", "fc")).points > 0 > opinion(("blocks", "3", "attn", "proj")).points
@@ -178,11 +178,11 @@ def opinion(path: tuple[str, ...]) -> Opinion:
 
 
 def says_class(path: tuple[str, ...]) -> bool:
-    """Whether a word that only a layer over classes bears, or `head`, is in the path."""
+    """Whether the path contains `head` or a word that is used only for a layer over classes."""
     return any(_segment(step)[0] or "head" in words_of(step) for step in path)
 
 
 def says_conv(path: tuple[str, ...]) -> bool:
-    """Whether the last named segment speaks of a convolution."""
+    """Whether the last segment that is not a number names a convolution."""
     steps = [step for step in path if not step.isdigit()]
     return bool(steps) and "conv" in words_of(steps[-1])

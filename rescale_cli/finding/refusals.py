@@ -1,13 +1,12 @@
-"""Heads that must not be re-scaled, files that hold none, and heads that decide together.
+"""Refuse heads that cannot be re-scaled and models without one; joint heads of one model.
 
-Multiplying the rows of a layer that divides them by their own length changes nothing; rows stored
-in 8 bits cannot be multiplied; a vocabulary is no list of classes. Each is told by a sign in the
-file, and refused with it.
+Rows stored in 8 bits cannot be multiplied, spectral norm divides the rows again, and a vocabulary
+is not a list of classes. Each error shows the sign in the file from which it was recognized.
 
-Experts (RIDE, SADE), a distilled pair, LRASPP's two classifiers: the model returns the sum or the
-mean of z_e = W_e f_e + b_e. Row factors that all layers share scale that combination, whichever it
-is, so `rescale` is exact on the combined logits once their bias is known: the sum or the mean of
-the b_e. A method with other factors for each layer, or with a shift, depends on more than that.
+Joint heads are experts (RIDE, SADE), a distilled pair or LRASPP's two classifiers: the model
+returns the sum or the mean of z_e = W_e f_e + b_e. Row factors that all layers share also scale the
+sum and the mean, so `rescale` is exact on the combined logits if their bias is known: the sum or
+the mean of the b_e. Factors that differ between the layers, or a shift, are not exact.
 """
 
 from __future__ import annotations
@@ -27,38 +26,41 @@ from rescale_cli.files.contents import TensorInfo
 from rescale_cli.finding.names import layer_path, opinion, words_of
 from rescale_cli.finding.shapes import Matrix
 
-#: What quantisers keep beside, or instead of, a weight.
+#: Tensors that quantizers store beside a weight or instead of it.
 _QUANTISED = re.compile(
     r"(^|\.)(SCB|qweight|qzeros|scales|weight_scale(_inv)?|_packed_params.*|weight\.absmax"
     r"|weight\.quant_(map|state.*)|weight_packed)$"
 )
 
-#: A weight of a frozen TorchScript file: its code may use it in any way, and more than once.
+#: A weight of a frozen TorchScript file, whose code may use it in any way and more than once.
 _FROZEN = re.compile(r"constants\.[0-9]+")
 
-#: Words of a table with a row for each word of a language.
+#: Words for a table with one row per token.
 _TOKENS = {"tok", "token", "tokens", "wte", "word", "words", "vocab", "shared"}
 
-#: The tasks of transformers that have no classes of the user's, by the end of the class name.
+#: Tasks of transformers that are not classification, by the end of the class name.
 _OTHER_TASKS = (
     ("Model", "a feature extractor, without a classification layer"),
     ("LMHead", "a language model: its rows are a vocabulary"),
     ("ForCausalLM", "a language model: its rows are a vocabulary"),
     ("ForMaskedLM", "a language model: its rows are a vocabulary"),
     ("ForConditionalGeneration", "a language model: its rows are a vocabulary"),
-    ("ForCTC", "a transcriber: its rows are a vocabulary"),
-    ("ForQuestionAnswering", "a span finder: its rows are start and end"),
-    ("ForMultipleChoice", "a ranker with one output"),
-    ("ForMaskedImageModeling", "an image model in pre-training"),
-    ("ForPreTraining", "a model in pre-training"),
+    ("ForCTC", "a speech recognition model: its rows are a vocabulary"),
+    (
+        "ForQuestionAnswering",
+        "a question answering model: its rows are the start and end of a span",
+    ),
+    ("ForMultipleChoice", "a multiple-choice model with one output"),
+    ("ForMaskedImageModeling", "a model for pre-training on images"),
+    ("ForPreTraining", "a model for pre-training"),
 )
 
 
 def refuse_by_config(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Raise NoClassifier if config.json says that the model classifies nothing.
+    """Raise NoClassifier if config.json says that the model is not a classifier.
 
     Returns:
-        warnings about a model that does classify.
+        warnings about a classifier.
     """
     problem = config.get("problem_type")
     if problem == "regression":
@@ -73,8 +75,8 @@ def refuse_by_config(config: Mapping[str, object]) -> tuple[str, ...]:
         raise _none("this is a feature extractor", "num_classes: 0 in config.json")
     if problem == "multi_label_classification":
         return (
-            "a multi-label model (problem_type in config.json): each class is decided alone, by a "
-            "threshold; re-scaling is for classes that compete, and only changes how they rank",
+            "this is a multi-label model (problem_type in config.json), which compares each class "
+            "with a threshold; re-scaling is meant for classes that compete",
         )
     return ()
 
@@ -83,22 +85,21 @@ def refuse_multi_label(config: Mapping[str, object], heads: Sequence[str], rows:
     """Raise NoClassifier if config.json says that a sample may have several classes.
 
     Args:
-        config: config.json, or nothing.
-        heads: named by the user, who then knows that the classes compete.
-        rows: of the head; a single one is a binary head, whatever config.json calls it.
+        config: config.json, or an empty mapping.
+        heads: the values of --head, which override config.json.
+        rows: rows of the head; a single row is a binary head even in a multi-label model.
     """
     if config.get("problem_type") == "multi_label_classification" and not heads and rows > 1:
         raise NoClassifier(
-            "this is a multi-label model: each class is decided alone, so there is no single "
-            "predicted class to measure",
+            "this is a multi-label model, which predicts no single class that could be measured",
             saw="problem_type: multi_label_classification in config.json",
-            fix="if each sample has one class and the largest logit decides, name the head: "
+            fix="if each sample has one class, that of the largest logit, name the head: "
             "--head NAME",
         )
 
 
 def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
-    """Raise if a head cannot be re-scaled: 8-bit or frozen rows, or spectral norm."""
+    """Raise BadHead if a head cannot be re-scaled: quantised or frozen rows, or spectral norm."""
     where = f"{m.weight.name} {m.weight.shape}, {m.weight.dtype}"
     if _FROZEN.fullmatch(m.weight.name):
         raise _frozen(where)
@@ -106,35 +107,36 @@ def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
     beside = next((rest for rest in inside if _QUANTISED.search(rest)), None)
     if m.weight.dtype not in HEAD_DTYPES or beside:
         raise BadHead(
-            "the head is quantised, and its rows cannot be multiplied",
+            "the head is quantised, so its rows cannot be multiplied",
             saw=where + (f"; {m.module}.{beside}" if beside else ""),
-            fix="re-scale the checkpoint from before it was quantised",
+            fix="re-scale the checkpoint that was quantised, then quantise the result",
         )
     if "weight_u" in inside:
         raise BadHead(
-            "the head is under spectral norm: it divides its rows by a number that they decide",
+            "the head uses spectral norm, which divides its rows by their largest singular value",
             saw=f"{where}; {m.module}.weight_u",
-            fix="call torch.nn.utils.remove_spectral_norm on the layer, save, and re-scale that",
+            fix="call torch.nn.utils.remove_spectral_norm on the layer, save the model, and "
+            "re-scale that file",
         )
 
 
 def refuse_parametrized(names: Sequence[str], tensors: Sequence[TensorInfo]) -> None:
-    """Raise BadHead if the user names a layer whose weight is computed as the model runs."""
+    """Raise BadHead if the user names a layer whose weight is computed in the forward pass."""
     for name in names:
         module = name.removesuffix(".weight")
         for tensor in tensors:
             owner, _, rest = tensor.name.partition(".parametrizations.weight.")
             if rest == "original" and f".{owner}".endswith(f".{module}"):
                 raise BadHead(
-                    f"{owner} has no weight of its own: it is computed as the model runs",
+                    f"the weight of {owner} is computed in the forward pass (parametrization)",
                     saw=f"{tensor.name} {tensor.shape}",
                     fix="call torch.nn.utils.parametrize.remove_parametrizations on the layer, "
-                    "save, and re-scale that",
+                    "save the model, and re-scale that file",
                 )
 
 
 def refuse_hidden(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
-    """Raise NoClassifier if m has no name of a last layer, and a layer that is no matrix has."""
+    """Raise NoClassifier if a layer that is not a matrix is named like the head, and m is not."""
     if opinion(m.path).points > 0:
         return
     for tensor in tensors:
@@ -150,20 +152,20 @@ def refuse_hidden(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
 
 
 def is_vocabulary(table: Matrix, head: Matrix) -> bool:
-    """Whether a table of words has the very shape of the head: a language model has such a pair."""
+    """Whether a table of tokens has the same shape as the head, as in a language model."""
     if table.bias or (table.rows, table.width) != (head.rows, head.width):
         return False
     words = [set(words_of(step)) for step in table.path]
-    # token_type_embeddings has a row for each of two sentences, as a head has for two classes.
+    # token_type_embeddings has two rows, like a head for two classes.
     return any(_TOKENS & step and "type" not in step for step in words)
 
 
 def refuse_without_head(tensors: Sequence[TensorInfo], saw: str) -> NoClassifier | BadHead:
-    """The error for a file where no matrix looks like a head.
+    """Return the error for a model in which no matrix looks like a head.
 
     Args:
-        tensors: those of the model.
-        saw: of the likeliest matrices, why they are none; empty if there is no matrix.
+        tensors: all tensors of the model.
+        saw: the evidence about the likeliest matrices; empty if there is no matrix.
     """
     frozen = [t for t in tensors if _FROZEN.fullmatch(t.name)]
     if frozen:
@@ -186,7 +188,7 @@ def _frozen(saw: str) -> BadHead:
     return BadHead(
         "the head is frozen into the code of this TorchScript file",
         saw=saw,
-        fix="re-scale the file from before torch.jit.freeze, and freeze that",
+        fix="re-scale the file from before torch.jit.freeze, then freeze the result",
     )
 
 
@@ -198,17 +200,17 @@ def _none(what: str, saw: str) -> NoClassifier:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JointHead:
-    """The heads of one model, without those of its copies; often there is only one."""
+    """The heads of one model, without those of its copies; usually one."""
 
     names: tuple[str, ...]
     heads: tuple[Head, ...]
 
     @property
     def combined(self) -> Literal["mean", "sum"] | None:
-        """How the model combines their logits, if their names say it.
+        """How the model combines their logits, if the names say so.
 
         A distilled pair is averaged (timm, transformers); a low and a high classifier are added
-        (torchvision's LRASPP). Experts are averaged by some authors and added by others.
+        (torchvision's LRASPP). Experts are averaged in some repositories and added in others.
         """
         words = [set(words_of(name)) for name in self.names]
         if any({"dist", "distillation"} & w for w in words):
@@ -218,35 +220,35 @@ class JointHead:
         return None
 
     def refuse(self, adjustment: Adjustment, *, written: bool = False) -> None:
-        """Refuse what cannot be worked out for the combined logits.
+        """Refuse an adjustment whose effect on the combined logits cannot be computed.
 
         Args:
-            adjustment: its strength does not matter.
-            written: whether the layers themselves are changed. Then each has factors of its own,
-                and only a shift depends on how the logits are combined.
+            adjustment: the method; its strength is ignored.
+            written: whether the layers themselves are changed. Each layer then gets its own
+                factors, and only a shift depends on how the logits are combined.
 
         Raises:
-            NeedsDecision: the numbers would not be those of the patched model.
+            NeedsDecision: the results would differ from those of the patched model.
         """
         if len(self.heads) == 1:
             return
         own_factors = adjustment.normalize or adjustment.method == "tau-norm"
         if adjustment.method == "logit-adjust" and self.combined != "mean":
-            raise self._error("logit-adjust adds its shift to each, and the file does not say "
-                              "whether the model adds the logits or averages them",
+            raise self._error("logit-adjust shifts each of them, and the file does not say "
+                              "whether the model adds or averages their logits",
                               "--method rescale --bias scale")  # fmt: skip
         if own_factors and not written:
-            raise self._error("their rows have different norms, so the combined logits do not say "
-                              "what normalised rows would give",
+            raise self._error("the effect of normalizing their rows, which have different norms, "
+                              "cannot be computed from the combined logits",
                               "--method rescale, without --normalize")  # fmt: skip
         if not written and self._bias_matters(adjustment) and self.combined is None:
-            raise self._error("the file does not say whether the model adds their biases or "
-                              f"averages them, and --bias {adjustment.bias_policy} depends on it",
+            raise self._error("the file does not say whether the model adds or averages their "
+                              f"logits, on which --bias {adjustment.bias_policy} depends",
                               "--bias scale, which does not depend on it")  # fmt: skip
 
     @property
     def as_one(self) -> Head:
-        """The head of the combined logits, for what `refuse` lets pass: the joint bias (C,)."""
+        """The head of the combined logits, with the joint bias (C,); valid if `refuse` passes."""
         first = self.heads[0]
         biases = [head.bias for head in self.heads if head.bias is not None]
         if len(self.heads) == 1 or not biases:
@@ -260,7 +262,7 @@ class JointHead:
 
     def _error(self, why: str, fix: str) -> NeedsDecision:
         return NeedsDecision(
-            f"{len(self.heads)} final layers decide together, and {why}",
+            f"the model combines {len(self.heads)} final layers, and {why}",
             saw=", ".join(self.names),
             fix=fix,
         )

@@ -1,7 +1,7 @@
-"""What shapes say: the matrices of a file, which of them feed another, and copies of one model.
+"""Judge tensors by their shapes: which are matrices, which feed another, which are copies.
 
-A network is a chain of widths. The rows of an inner layer come again, as the input width of the
-next matrix or the length of a norm; the number of classes comes once, at the end.
+A network is a chain of widths. The number of rows of an inner layer appears again, as the input
+width of the next matrix or the length of a norm; the number of classes appears once, at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WEIGHT_NORM = (
     (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
 )
 
-#: What the weight of a linear layer is called: by torch, by torch under pruning, by Flax.
+#: The name of a linear layer's weight in torch, in torch with pruning, and in Flax.
 WEIGHTS = ("weight", "weight_orig", "kernel")
 
 
@@ -41,7 +41,7 @@ class Matrix:
     bias: TensorInfo | None
     module: str
     path: tuple[str, ...]
-    """The module without wrappers."""
+    """The segments of the module's name without wrappers."""
     layout: str
     rows: int
     width: int
@@ -49,7 +49,7 @@ class Matrix:
 
 
 def matrices(tensors: Sequence[TensorInfo]) -> list[Matrix]:
-    """Every tensor that could be a linear layer: (C, D), (C, D, 1, 1), (D, C) or a weight norm."""
+    """Return the tensors that could be linear layers: (C, D), (C, D, 1, 1), (D, C), weight norm."""
     by_name = {tensor.name: tensor for tensor in tensors}
     found = []
     for tensor in tensors:
@@ -68,7 +68,7 @@ def _weight_norm(tensor: TensorInfo, by_name: dict[str, TensorInfo]) -> Matrix |
             continue
         module = tensor.name.removesuffix(g)
         direction = by_name.get(module + v)
-        # Only dim=0 gives a length to each row; for any other dim g is no scale of the classes.
+        # g scales the rows only with dim=0.
         if direction and _is_linear(direction.shape) and tensor.numel == direction.shape[0]:
             rows, width = direction.shape[:2]
             bias = _vector(by_name.get(module + ".bias"), rows)
@@ -78,7 +78,7 @@ def _weight_norm(tensor: TensorInfo, by_name: dict[str, TensorInfo]) -> Matrix |
 
 
 def _is_of_a_norm(name: str, by_name: dict[str, TensorInfo]) -> bool:
-    """Whether a tensor is g, v, or the weight that a module keeps beside them and overwrites."""
+    """Whether a tensor is the g or v of a weight norm, or the weight computed from them."""
     if re.search(r"\.weight_v$|\.parametrizations\.\w+\.original\d*$", name):
         return True
     module = name.removesuffix("_g").removesuffix(".weight")
@@ -103,7 +103,7 @@ def _plain(tensor: TensorInfo, by_name: dict[str, TensorInfo]) -> Matrix | None:
 
 
 def is_integer(tensor: TensorInfo) -> bool:
-    """Whether it counts or points, as a buffer does; 8-bit numbers may be weights."""
+    """Whether it is a buffer of integers; 8-bit integers may be weights."""
     return tensor.dtype in ("int64", "int32", "int16", "bool", "uint64", "uint32", "uint16")
 
 
@@ -115,12 +115,12 @@ def _vector(tensor: TensorInfo | None, length: int) -> TensorInfo | None:
     return tensor if tensor is not None and tensor.shape == (length,) else None
 
 
-#: So many neighbours of a layer are looked at, the last; real networks have a third of it.
+#: How many neighbors of a layer are examined, the last ones; real networks have a third of this.
 _NEIGHBOURS = 64
 
 
 class Graph:
-    """The widths of one model: who has, who takes, who normalises how many."""
+    """The widths of one model: which layers have, take or normalize each of them."""
 
     def __init__(self, tensors: Sequence[TensorInfo], *, turn: bool = True) -> None:
         self.matrices = upright(tensors) if turn else matrices(tensors)
@@ -149,7 +149,7 @@ class Graph:
                     self._norm_scopes[path[:-1]].add(tensor.shape[0])
             elif len(tensor.shape) > 1:
                 width = wide.get(tensor.name, tensor.shape[1])
-                # A kernel over at most 4 channels looks at the image, not at the classes.
+                # A kernel with at most 4 input channels reads the image, not the classes.
                 if width > 4 or tensor.numel == tensor.shape[0] * tensor.shape[1]:
                     self._takes[len(tensor.shape) == 2, width] += 1
         for matrix in self.matrices:
@@ -163,19 +163,19 @@ class Graph:
                 self._scopes[matrix.path[:depth], matrix.width].append(matrix)
 
     def own_mentions(self, m: Matrix) -> int:
-        """How many tensors the layer itself brings to the count of its rows."""
+        """Number of tensors of this layer that have its number of rows as a dimension."""
         return 1 + (m.bias is not None) + (m.direction is not None)
 
     def is_unique(self, m: Matrix) -> bool:
-        """Whether no tensor but its own and its siblings' has the row count among its sizes."""
+        """Whether only its own tensors and its siblings' have a dimension of this many rows."""
         own = self.own_mentions(m) * (self.repeats(m) if self.is_sibling(m) else 1)
         return self._mentions[m.rows] <= own and m.rows > 1
 
     def is_sibling(self, m: Matrix) -> bool:
-        """Whether it is one of several final layers side by side: `linears.0`, `linears.1`.
+        """Whether it is one of several parallel final layers: `linears.0`, `linears.1`.
 
-        They sound final, or have a bias and a number for a name; they differ in one number only,
-        and nothing takes their rows.
+        They are named like final layers, or have a bias and a number as their name; the names
+        differ in one number only, and no layer takes their output.
         """
         if self.repeats(m) < 2 or m.layout == "conv1x1":
             return False
@@ -185,7 +185,7 @@ class Graph:
         return sum(any(c.isdigit() for c in step) for step in m.path) == 1 and self.is_end(m)
 
     def is_end(self, m: Matrix) -> bool:
-        """Whether no matrix takes the rows as input width and no norm has their length."""
+        """Whether no matrix and no norm takes an input of this many rows."""
         if self._norms[m.rows]:
             return False
         flat = len(m.weight.shape) == 2
@@ -193,27 +193,27 @@ class Graph:
         return not taken
 
     def repeats(self, m: Matrix) -> int:
-        """How many layers have this shape and, numbers aside, this name."""
+        """Number of layers with this shape and, apart from numbers, this name."""
         return self._alike[_template(m)]
 
     def turned(self, k: int | None = None) -> list[Matrix]:
-        """Matrices that read as (D, C): their rows are an inner width, their columns come once.
+        """Return matrices that could be (D, C): rows of an inner width, a unique number of columns.
 
-        With the class count k, also those with k columns and another number of rows.
+        If the number of classes k is given, also those with k columns and not k rows.
         """
         found = []
         for m in self.matrices:
             if m.bias or m.layout != "linear" or not m.weight.is_contiguous:
                 continue
             other = replace(m, layout="transposed", rows=m.width, width=m.rows)
-            told = other.rows == k != m.rows and opinion(m.path).points > 0
+            given = other.rows == k != m.rows and opinion(m.path).points > 0
             inner = self._made[m.rows] > 1 or m.rows == m.width
-            if ((self.is_unique(other) and inner) or told) and not self.is_unique(m):
+            if ((self.is_unique(other) and inner) or given) and not self.is_unique(m):
                 found.append(other)
         return found
 
     def is_last(self, m: Matrix) -> bool:
-        """Whether it is the last of a numbered sequence, itself last if it is numbered as well."""
+        """Whether it is the last layer of a numbered sequence, which itself comes last."""
         if not m.path or _stem(m.path[-1])[0]:
             return False
         return all(
@@ -223,10 +223,10 @@ class Graph:
         )
 
     def feeds(self, m: Matrix) -> str | None:
-        """The layer beside it that takes its rows, if one does.
+        """Return the neighbor that takes its output, if there is one.
 
-        Beside: below the same module or the one above it. Of two numbered siblings the later one
-        takes, never the earlier. A square pair takes each other's rows and says nothing.
+        Neighbors are below the same module or the one above it. Of two numbered siblings, only the
+        later one can take the other's output. Two layers that could feed each other are ignored.
         """
         mine = opinion(m.path).points
         for depth in range(len(m.path) - 1, max(len(m.path) - 3, -1), -1):
@@ -236,7 +236,7 @@ class Graph:
                 if other.rows == m.width and not _before(m.path, other.path):
                     continue
                 theirs = opinion(other.path).points
-                # A table has no bias and may have any width; an inner layer comes earlier.
+                # Skip tables, which may have any width, and inner layers, which come earlier.
                 if theirs < -2 or (theirs < mine - 2 and not self.is_end(other)):
                     continue
                 if len(other.path) > len(m.path) and not other.bias:
@@ -248,11 +248,11 @@ class Graph:
 
 
 def upright(tensors: Sequence[TensorInfo]) -> list[Matrix]:
-    """All matrices, those that the flow of widths shows to be stored as (D, C) turned.
+    """Return all matrices, after transposing those that the widths show to be stored as (D, C).
 
-    Such a head says so without a bias: its first size is the width of other layers, and its second
-    is the output of none. It could only be the width of a flattened map, a multiple of another, so
-    then it stays as it is.
+    Without a bias, such a head is recognized by its shape: its first size is the width of other
+    layers, and its second is the output of no layer. If the second could be the width of a
+    flattened map, that is, a multiple of another width, the matrix is not transposed.
     """
     found = matrices(tensors)
     made: Counter[int] = Counter()
@@ -271,7 +271,7 @@ def upright(tensors: Sequence[TensorInfo]) -> list[Matrix]:
             return m
         inner = made[rows] > alike[_role(m.weight.name, m.weight.shape)]
         if ZERO_SHOT.fullmatch(m.path[-1]):
-            inner = inner or taken[rows] > 0  # CLIP's own projections are (in, out) as well
+            inner = inner or taken[rows] > 0  # CLIP's own projections are (in, out) too
         flattened = width > rows and any(width % size == 0 for size in widths)
         if rows < 8 or not inner or made[width] or flattened:
             return m
@@ -281,7 +281,7 @@ def upright(tensors: Sequence[TensorInfo]) -> list[Matrix]:
 
 
 def _role(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """What the heads of all copies and experts have in common: the last steps and the shape."""
+    """The last segments without numbers, and the shape; equal for copies and for experts."""
     return re.sub(r"\d+", "#", ".".join(name.split(".")[-3:])), shape
 
 
@@ -290,7 +290,7 @@ def _template(m: Matrix) -> tuple[str, tuple[int, ...]]:
 
 
 def _before(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
-    """Whether a comes before b by the number in the first segment that differs: fc1, fc2; 0, 3."""
+    """Whether a comes before b by the number in the first segment that differs: fc1 before fc2."""
     for x, y in zip(a, b, strict=False):
         if x != y:
             (stem, number), (other_stem, other_number) = _stem(x), _stem(y)
@@ -300,33 +300,32 @@ def _before(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
 
 @lru_cache(maxsize=65536)
 def _stem(segment: str) -> tuple[str, int]:
-    """A segment without the number at its end, and the number; -1 if there is none.
+    """Split a segment into its stem and the number at its end, -1 without a number.
 
     Example:
         >>> _stem("fc12"), _stem("3"), _stem("fc")
         (('fc', 12), ('', 3), ('fc', -1))
     """
     stem = segment.rstrip("0123456789")
-    digits = segment[len(stem) :][-18:]  # no layer has a longer one, and a file may
+    digits = segment[len(stem) :][-18:]  # a hostile file may contain a very long number
     return stem, int(digits) if digits else -1
 
 
 def in_model(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
-    """The tensors that are no optimizer state, loss or metric."""
+    """Return the tensors that do not belong to an optimizer, a loss or a metric."""
     return [tensor for tensor in tensors if not is_foreign(tensor.name)]
 
 
 def copies(tensors: Sequence[TensorInfo]) -> tuple[str, ...]:
-    """Prefixes below which the file keeps the same whole model, the leading one first.
+    """Return the prefixes of the copies of one model in the file, the leading copy first.
 
-    Two branches of the tree of names are copies when nearly every tensor of one has its twin, by
-    name and shape, in the other, together they are most of the file, and one is called a model or
-    a version of it (`ema`, `teacher`, `best`). Of `rgb` and `flow` nothing says so: they may be two
-    streams that decide together. Numbered branches are blocks, and a branch with nothing but its
-    own weight is a layer: neither are copies.
+    Two branches of the tree of names are copies if at least 80 % of their tensors agree in name
+    and shape, they make up most of the file, and one is named as a model or a version of it
+    (`ema`, `teacher`, `best`). `rgb` and `flow` are not: they may be two streams whose logits the
+    model combines. Numbered branches are blocks, and a branch with only a weight is a layer.
 
     Returns:
-        at least two prefixes, each ending in a dot, or () when there is one model only.
+        at least two prefixes, each ending in a dot, or () if there is only one model.
     """
     items = [(t.name, t.shape) for t in tensors if len(t.shape) > 1]
     prefix, total = "", len(items)
@@ -358,13 +357,13 @@ def copies(tensors: Sequence[TensorInfo]) -> tuple[str, ...]:
 
 
 def _is_version(key: str, other: str) -> bool:
-    """Whether the names of two branches say that one holds a version of what the other holds."""
+    """Whether the names of two branches show that one is a version of the other."""
     follows = [bool(FOLLOWERS.search(k.lower()) or VERSIONS & {*words_of(k)}) for k in (key, other)]
     return any(follows) or {key.lower(), other.lower()} <= WRAPPERS
 
 
 def _is_model(key: str, items: list[tuple[str, tuple[int, ...]]]) -> bool:
-    """Whether a branch is more than one layer, or is called a model."""
+    """Whether a branch has more than one layer, or is named as a model."""
     named = key.lower() in WRAPPERS or FOLLOWERS.search(key.lower())
     return bool(named) or any("." in name for name, _ in items)
 
@@ -372,7 +371,7 @@ def _is_model(key: str, items: list[tuple[str, tuple[int, ...]]]) -> bool:
 def _descend(
     items: list[tuple[str, tuple[int, ...]]],
 ) -> tuple[str, list[tuple[str, tuple[int, ...]]]]:
-    """Skip the segments that all names share: `module.` of a wrapped model."""
+    """Split off the segments that all names share, such as `module.` of a wrapped model."""
     prefix = ""
     while True:
         heads = {name.partition(".")[0] for name, _ in items}

@@ -329,7 +329,7 @@ def test_a_multi_label_model_is_warned_of_whatever_count_is_told() -> None:
 
 def test_the_reason_is_in_words() -> None:
     why = find_heads(backbone() + head("fc")).heads[0].why
-    assert why == "nothing else in the file has 10 as a size; a bias of the same length; named fc"
+    assert why == "no other tensor has a dimension of 10; a bias of the same length; named fc"
 
 
 def test_names_of_final_layers_sound_final_and_others_do_not() -> None:
@@ -392,7 +392,7 @@ def test_a_head_under_spectral_norm_is_refused() -> None:
 
 def test_a_named_layer_whose_weight_is_computed_is_refused_by_its_name() -> None:
     computed = [info("fc.parametrizations.weight.original", 10, 64), info("fc.bias", 10)]
-    with pytest.raises(BadHead, match="fc has no weight of its own"):
+    with pytest.raises(BadHead, match="weight of fc is computed"):
         find_heads([*backbone(), *computed], names=["fc"])
 
 
