@@ -1,4 +1,4 @@
-"""The command line: the app, its global options, signals, and where all errors are printed."""
+"""The command line: the Typer app, its global options, and main(), which reports every error."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.abc import InspectLoader
-from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 import rescale_cli
 from rescale_cli import errors, foreign_code
 from rescale_cli.commands import console, options
 from rescale_cli.commands.console import Screen
-from rescale_cli.commands.help_page import Command, Group, output_option
+from rescale_cli.commands.help_page import Command, help_page, output_option
 from rescale_cli.commands.options import stdout_options
 from rescale_cli.commands.progress import heartbeat
 from rescale_cli.errors import EnvironmentProblem, Interrupted, NotPrinted, RescaleError, UsageError
@@ -54,8 +55,8 @@ Quiet = Annotated[
 ]
 
 
-def begin() -> None:
-    """Reset the options of an earlier command line in this process."""
+def reset_global_options() -> None:
+    """Forget the global options of an earlier command line in this process."""
     console.verbosity.set(0)
     console.quiet.set(False)
     console.as_json.set(False)
@@ -63,7 +64,7 @@ def begin() -> None:
 
 
 def remember(verbose: int, *, quiet: bool, as_json: bool) -> None:
-    """Add the options of one place on the command line to those of the other."""
+    """Combine the global options before the command's name with those after it."""
     console.verbosity.set(console.verbosity.get() + verbose)
     console.quiet.set(console.quiet.get() or quiet)
     console.as_json.set(console.as_json.get() or as_json)
@@ -72,8 +73,8 @@ def remember(verbose: int, *, quiet: bool, as_json: bool) -> None:
 def everywhere(name: str, command: Callable[..., None]) -> Callable[..., None]:
     """Let a command with the parameter `json` also take `-v` and `-q` after its name.
 
-    The command runs with `json` true if `--json` stands before or after its name. Progress is
-    printed while it runs. An output `-` is stdout, see `stdout_options`.
+    The command runs with `json` true if `--json` is given before or after its name. Progress is
+    printed while it runs. An output named `-` is stdout; see `stdout_options`.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters = [
@@ -111,23 +112,58 @@ COMMANDS = {
     "schema": "Check",
 }
 
+
+def command_of(name: str) -> Any:
+    """The Typer command of this name, imported and built when it is needed."""
+    word = name.replace("-", "_")
+    module = f"rescale_cli.commands.{word}"
+    function = getattr(import_module(module), word)
+    alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    text = function.__doc__ or _documented(module, word)
+    alone.command(name, cls=Command, help=text)(everywhere(name, function))
+    return typer.main.get_command(alone)
+
+
+class Commands(TyperGroup):
+    """The group of all commands, which imports only the one that runs."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = dict.fromkeys(COMMANDS, TyperCommand(None))  # read for their names alone
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name, or None."""
+        return command_of(cmd_name) if cmd_name in COMMANDS else None
+
+    def get_help(self, ctx: Any) -> str:
+        """The text of --help."""
+        return help_page(self, ctx, _summaries())
+
+
+def _summaries() -> Iterator[tuple[str, str, str]]:
+    """Name, group and first paragraph of each command, read without importing it."""
+    for name, group in COMMANDS.items():
+        word = name.replace("-", "_")
+        text = _documented(f"rescale_cli.commands.{word}", word)
+        yield name, group, " ".join(text.partition("\n\n")[0].split())
+
+
 app = typer.Typer(
     name="rescale-cli",
-    cls=Group,
+    cls=Commands,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _documented(module: ModuleSpec | None, function: str) -> str:
-    """The docstring of a function, from its source: `python -OO` keeps none in what it compiles."""
+def _documented(module: str, function: str) -> str:
+    """The docstring of a function, from its source, since `python -OO` compiles none."""
     import ast
 
-    loader = None if module is None else module.loader
-    source = None
-    if module is not None and isinstance(loader, InspectLoader):
-        source = loader.get_source(module.name)
+    spec = find_spec(module)
+    loader = None if spec is None else spec.loader
+    source = loader.get_source(module) if isinstance(loader, InspectLoader) else None
     for node in ast.parse(source or "").body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             return ast.get_docstring(node) or ""
@@ -151,7 +187,7 @@ def _global(
 ) -> None:
     """Repair a trained classifier that ignores its rare classes, without retraining.
 
-    apply multiplies the rows of rare classes in the last layer; sweep-gamma finds out how much,
+    apply multiplies the rows of rare classes in the last layer. sweep-gamma finds the best strength
     and whether it helps. Run [bold]rescale-cli COMMAND --help[/] for the options of a command.
 
     Examples:
@@ -164,16 +200,7 @@ def _global(
     remember(verbose, quiet=quiet, as_json=json)
 
 
-app.callback(help=_global.__doc__ or _documented(__spec__, "_global"))(_global)
-for _name, _group in COMMANDS.items():
-    _word = _name.replace("-", "_")
-    _module = import_module(f"rescale_cli.commands.{_word}")
-    _command = getattr(_module, _word)
-    _text = _command.__doc__ or _documented(_module.__spec__, _word)
-    _short = " ".join(_text.partition("\n\n")[0].split())
-    app.command(_name, cls=Command, help=_text, short_help=_short, rich_help_panel=_group)(
-        everywhere(_name, _command)
-    )
+app.callback(help=_global.__doc__ or _documented(__name__, "_global"))(_global)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_words(words: Sequence[str]) -> int:
     """Run one command line and return its exit code. Every error is caught here."""
-    begin()
+    reset_global_options()
     before_names = words[: words.index("--")] if "--" in words else words
     speaker = Screen(_command_in(words), as_json="--json" in before_names)
     foreign_code.listener.set(console.tell_announced)
@@ -203,15 +230,15 @@ def _run_words(words: Sequence[str]) -> int:
     try:
         with interruptible(), kept_open():
             code = app(words, standalone_mode=False, prog_name="rescale-cli")
-            if code == 1:  # nothing but Typer's completion ends like this
+            if code == 1:  # only Typer's completion returns this
                 raise EnvironmentProblem(
-                    "completion needs bash, zsh, fish or PowerShell, and none was recognized",
-                    saw="the process that started this command is not such a shell",
-                    fix="type the command in such a shell",
+                    "completion needs bash, zsh, fish or PowerShell",
+                    saw="the command was not started from any of these shells",
+                    fix="type the command in one of these shells",
                 )
             with console.printing():
                 pass
-    except (BrokenPipeError, SystemExit):  # Typer and rich make the first the second
+    except (BrokenPipeError, SystemExit):  # Typer and rich turn the first into the second
         console.discard(sys.stdout)
         return 0
     except BaseException as error:
@@ -227,12 +254,12 @@ def _run_words(words: Sequence[str]) -> int:
 
 
 def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
-    """Any exception as a RescaleError: invalid use, a problem of the machine, or a bug."""
+    """Any exception as a RescaleError: a usage error, a problem of the machine, or a bug."""
     if isinstance(error, typer.Abort) and isinstance(error.__cause__, EOFError):
-        error = error.__cause__  # Typer takes it for the end of the user's input
+        error = error.__cause__  # Typer mistakes it for the end of the user's input
     if isinstance(error, RescaleError):
         return error
-    # Typer keeps its usage errors private; this is the shape that all of them have.
+    # Typer's usage errors are private classes; all of them have these two attributes.
     if hasattr(error, "format_message") and getattr(error, "exit_code", None) == 2:
         context = getattr(error, "ctx", None)
         path = getattr(context, "command_path", "rescale-cli")
@@ -240,7 +267,7 @@ def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
         return UsageError(error.format_message().rstrip("."), saw=saw, fix=f"see {path} --help")
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Interrupted(
-            "interrupted; no partly written file was left",
+            "interrupted; no partly written file is left behind",
             saw="a signal to stop",
             fix="run the command again",
         )
@@ -254,19 +281,19 @@ def _as_problem(error: BaseException, words: Sequence[str]) -> RescaleError:
         return missing(error.name or "a library", str(error))
     if isinstance(error, OSError):
         return EnvironmentProblem(
-            f"the system refused: {(error.strerror or type(error).__name__).lower()}",
+            f"the operating system reports: {(error.strerror or type(error).__name__).lower()}",
             saw=str(error),
             fix="check the path, its permissions and the disk",
         )
     return RescaleError(
-        f"a bug of ours: {type(error).__name__}",
+        f"a bug in rescale-cli: {type(error).__name__}",
         saw=str(error) or "the exception has no message",
-        fix="run it again with -vv, and report what it prints",
+        fix="run the command again with -vv, and report what it prints",
     )
 
 
 def _speak(speaker: Screen, problem: RescaleError) -> None:
-    """Print an error; on stderr if stdout, where its document belongs, cannot be written."""
+    """Print an error, on stderr if its JSON document cannot be written to stdout."""
     if isinstance(problem, NotPrinted):
         speaker = replace(speaker, as_json=False)
     try:
@@ -296,7 +323,7 @@ def _command_in(words: Sequence[str]) -> str:
 def _prepare_streams() -> None:
     """Make sure that the streams exist and can print any name, escaped where necessary."""
     open_missing()
-    # Python has no stream where the system has none, and print would then fail.
+    # Without a file descriptor, Python sets the stream to None, and print would fail.
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (until the end)
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):

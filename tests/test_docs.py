@@ -54,9 +54,8 @@ def test_the_readme_shows_each_command_once() -> None:
 
 
 def test_every_option_that_is_named_exists() -> None:
-    app = typer.main.get_command(cli.app)
     real = {"--help", "--version", "--install-completion"}
-    for command in [app, *getattr(app, "commands", {}).values()]:
+    for command in [typer.main.get_command(cli.app), *map(cli.command_of, cli.COMMANDS)]:
         for option in command.params:
             real |= {*option.opts, *option.secondary_opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", BOTH)) - real == set()

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-# What declares an option or an argument of each panel. Whether a file can be read is found out,
-# and said better, by what reads it.
+# They declare an option or argument in its panel of the page. readable=False: whoever opens a file
+# reports better than Typer why it cannot be read.
 input_option = partial(typer.Option, rich_help_panel="Input", readable=False)
 input_argument = partial(typer.Argument, rich_help_panel="Input", readable=False)
 method_option = partial(typer.Option, rich_help_panel="Method", readable=False)
@@ -33,21 +33,13 @@ advanced_option = partial(typer.Option, rich_help_panel="Advanced", readable=Fal
 
 #: The order of the panels on a page; an option without a panel is in the last one.
 _PANELS = ("Input", "Method", "Training", "Gates", "Output", "Advanced")
-#: Widths of the column of names, and of the text that must find room beside it.
+#: Narrowest and widest column of names, and the room that the text beside it needs.
 _LEAST, _MOST, _TEXT = 16, 34, 46
 _OPTION = r"(?<![\w-])--?[a-zA-Z][\w-]*"
 
 
 class Command(TyperCommand):
     """A command with our page."""
-
-    def get_help(self, ctx: Any) -> str:
-        """The text of --help."""
-        return help_page(self, ctx)
-
-
-class Group(TyperGroup):
-    """The list of commands with our page."""
 
     def get_help(self, ctx: Any) -> str:
         """The text of --help."""
@@ -61,11 +53,18 @@ class _Row:
     about: Text
 
 
-def help_page(command: TyperCommand | TyperGroup, ctx: Any) -> str:
+def help_page(
+    command: TyperCommand | TyperGroup, ctx: Any, listed: Iterable[tuple[str, str, str]] = ()
+) -> str:
     """The page of one command, or of the group of all commands, as wide as the terminal.
 
-    Colours are for a terminal alone, and not where NO_COLOR is set. The help of a command is prose
+    It is coloured only on a terminal, and not if NO_COLOR is set. The help of a command is prose
     with Rich markup, then `Examples:` and indented lines.
+
+    Args:
+        command: the command or the group.
+        ctx: its context.
+        listed: name, panel and summary of each command of a group.
     """
     from rich.console import Console
     from rich.panel import Panel
@@ -77,7 +76,8 @@ def help_page(command: TyperCommand | TyperGroup, ctx: Any) -> str:
     )
     room = console.width - 4
     prose, _, examples = (command.help or "").partition("\nExamples:\n")
-    rows = [*_commands(command, ctx), *_parameters(command, ctx)]
+    names = [_Row(panel, Text(name, "bold cyan"), _about(about)) for name, panel, about in listed]
+    rows = [*names, *_parameters(command, ctx)]
     column = min(_MOST, room - 2 - _TEXT)
     column = 0 if column < _LEAST else min(column, max(row.name.cell_len for row in rows))
     with console.capture() as page:
@@ -112,16 +112,6 @@ def _usage(command: TyperCommand | TyperGroup, ctx: Any) -> str:
     return " ".join([*words, *(["COMMAND ..."] if isinstance(command, TyperGroup) else [])])
 
 
-def _commands(command: TyperCommand | TyperGroup, ctx: Any) -> Iterable[_Row]:
-    from rich.text import Text
-
-    if not isinstance(command, TyperGroup):
-        return
-    for name in command.list_commands(ctx):
-        listed: Any = command.get_command(ctx, name)
-        yield _Row(listed.rich_help_panel, Text(name, "bold cyan"), _about(listed.short_help))
-
-
 def _parameters(command: TyperCommand | TyperGroup, ctx: Any) -> list[_Row]:
     from rich.text import Text
 
@@ -154,7 +144,7 @@ def _about(words: str) -> Text:
 
 
 def _plainer(notes: str) -> str:
-    """What Typer says of default and range, in words.
+    """Typer's note on the default and the range, in words.
 
     Example:
         >>> _plainer("  [default: (none); x>=1]"), _plainer("  [default: 1; 0<=x<=4; required]")
@@ -167,7 +157,7 @@ def _plainer(notes: str) -> str:
 
 
 def _lines(row: _Row, column: int, room: int, console: Console) -> list[Text]:
-    """The name and its text: beside each other where `column` leaves room, else below it."""
+    """The name, and its text beside it if it fits the column, else below it."""
     from rich.text import Text
 
     indent = column + 2 if column else 6
@@ -185,17 +175,17 @@ def _print_prose(console: Console, paragraph: str) -> None:
 
 
 def _print_examples(console: Console, examples: str) -> None:
-    """Lines to copy; a command that is too long goes on in the next line, as a shell takes it."""
+    """Commands to copy; a long one continues on the next line after a backslash."""
     if not examples:
         return
     console.print("\n [bold]Examples[/] with the files that [cyan]rescale-cli demo[/] makes:")
-    # A line that is indented further goes on with the one before it.
+    # A line that is indented further continues the one before it.
     whole = re.sub(r"\n {8,}(?=\S)", " ", examples)
     for example in filter(None, map(str.strip, whole.splitlines())):
         text = example.removeprefix("# ")
         if text != example:
             shown, style = [f"  # {line}" for line in fold(text, console.width - 5)], "dim"
-        else:  # an option keeps its value beside it
+        else:  # an option and its value stay on one line
             kept = re.sub(r"(?<= )(--?[a-z-]+) (?=[^-])", "\\1\u00a0", text)
             command = " \\\n    ".join(fold(kept, console.width - 6))
             shown, style = [f"  {command}"], "bold"

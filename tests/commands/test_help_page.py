@@ -24,6 +24,7 @@ EVERY = pytest.mark.parametrize("command", ["", *COMMANDS])
 PLACES = re.MULTILINE | re.DOTALL
 PROGRAM = [sys.executable, "-m", "rescale_cli"]
 GROUP: Any = typer.main.get_command(cli.app)
+BUILT = {name: cli.command_of(name) for name in COMMANDS}
 
 
 def page(command: str, columns: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -35,14 +36,14 @@ def page(command: str, columns: int, capsys: Capture, monkeypatch: pytest.Monkey
 #: Every option and argument of every command.
 OPTIONS = [
     pytest.param(command, parameter, id=f"{name} {parameter.opts[-1]}")
-    for name, command in GROUP.commands.items()
+    for name, command in BUILT.items()
     for parameter in command.params
 ]
 
 
 def examples(command: str) -> list[str]:
     """The commands at the end of a page."""
-    text = (GROUP.commands[command] if command else GROUP).help.partition("\nExamples:\n")[2]
+    text = BUILT.get(command, GROUP).help.partition("\nExamples:\n")[2]
     lines = re.sub(r"\n {8,}(?=\S)", " ", text).splitlines()
     return [line.strip() for line in lines if line.strip() and "# " not in line]
 

@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from rescale_cli.cli import app, main
+from rescale_cli.cli import COMMANDS, command_of, main
 from rescale_cli.commands.demo_report import bundled
 from rescale_cli.commands.options import TEXTS, WHOLE
 
@@ -180,8 +180,7 @@ READ = {
 
 
 def test_every_option_that_names_a_path_is_known_as_read_or_written() -> None:
-    for command in app.registered_commands:
-        assert command.callback is not None
+    for command in map(command_of, COMMANDS):
         for name in inspect.signature(command.callback).parameters:
             kind = str(get_type_hints(command.callback).get(name))
             if "Path" in kind:
