@@ -19,8 +19,8 @@ from rescale_cli.errors import GateFailed
 from rescale_cli.json_text import percent
 from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.patch import Patched
-from rescale_cli.sweeping.comparison import SweepInput
 from rescale_cli.sweeping.sweep import Sweep
+from rescale_cli.sweeping.sweep_input import SweepInput
 from rescale_cli.sweeping.verdict import FEW, NEGLIGIBLE, Reason, Verdict
 
 

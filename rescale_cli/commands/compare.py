@@ -93,7 +93,8 @@ def compare(
     from rescale_cli.commands.github import unwritten
     from rescale_cli.commands.progress import Notes, progress_bar
     from rescale_cli.evaluating.checks import check_strength
-    from rescale_cli.sweeping.comparison import compare_methods, sweep_input
+    from rescale_cli.sweeping.comparison import compare_methods
+    from rescale_cli.sweeping.sweep_input import sweep_input
 
     if how.unlabeled:
         raise UsageError("compare needs labels", saw="--unlabeled", fix="leave out --unlabeled")

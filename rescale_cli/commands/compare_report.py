@@ -34,7 +34,8 @@ from rescale_cli.evaluating.checks import prepared_line
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.patching.patch import Patched
 from rescale_cli.patching.plan import CountsChoice, obstacle
-from rescale_cli.sweeping.comparison import AS_IT_IS, Comparison, RankedMethod, SweepInput
+from rescale_cli.sweeping.comparison import AS_IT_IS, Comparison, RankedMethod
+from rescale_cli.sweeping.sweep_input import SweepInput
 from rescale_cli.sweeping.verdict import FEW
 
 #: Metrics of the table, beside the one that it is ranked by.

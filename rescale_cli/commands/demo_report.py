@@ -30,9 +30,9 @@ from rescale_cli.foreign_code import need_torch
 from rescale_cli.json_text import percent
 from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.plan import CountsChoice
-from rescale_cli.sweeping.comparison import SweepInput, sweep_input
 from rescale_cli.sweeping.selection import Selection
 from rescale_cli.sweeping.sweep import Sweep, sweep
+from rescale_cli.sweeping.sweep_input import SweepInput, sweep_input
 
 #: The files of the example. Nothing else that lies in its folder is copied.
 EXAMPLE = (

@@ -141,8 +141,8 @@ def sweep_gamma(
     from rescale_cli.commands.progress import Notes, progress_bar
     from rescale_cli.commands.sweep_report import SweepReport
     from rescale_cli.evaluating.checks import check_strength
-    from rescale_cli.sweeping.comparison import input_of_logits, sweep_input
     from rescale_cli.sweeping.sweep import sweep
+    from rescale_cli.sweeping.sweep_input import input_of_logits, sweep_input
 
     if model is None:
         refuse_without_model(on, methods.method, outputs.apply)

@@ -35,8 +35,8 @@ from rescale_cli.json_text import percent
 from rescale_cli.measures.metric_names import ABOUT, definitions
 from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.patch import Patched
-from rescale_cli.sweeping.comparison import SweepInput
 from rescale_cli.sweeping.sweep import At, Outcome, Sweep
+from rescale_cli.sweeping.sweep_input import SweepInput
 
 #: Metrics of the curve, where they are known.
 CURVES = ("accuracy", "balanced_accuracy", "target_accuracy", "macro_f1", "gmean_multiclass",

@@ -202,7 +202,7 @@ def _norms(trained: Trained) -> str:
 @contextmanager
 def watching(recipe: Recipe, notes: Notes) -> Iterator[Watch]:
     """Show the progress of a run: a bar on a terminal, a line for each epoch, and notes."""
-    for text in doubts(recipe):
+    for text in recipe_warnings(recipe):
         notes(text)
     begun, first = time.monotonic(), 0
 
@@ -222,7 +222,7 @@ def watching(recipe: Recipe, notes: Notes) -> Iterator[Watch]:
         yield Watch(bar or (lambda done, total, per_second: None), epoch, notes)
 
 
-def doubts(recipe: Recipe) -> list[str]:
+def recipe_warnings(recipe: Recipe) -> list[str]:
     """Warnings about choices of a recipe that never take effect, probably by mistake."""
     late = [m for m in recipe.milestones if m >= recipe.epochs]
     found = []

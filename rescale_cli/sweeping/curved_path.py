@@ -1,21 +1,22 @@
-"""The predicted class at every strength where scores are curves.
+"""The predicted class at every strength, for methods whose scores are curves.
 
-With a kept bias the score of class k is u_k * exp(gamma * r_k) + b_k, and no logarithm makes that
-a straight line. Tau-norm also has a factor c(gamma) common to all rows that take part; divided by
-it, every score has the form
+With a kept bias the score of class k is u_k * exp(gamma * r_k) + b_k, which no logarithm turns into
+a straight line. Tau-norm also multiplies all rows that take part by a common factor c(gamma).
+Divided by it, every score has the form
 
     g_k(gamma) = u_k * f_k(gamma) + b_k * q(gamma),    f_k = exp(gamma * r_k), or q itself,
 
-with q a sum of exponentials, 1 at gamma = 0, u_k of the sample, and r_k, b_k, q of the head.
-Decisions are those of g / q. Its derivative has the sign of u_k * f_k * p_k, p_k = r_k - q'/q, and
-q'/q never falls, so the difference of two curves has one stationary point at most, but in two cases
-that `_doubtful` names. So a class that is not ahead of another at either end of a cell can only be
-ahead inside if it leaves the low end faster and arrives at the high end slower.
+where u_k depends on the sample, and r_k, b_k and q depend on the head; q is a sum of exponentials
+with q(0) = 1. The class with the largest g / q is predicted. The derivative of g / q has the sign
+of u_k * f_k * p_k with p_k = r_k - q'/q, and q'/q never decreases. Therefore the difference of two
+curves has at most one stationary point, except in two cases that `_doubtful` handles. So if a class
+is behind another at both ends of a cell, it can be ahead inside only if it rises faster at the low
+end and slower at the high end.
 
-Each sample begins with one cell, from 0 to the limit. Where the winners at its ends cross, all
-classes are compared with them: those that may be ahead of both somewhere are few. Cells are then
-divided among these few until each has one winner. Everything is float64, and nothing depends on a
-step width.
+A cell is an interval of gamma for one sample; the first one goes from 0 to the limit. All classes
+are compared with the winners at its two ends. Only a few can be ahead of both somewhere inside, and
+cells are divided among these few until each has one winner. All arithmetic is float64, and no
+result depends on a step width.
 """
 
 from __future__ import annotations
@@ -29,28 +30,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-#: Elements of a block whose passes stay in the cache of a CPU, and of one on another device.
+#: Elements per block: on a CPU, so that a block stays in the cache; and on other devices.
 _BLOCK, _LARGE_BLOCK = 1 << 17, 1 << 22
-#: Elements of a chunk of rows, whose cells are settled together.
+#: Elements per chunk of rows whose cells are divided together.
 _CHUNK = 1 << 21
-#: Candidates that are held at once.
+#: Candidates kept in memory at once.
 _HELD = 1 << 21
-#: Cells narrower than this share of the limit are not divided again.
+#: Cells narrower than this fraction of the limit are not divided.
 _NARROW = 2.0**-46
-#: The relative rounding error of a score: a smaller difference is a tie.
+#: Relative rounding error of a score. A smaller difference is a tie.
 _EPSILON = 2.0**-50
-#: Stands for a score of minus infinity, which has no exponential.
+#: Replaces a score of minus infinity, so that products with it stay finite.
 _LOWEST = -1e150
 
 
 def curved_path(scores: Tensor, curves: Curves, limit: float = 4.0) -> PredictedPath:
-    """The predicted class at every gamma from 0 to `limit`, as `predicted_path` gives it.
+    """The predicted class at every gamma from 0 to `limit`, in the form of `predicted_path`.
 
-    Memory beyond the answer does not depend on N, and the steps of batches can be concatenated.
+    Apart from the result, memory does not depend on N. Results of batches can be concatenated.
 
     Args:
         scores: u, (N, C), any float type, any device, no NaN.
-        curves: of the head.
+        curves: r, b and q, from the head.
         limit: the largest gamma, above 0.
 
     Example:
@@ -78,22 +79,25 @@ def curved_path(scores: Tensor, curves: Curves, limit: float = 4.0) -> Predicted
 
 
 class _Cells(NamedTuple):
-    """Cells (P,), with the classes that may win inside, (M,), besides the winners at the ends."""
+    """P cells and M candidates: classes, other than the winners at the ends, that may win inside.
+
+    The first five columns are (P,), the last two (M,).
+    """
 
     row: Tensor
     low: Tensor
     high: Tensor
     first: Tensor
-    """Who wins at the low end."""
+    """The winner at the low end."""
     last: Tensor
-    """Who wins at the high end."""
+    """The winner at the high end."""
     cell: Tensor
-    """(M,), ascending."""
+    """The cell of each candidate, ascending."""
     label: Tensor
-    """(M,)."""
+    """The class of each candidate."""
 
     def take(self, cells: Tensor, keep: Tensor) -> _Cells:
-        """Some cells, a mask (P,), with some of their candidates, a mask (M,)."""
+        """The cells of a mask (P,), with the candidates of a mask (M,)."""
         place, kept, stay = cells.cumsum(0) - 1, cells.nonzero()[:, 0], keep.nonzero()[:, 0]
         columns = (picked(column, kept) for column in self[:5])
         rivals = picked(place, picked(self.cell, stay)), picked(self.label, stay)
@@ -104,7 +108,7 @@ _Events = tuple["Tensor", "Tensor", "Tensor"]
 
 
 def _chunk(u: Tensor, basis: Basis, limit: float, offset: int) -> PredictedPath:
-    """The steps of some rows, u (n, C)."""
+    """The path of some rows, u (n, C)."""
     import torch
 
     constant = u.amax(1).isinf()
@@ -124,7 +128,7 @@ def _chunk(u: Tensor, basis: Basis, limit: float, offset: int) -> PredictedPath:
 
 
 def _follow(u: Tensor, basis: Basis, limit: float) -> tuple[Tensor, list[_Events]]:
-    """The winners at gamma = 0, and all changes: u (n, C), finite."""
+    """The winners at gamma = 0, and all changes of the winner; u (n, C) is finite."""
     import torch
 
     size = max(1, (_BLOCK if u.device.type == "cpu" else _LARGE_BLOCK) // u.shape[1])
@@ -154,7 +158,7 @@ def _follow(u: Tensor, basis: Basis, limit: float) -> tuple[Tensor, list[_Events
 
 
 def _largest(scores: Tensor) -> Tensor:
-    """The place of the largest of each row, the first of equals."""
+    """The column of the largest value in each row, the first of equals."""
     import torch
 
     if scores.device.type == "cpu":  # six times as fast
@@ -165,10 +169,10 @@ def _largest(scores: Tensor) -> Tensor:
 def _rivals(
     u: Tensor, first: Tensor, last: Tensor, at: Tensor, basis: Basis, ends: Tensor
 ) -> Tensor:
-    """Which classes, a mask (n, C), may be ahead of both winners at the ends somewhere.
+    """Which classes may be ahead of both winners somewhere inside the cell, a mask (n, C).
 
-    One winner is taken to lead up to `at`, (n,), the other from there on. Comparisons are slow, so
-    the three are made of differences, of which the largest decides.
+    It is enough to compare with the first winner below `at`, (n,), and with the last one above it.
+    For speed, the three conditions are differences, of which the largest is compared with 0.
     """
     import torch
 
@@ -205,18 +209,19 @@ def _doubtful(
     """Where a class that is behind a winner at both ends of a cell may be ahead inside.
 
     Args:
-        leaves: by how much faster it leaves the low end.
-        arrives: by how much slower it arrives at the high end.
-        steeper: r of the winner less its own; the sign turned round if u of the winner is negative.
-        turns: whether p changes its sign inside for both: two stationary points, in known order.
-        mixed: whether one u is positive and the other negative: as many as there may be.
+        leaves: slope of the class minus that of the winner, at the low end.
+        arrives: slope of the winner minus that of the class, at the high end.
+        steeper: r of the winner minus r of the class; negated if u of the winner is negative.
+        turns: whether p of both changes its sign inside. Then the difference may have two
+            stationary points, whose order `steeper` tells.
+        mixed: whether u has different signs. Then nothing is known about stationary points.
     """
     twice = ((steeper > 0) & (leaves > 0)) | ((steeper < 0) & (arrives > 0))
     return ((leaves > 0) & (arrives > 0)) | (turns & twice) | mixed
 
 
 def _settle(u: Tensor, basis: Basis, cells: _Cells, at: Tensor, limit: float) -> list[_Events]:
-    """Divide cells at some strength (P,) until each has one winner: u (n, C)."""
+    """Divide cells, first at the strengths `at` (P,), until each has one winner; u is (n, C)."""
     events = [(cells.row[:0], at[:0], cells.last[:0])]
     while len(cells.row):
         winner = _winners(u, basis, cells, at)
@@ -229,7 +234,7 @@ def _settle(u: Tensor, basis: Basis, cells: _Cells, at: Tensor, limit: float) ->
 
 
 def _winners(u: Tensor, basis: Basis, cells: _Cells, at: Tensor) -> Tensor:
-    """The best candidate of each cell where it is ahead of both winners, (P,), else -1."""
+    """The best candidate of each cell at `at` if it is ahead of both winners, else -1; (P,)."""
     import torch
 
     cell, label = cells.cell, cells.label
@@ -246,17 +251,20 @@ def _winners(u: Tensor, basis: Basis, cells: _Cells, at: Tensor) -> Tensor:
 
 
 def _scores(u: Tensor, row: Tensor, label: Tensor) -> Tensor:
-    """U of some rows and classes."""
+    """The values u of some rows and classes."""
     return picked(u.view(-1), row * u.shape[1] + label)
 
 
 def _rounding(score: Tensor, other: Tensor, offset: Tensor) -> Tensor:
-    """What rounding may make of the difference of two scores."""
+    """A bound of the rounding error in the difference of two scores."""
     return (score.abs() + other.abs() + offset.abs()) * _EPSILON
 
 
 def _halves(basis: Basis, cells: _Cells, at: Tensor, winner: Tensor) -> _Cells:
-    """Each cell as two, divided at `at`, where `winner`, or else both winners at the ends, win."""
+    """Divide each cell in two at `at`.
+
+    There `winner` wins; if that is -1, the winners at the two ends cross there.
+    """
     import torch
 
     new, count = winner >= 0, len(at)
@@ -275,7 +283,7 @@ def _halves(basis: Basis, cells: _Cells, at: Tensor, winner: Tensor) -> _Cells:
 
 
 class _Ends(NamedTuple):
-    """Some curves at the two ends of their cells."""
+    """M curves at the two ends of their cells."""
 
     label: Tensor
     """(M,)."""
@@ -284,9 +292,9 @@ class _Ends(NamedTuple):
     value: Tensor
     """g, (2, M)."""
     slope: Tensor
-    """u * f * p, (2, M): proportional to the derivative of g / q."""
+    """u * f * p, (2, M), proportional to the derivative of g / q."""
     pull: Tensor
-    """p, (2, M), or (M,) if q = 1."""
+    """p, (2, M); (M,) if q = 1."""
 
     @classmethod
     def of(cls, basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> _Ends:
@@ -299,7 +307,7 @@ class _Ends(NamedTuple):
 
 
 def _undecided(u: Tensor, basis: Basis, cells: _Cells, limit: float) -> _Cells:
-    """The cells whose winners differ or have rivals, with the candidates that may be ahead."""
+    """The cells whose winners differ or have rivals, with the candidates that may still win."""
     import torch
 
     cell, ends = cells.cell, torch.stack([cells.low, cells.high])
@@ -315,7 +323,7 @@ def _undecided(u: Tensor, basis: Basis, cells: _Cells, limit: float) -> _Cells:
 
 
 def _may_lead(basis: Basis, own: _Ends, best: _Ends, ends: Tensor) -> Tensor:
-    """Which candidates may be ahead of a winner somewhere in their cells, `ends` (2, M)."""
+    """Which candidates may be ahead of a winner somewhere in their cells; `ends` is (2, M)."""
     import torch
 
     lead = own.value - best.value
@@ -333,7 +341,7 @@ def _may_lead(basis: Basis, own: _Ends, best: _Ends, ends: Tensor) -> Tensor:
     bend = basis.bend(k.u.abs(), apart, k.label, *ends)
     bend += basis.bend(w.u.abs(), torch.zeros_like(apart), w.label, *ends)
     width = ends[1] - ends[0]
-    # The chord and how far the difference can rise above it; or it only rises, or only falls.
+    # The difference cannot rise far enough above its chord, or it is monotonic: it stays behind.
     below = lead[:, some].amax(0) + bend * width**2 / 8 <= slack[:, some].amax(0)
     rise = (basis.value(k.u, k.label, ends, 1) - basis.value(w.u, w.label, ends, 1)).sum(0)
     doubt[some[below | (rise.abs() > bend * width)]] = False
@@ -341,7 +349,7 @@ def _may_lead(basis: Basis, own: _Ends, best: _Ends, ends: Tensor) -> Tensor:
 
 
 def _points(u: Tensor, basis: Basis, cells: _Cells) -> Tensor:
-    """Where to divide cells, (P,): where the winners cross, or where a rival is ahead the most."""
+    """Where to divide the cells, (P,): where the winners cross, or near a rival's largest lead."""
     import torch
 
     ends = torch.stack([cells.low, cells.high])
@@ -349,7 +357,7 @@ def _points(u: Tensor, basis: Basis, cells: _Cells) -> Tensor:
     cell, label = cells.cell[same], cells.label[same]
     row, winner, around = cells.row[cell], cells.first[cell], ends[:, cell]
     own, best = (_Ends.of(basis, _scores(u, row, k), k, around) for k in (label, winner))
-    # If q = 1 the logarithm of this quotient is a straight line.
+    # If q = 1, the logarithm of this quotient is linear in gamma.
     logs = (own.slope / best.slope).log()
     share = (logs[0] / (logs[0] - logs[1])).nan_to_num_(0.5).clamp_(1 / 16, 15 / 16)
     at = torch.zeros_like(cells.low).scatter_reduce_(0, cell, share, "amax")

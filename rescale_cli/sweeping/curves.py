@@ -1,6 +1,6 @@
-"""Scores that are curves in the strength: their functions, and where two of them cross.
+"""Scores that are curves in the strength: their values, derivatives and crossings.
 
-See `curved_path` for the form of the curves; torch has neither.
+See `curved_path` for the form of the curves.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-#: Order of the Taylor series of q, whose terms fall by 1/16 and faster.
+#: Order of the Taylor series of q. Each term is at most 1/16 of the one before it.
 _ORDER = 11
-#: A last step of Newton's method, relative: its square is what is left.
+#: Newton's method stops at a relative step this small; the error that remains is its square.
 _CLOSE = 2.0**-28
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curves:
-    """What a head and its counts say of the curves g_k; the scores u (N, C) come from the data."""
+    """The part of the curves g_k that a head and its counts determine; u (N, C) is the data's."""
 
     rates: Float64
     """r, (C,)."""
     offsets: Float64
     """b, (C,)."""
     shares: Float64
-    """Of the exponentials in q, (J,), sum 1."""
+    """The weights of the exponentials in q, (J,), with sum 1."""
     exponents: Float64
-    """Of the exponentials in q, (J,)."""
+    """The exponents of the exponentials in q, (J,)."""
     follows: NDArray[np.bool_]
-    """(C,), classes whose factor is q instead of exp(gamma * r_k): tau-norm leaves them alone."""
+    """(C,), classes whose factor is q instead of exp(gamma * r_k): tau-norm excludes them."""
 
 
 def picked(column: Tensor, place: Tensor) -> Tensor:
-    """`column[place]` for a place of any shape, several times as fast."""
+    """`column[place]` for an index of any shape, several times as fast."""
     return column.index_select(0, place.reshape(-1)).view(place.shape)
 
 
 class Basis(NamedTuple):
-    """The functions that every curve is made of, at any gamma."""
+    """The functions of gamma that every curve is composed of."""
 
     rates: Tensor
     offsets: Tensor
@@ -55,10 +55,10 @@ class Basis(NamedTuple):
     table: Tensor | None
     """(K, order), the Taylor series of q around K strengths; None if q = 1."""
     step: float
-    """Between those strengths."""
+    """The distance between those strengths."""
 
     def common(self, gamma: Tensor, order: int = 0) -> Tensor:
-        """Q(gamma), or its first or second derivative."""
+        """The function q at gamma, or its first or second derivative."""
         import torch
 
         if self.table is None:
@@ -70,7 +70,7 @@ class Basis(NamedTuple):
         return total
 
     def factor(self, row: Tensor, gamma: Tensor, order: int = 0) -> Tensor:
-        """f, the factor of u of some classes, or its first or second derivative."""
+        """The factor f of some classes, or its first or second derivative."""
         import torch
 
         rate = picked(self.rates, row)
@@ -82,7 +82,7 @@ class Basis(NamedTuple):
         return torch.where(self.follows[row], self.common(gamma, order), own)
 
     def value(self, u: Tensor, row: Tensor, gamma: Tensor, order: int = 0) -> Tensor:
-        """g_k(gamma) of some classes, or its first or second derivative."""
+        """The score g of some classes at gamma, or its first or second derivative."""
         if self.table is None:
             own = u * self.factor(row, gamma, order)
             return own if order else own + picked(self.offsets, row)
@@ -90,14 +90,14 @@ class Basis(NamedTuple):
         return u * self.factor(row, gamma, order) + picked(self.offsets, row) * common
 
     def pull(self, row: Tensor, gamma: Tensor) -> Tensor:
-        """f'/f - q'/q of some classes: the derivative of g_k / q is u times f / q times this."""
+        """The exponent's pull, p = f'/f - q'/q: the derivative of g / q is u * p * f / q."""
         if self.table is None:
             return picked(self.rates, row)
         pull = picked(self.rates, row) - self.common(gamma, 1) / self.common(gamma)
         return pull if self.follows is None else pull.masked_fill(self.follows[row], 0.0)
 
     def bend(self, u: Tensor, b: Tensor, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """A bound of u * f'' + b * q'' from `low` to `high`, for u, b of at least 0."""
+        """An upper bound of u * f'' + b * q'' from `low` to `high`, for u, b >= 0."""
         import torch
 
         bound = u * torch.maximum(self.factor(row, low, 2), self.factor(row, high, 2))
@@ -107,7 +107,7 @@ class Basis(NamedTuple):
 
 
 def basis_of(curves: Curves, limit: float, device: torch.device) -> Basis:
-    """The functions of these curves from gamma = 0 to `limit`, on a device."""
+    """The basis of these curves from gamma = 0 to `limit`, on a device."""
     import torch
 
     def tensor(values: NDArray[np.generic]) -> Tensor:
@@ -131,10 +131,16 @@ def basis_of(curves: Curves, limit: float, device: torch.device) -> Basis:
 
 
 def crossings(basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> Tensor:
-    """Where the winners at `ends` (2, P) cross: u, label (2, P). Newton's method within brackets.
+    """The gamma where the winners at the two ends of each cell cross, (P,).
 
-    The terms of the difference that are positive are compared with those that are negative, by
-    their logarithms, which are nearly straight lines.
+    Bracketed Newton's method. It solves log(positive terms) = log(negative terms) of the difference
+    of the two curves, because these logarithms are nearly straight lines.
+
+    Args:
+        basis: of the curves.
+        u: of the winner at the low end and of the one at the high end, (2, P).
+        label: their classes, (2, P).
+        ends: the low end and the high end, (2, P).
     """
     import torch
 
@@ -146,7 +152,7 @@ def crossings(basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> Tensor:
     share = (start / less).log_()
     share /= share - (stop / least).log_()
     gamma = torch.lerp(low, high, share.nan_to_num_(0.5).clamp_(0, 1))
-    # At the low end the first of equals wins, but a steeper one overtakes it at once.
+    # Of equal scores at the low end the first class wins, but a steeper one overtakes it at once.
     rise, fall = _sums(basis, weight, label, low, 1)
     over = (start > less) | (start == less) & (rise >= fall)
     gamma, going = gamma.where(~over, low), (~over).nonzero()[:, 0]
@@ -173,14 +179,15 @@ def crossings(basis: Basis, u: Tensor, label: Tensor, ends: Tensor) -> Tensor:
 
 
 def _sums(basis: Basis, weight: Tensor, label: Tensor, at: Tensor, order: int = 0) -> Tensor:
-    """The positive and the negative terms of a difference, (2, P), or derivatives of these.
+    """The sums of the positive and of the negative terms, (2, P), or a derivative of both.
 
     Args:
         basis: of the curves.
-        weight: of the later one, the earlier one and q in both, (2, 3, P), none negative.
-        label: of the earlier one and the later one, (2, P).
+        weight: factors of f of the later winner, f of the earlier one, and q, in both sums,
+            (2, 3, P), all >= 0.
+        label: the earlier and the later winner, (2, P).
         at: gamma, (P,).
-        order: of the derivative.
+        order: order of the derivative.
     """
     import torch
 
