@@ -1,7 +1,20 @@
 """Repair trained classifiers that ignore their rare classes, without retraining.
 
-`apply` and `inspect` work on checkpoint files and import no torch; `rescale_` works on a live
-module. Everything is imported on first use.
+counts      read the training samples of each class: a Series, dict, tensor, list or file
+sweep       choose the strength on logits, and judge whether it helps
+Fit         the same as an estimator with fit, transform and get_params
+metrics     the metrics of `evaluate` from logits and labels
+rescale_    re-scale the head of a live torch module, in place
+unscale_    undo that, bit for bit
+rescale     re-scale the head in a state dict; the result is a new one
+apply       re-scale the head of a checkpoint file or folder; the result is a new file
+inspect     the head of a checkpoint, its row norms, and warnings
+verify      prove that only the head of a file changed
+revert      the original file again, from the record of a re-scaling
+
+Errors are RescaleError and its kinds; each says what is wrong (`what`), what was found (`saw`) and
+what to do (`fix`). Warnings are RescaleWarning. Everything is imported on first use, and torch only
+by what needs it.
 """
 
 from __future__ import annotations
@@ -10,28 +23,61 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+#: Where each name is; errors are in `errors`.
 _HOMES = {
-    "apply": "api",
-    "inspect": "api",
-    "verify": "patching.proof",
-    "revert": "patching.revert",
+    **dict.fromkeys(("apply", "counts", "inspect", "revert", "verify"), "library.files"),
     "rescale_": "patching.module",
-    "RescaleError": "errors",
 }
 
-__all__ = ["RescaleError", "__version__", "apply", "inspect", "rescale_", "revert", "verify"]
+__all__ = [
+    "AlreadyRescaled", "AmbiguousHead", "BadCheckpoint", "BadCounts", "BadHead", "BadImage",
+    "BadInput", "EnvironmentProblem", "GateFailed", "Interrupted", "NeedsDecision", "NoClassifier",
+    "NoEffect", "NotDownloaded", "NotImages", "NotPrinted", "NotProven", "OtherCounts",
+    "OtherModel", "OutputExists", "PoorAccuracy", "RescaleError", "RescaleWarning",
+    "UnknownClassOrder", "UnsafePickle", "UsageError", "__version__", "apply", "counts", "inspect",
+    "rescale_", "revert", "verify",
+]  # fmt: skip
 
 if TYPE_CHECKING:
-    from rescale_cli.api import apply, inspect
-    from rescale_cli.errors import RescaleError
+    from rescale_cli.errors import (
+        AlreadyRescaled,
+        AmbiguousHead,
+        BadCheckpoint,
+        BadCounts,
+        BadHead,
+        BadImage,
+        BadInput,
+        EnvironmentProblem,
+        GateFailed,
+        Interrupted,
+        NeedsDecision,
+        NoClassifier,
+        NoEffect,
+        NotDownloaded,
+        NotImages,
+        NotPrinted,
+        NotProven,
+        OtherCounts,
+        OtherModel,
+        OutputExists,
+        PoorAccuracy,
+        RescaleError,
+        RescaleWarning,
+        UnknownClassOrder,
+        UnsafePickle,
+        UsageError,
+    )
+    from rescale_cli.library.files import apply, counts, inspect, revert, verify
     from rescale_cli.patching.module import rescale_
-    from rescale_cli.patching.proof import verify
-    from rescale_cli.patching.revert import revert
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

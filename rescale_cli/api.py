@@ -16,7 +16,7 @@ from rescale_cli.core.counts import ClassCounts, ZeroPolicy, warnings_of
 from rescale_cli.core.head import ASSUMED, Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.data.counts import CountsLike, as_raw_counts
-from rescale_cli.data.labels import row_hints
+from rescale_cli.data.labels import ClassesLike, Names, names_of, row_hints
 from rescale_cli.data.spec import paths_of
 from rescale_cli.errors import BadHead, RescaleError
 from rescale_cli.finding.find_head import FoundHeads
@@ -47,14 +47,14 @@ def inspect(
     counts: CountsLike | None = None,
     *,
     num_classes: int | None = None,
-    heads: Sequence[str] = (),
+    heads: Names = (),
     only: bool = False,
     plain_head: bool = False,
-    classes: str | PathLike[str] | Sequence[str] | None = None,
-    label_order: str | Sequence[str] | None = None,
+    classes: ClassesLike | None = None,
+    label_order: str | PathLike[str] | Sequence[str] | None = None,
     order: str | None = None,
     record: str | PathLike[str] | None = None,
-    accept_global: Sequence[str] = (),
+    accept_global: Names = (),
 ) -> Inspected:
     """Open a checkpoint, find its head and read its row norms. Nothing is run or written.
 
@@ -78,12 +78,12 @@ def inspect(
         NoClassifier, AmbiguousHead, BadHead: no head, several, or one that cannot be re-scaled.
         BadCounts, UnknownClassOrder: the counts do not fit its rows.
     """
-    checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
+    checkpoint = open_checkpoint(Path(path), frozenset(names_of(accept_global)))
     rows = row_hints(classes, label_order, order)
     names = rows.names
     raw = None if counts is None else as_raw_counts(counts)
     said = len(names) if names else len(raw.values) if raw and len(raw.values) > 1 else None
-    found = locate(checkpoint, HeadChoice(tuple(heads), only, plain_head), num_classes, said)
+    found = locate(checkpoint, HeadChoice(names_of(heads), only, plain_head), num_classes, said)
     first = one_size(found)
     head_rows = checkpoint.rows(first.classes, first.weight)
     own = row_names(head_rows, rows, checked=False)
@@ -121,16 +121,16 @@ def apply(
     method: str = "rescale",
     normalize: bool = False,
     bias: str = "",
-    heads: Sequence[str] = (),
+    heads: Names = (),
     only: bool = False,
     plain_head: bool = False,
     num_classes: int | None = None,
-    classes: str | PathLike[str] | Sequence[str] | None = None,
-    label_order: str | Sequence[str] | None = None,
+    classes: ClassesLike | None = None,
+    label_order: str | PathLike[str] | Sequence[str] | None = None,
     order: str | None = None,
     zero_count: ZeroPolicy = "error",
     max_factor: float | None = None,
-    exclude_class: Sequence[str] = (),
+    exclude_class: Names = (),
     target_prior: CountsLike | None = None,
     temperature: float = 1.0,
     compose: bool = False,
@@ -139,7 +139,7 @@ def apply(
     dry_run: bool = False,
     undo: bool = True,
     record: str | PathLike[str] | None = None,
-    accept_global: Sequence[str] = (),
+    accept_global: Names = (),
     command: str = "",
 ) -> Applied:
     """Write a checkpoint in which the head is adjusted and nothing else changes.
@@ -184,9 +184,9 @@ def apply(
         counts, row_hints(classes, label_order, order), zero=zero_count,
         exclude=exclude_class, target_prior=target_prior,
     )  # fmt: skip
-    checkpoint = open_checkpoint(Path(path), frozenset(accept_global))
+    checkpoint = open_checkpoint(Path(path), frozenset(names_of(accept_global)))
     plan = make_plan(
-        checkpoint, choice, adjustment, heads=HeadChoice(tuple(heads), only, plain_head),
+        checkpoint, choice, adjustment, heads=HeadChoice(names_of(heads), only, plain_head),
         num_classes=num_classes, compose=compose, record=_path(record),
     )  # fmt: skip
     if dry_run:

@@ -6,8 +6,13 @@ kind decides the exit code; `code` is the stable name that `--json` prints.
 
 from __future__ import annotations
 
+import copyreg
 import shlex
 from contextvars import ContextVar
+from typing import Any
+
+#: See the argument `fix` of RescaleError.
+FROM_WORKER = "see the last line of the worker's traceback"
 
 
 class RescaleError(Exception):
@@ -16,13 +21,14 @@ class RescaleError(Exception):
     Args:
         what: what is wrong, in one line without a full stop.
         saw: the names, shapes and values that were found.
-        fix: what the user can type or change; required.
+        fix: what the user can type or change. The default is for torch's DataLoader alone, which
+            makes the error of a worker again from its text; a test finds calls that rely on it.
     """
 
     exit_code = 1
     code = "bug"
 
-    def __init__(self, what: str, *, saw: str = "", fix: str) -> None:
+    def __init__(self, what: str, *, saw: str = "", fix: str = FROM_WORKER) -> None:
         super().__init__(what)
         self.what, self.saw, self.fix = what, saw, fix
 
@@ -30,6 +36,16 @@ class RescaleError(Exception):
         """Return all three parts, for programs that do not catch the exception."""
         saw = f"; saw: {self.saw}" if self.saw else ""
         return f"{self.what}{saw}; fix: {self.fix}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the fields: the default would call `__init__` without its keywords."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
+
+class RescaleWarning(UserWarning):
+    """Something that the user should know of a result in memory; commands print the same."""
+
+    code = ""
 
 
 class UsageError(RescaleError):
@@ -87,7 +103,9 @@ class NotImages(BadInput):
 
     code = "not-images"
 
-    def __init__(self, what: str, *, saw: str = "", fix: str, lines: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, what: str, *, saw: str = "", fix: str = FROM_WORKER, lines: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(what, saw=saw, fix=fix)
         self.lines = lines
 
@@ -121,7 +139,12 @@ class AmbiguousHead(NeedsDecision):
     code = "ambiguous-head"
 
     def __init__(
-        self, what: str, *, saw: str = "", fix: str, candidates: tuple[dict[str, object], ...] = ()
+        self,
+        what: str,
+        *,
+        saw: str = "",
+        fix: str = FROM_WORKER,
+        candidates: tuple[dict[str, object], ...] = (),
     ) -> None:
         super().__init__(what, saw=saw, fix=fix)
         self.candidates = candidates

@@ -18,7 +18,7 @@ ROOT = Path(rescale_cli.__file__).parent
 ORDER = (
     *("errors", "json_text", "registry", "signals", "foreign_code", "long_work"),
     *("core", "measures", "files", "strength_path", "finding", "checkpoints", "data", "models"),
-    *("patching", "api", "evaluating", "sweeping", "training"),
+    *("patching", "api", "evaluating", "sweeping", "library", "training"),
     *("commands", "streams", "cli", "__main__"),
 )
 

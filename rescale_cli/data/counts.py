@@ -13,17 +13,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rescale_cli.core.classes import Classes, RawCounts
+from rescale_cli.core.alignment import in_row_order
+from rescale_cli.core.classes import Classes, HeadRows, RawCounts, RowHints
+from rescale_cli.core.counts import bad_counts, few
 from rescale_cli.data.arrays import idx_labels
 from rescale_cli.data.csv_files import KNOWN_COLUMNS, bad_file, text_counts
 from rescale_cli.data.datasets import run_folder, run_images
 from rescale_cli.data.image_folders import coco_counts
-from rescale_cli.data.labels import BY_NUMBER, MAX_BYTES, is_json, names_in, order_in, text_of
+from rescale_cli.data.labels import (
+    BY_NUMBER,
+    MAX_BYTES,
+    ClassesLike,
+    is_json,
+    names_in,
+    order_in,
+    row_hints,
+    text_of,
+    whole_key,
+)
 from rescale_cli.data.rows import chosen_lines
 from rescale_cli.data.spec import ANY_SPLIT, DataSpec, counts, named_folder, parse_spec, table_only
 from rescale_cli.errors import BadCounts, BadInput
@@ -220,17 +231,89 @@ def write_counts(raw: RawCounts) -> dict[str, object] | list[object]:
     return table | {"order": classes.order} | ({"order_given": True} if classes.given else {})
 
 
-#: A file or source of `--counts`, a list in head order, or name -> count.
-CountsLike = str | PathLike[str] | Sequence[float] | NDArray[Any] | Mapping[str, float] | RawCounts
+class HasIndex(Protocol):
+    """A pandas Series: values under the keys of its index."""
+
+    @property
+    def index(self) -> Any:
+        """The keys."""
+
+    def tolist(self) -> list[Any]:
+        """The values."""
 
 
-def as_raw_counts(counts: CountsLike) -> RawCounts:
-    """The counts as they were given, not yet in the order of a head."""
-    if isinstance(counts, RawCounts):
-        return counts
+class HasList(Protocol):
+    """A NumPy array, or a tensor on any device."""
+
+    def tolist(self) -> Any:
+        """The values."""
+
+
+#: A file or source of `--counts`; numbers in row order; or numbers under names or rows.
+CountsLike = (
+    str | PathLike[str] | RawCounts | Sequence[float] | HasList | HasIndex
+    | Mapping[str, float] | Mapping[int, float]
+)  # fmt: skip
+
+
+def as_raw_counts(counts: CountsLike, classes: ClassesLike | None = None) -> RawCounts:
+    """The counts as they were given, not yet in the order of a head.
+
+    Args:
+        counts: a file, or data to count, as `--counts` names it; a list, array or tensor in row
+            order; a mapping or a pandas Series, such as a Counter or `value_counts()`. Text keys
+            are class names, as in a file; integer keys are rows.
+        classes: the names of the rows, or a file of them; for counts that have no names.
+
+    Raises:
+        BadCounts: none of these, keys of both kinds, or one key twice.
+    """
+    raw = counts if isinstance(counts, RawCounts) else _as_given(counts)
+    if classes is None:
+        return raw
+    names = row_hints(classes).names or ()
+    if raw.classes is None and len(raw.values) == len(names):
+        return replace(raw, classes=Classes(names, tuple(range(len(names))), "dataset"))
+    values, found = in_row_order(raw, HeadRows(len(names)), RowHints(names))
+    order = Classes(found.names or names, tuple(range(len(names))), "dataset")
+    return replace(raw, values=values, classes=order)
+
+
+def _as_given(counts: Any) -> RawCounts:
+    source = "the counts given"
     if isinstance(counts, str | PathLike):
         return read_counts(str(counts))
     if isinstance(counts, Mapping):
-        return json_counts({str(name): n for name, n in counts.items()}, "the counts given")
-    values = counts.tolist() if isinstance(counts, np.ndarray) else list(counts)
-    return RawCounts(tuple(values), None, "the counts given")
+        return _keyed(list(counts.items()), source)
+    if hasattr(counts, "index") and hasattr(counts, "items") and hasattr(counts, "tolist"):
+        return _keyed(list(zip(counts.index.tolist(), counts.tolist(), strict=True)), source)
+    values = counts.tolist() if hasattr(counts, "tolist") else counts
+    if not isinstance(values, Sequence) or isinstance(values, bytes | bytearray):
+        saw = f"{type(counts).__module__}.{type(counts).__qualname__}"
+        raise bad_counts("these are not counts in a known form", saw, source)
+    return RawCounts(tuple(map(_plain, values)), None, source)
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or torch as one of Python."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+
+
+def _keyed(pairs: list[tuple[Any, Any]], source: str) -> RawCounts:
+    """Counts under keys: text is names, as in a file; integers are rows of the head."""
+    pairs = [(key, _plain(value)) for key, value in pairs]
+    if all(isinstance(key, str) for key, _ in pairs):
+        if len(table := dict(pairs)) == len(pairs):
+            return json_counts(table, source)
+        return RawCounts.keyed(pairs, source)  # which refuses the key that is there twice
+    rows = [whole_key(key) for key, _ in pairs]
+    strange = [key for (key, _), row in zip(pairs, rows, strict=True) if row is None]
+    if strange:
+        saw = f"{few([repr(key) for key in strange], 3)}, of {len(pairs)} keys"
+        raise bad_counts("the keys are neither all class names nor all rows", saw, source)
+    keyed = RawCounts.keyed(
+        ((str(row), value) for row, (_, value) in zip(rows, pairs, strict=True)), source
+    )
+    # Rows 0 to K - 1 are a list, whatever names the head has: "3" may be the name of row 7.
+    listed = keyed.classes is not None and keyed.classes.indices == tuple(range(len(pairs)))
+    return RawCounts(keyed.values, None, source) if listed else keyed

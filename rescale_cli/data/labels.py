@@ -6,8 +6,9 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any, TextIO
@@ -263,34 +264,84 @@ def read_said(path: Path | str, option: str = "--classes") -> tuple[tuple[str, .
     return tuple(names), order, given
 
 
+#: A file of names; names in row order; or a label map, from name to row or from row to name.
+ClassesLike = str | PathLike[str] | Sequence[str] | Mapping[str, int] | Mapping[int, str]
+
+
 def row_hints(
-    classes: str | PathLike[str] | Sequence[str] | None,
-    label_order: str | Sequence[str] | None = None,
+    classes: ClassesLike | None,
+    label_order: str | PathLike[str] | Sequence[str] | None = None,
     order: str | None = None,
 ) -> RowHints:
     """What the user says about the head's rows.
 
     Args:
-        classes: `--classes`: a file, or the names.
+        classes: `--classes`: a file, the names, or a label map such as `class_to_idx`.
         label_order: `--label-order`: name, index, a file, or the labels in row order.
         order: `--order`: imagefolder, natural or index.
 
     Raises:
-        BadInput: a file that does not hold names; see `read_said`.
+        BadInput: a file that does not hold names; see `read_said`. Or a map without a name for each
+            row.
     """
     names, origin, given, source = None, "", False, "--classes"
     if isinstance(classes, str | PathLike):
         names, origin, given = read_said(Path(classes))
         source = Path(classes).name
     elif classes is not None:
-        names = tuple(classes)
+        names = _listed_names(classes)
     by, listed = "", None
-    if isinstance(label_order, str):
-        by = label_order if label_order in ("name", "index") else ""
-        listed = None if by else read_said(label_order, "--label-order")[0]
+    if isinstance(label_order, str | PathLike):
+        by = str(label_order) if label_order in ("name", "index") else ""
+        listed = None if by else read_said(Path(label_order), "--label-order")[0]
     elif label_order is not None:
         listed = tuple(label_order)
     return RowHints(names, origin, given, source, by, listed, order or "")
+
+
+def _listed_names(classes: Any) -> tuple[str, ...]:
+    """The names in row order; which side of a label map is the rows is decided by the types."""
+    if hasattr(classes, "tolist"):  # a Series has an index, an array or an Index has not
+        has_keys = hasattr(classes, "items") and hasattr(classes, "index")
+        values = classes.tolist()
+        classes = dict(zip(classes.index.tolist(), values, strict=True)) if has_keys else values
+    names: Any = classes
+    if isinstance(classes, Mapping):
+        pairs = list(classes.items())
+        if all(whole_key(row) is not None for _, row in pairs):
+            pairs = [(row, name) for name, row in pairs]
+        numbers = [int(r) if isinstance(r, str) and r.isdecimal() else whole_key(r)
+                   for r, _ in pairs]  # fmt: skip
+        table = dict(zip(numbers, (name for _, name in pairs), strict=True))
+        names = [table.get(row) for row in range(len(pairs))]
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise BadInput(
+            "the classes do not name the rows of the head",
+            saw=clip(repr(classes)),
+            fix="give the names in row order, a dict from name to row or from row to name, or a "
+            "file: --classes FILE",
+        )
+    return tuple(map(str, names))
+
+
+def whole_key(key: object) -> int | None:
+    """An integer of any library, or a whole float, as an int; None for anything else."""
+    try:
+        whole = int(key) if isinstance(key, float) and key.is_integer() else index(key)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    return None if isinstance(key, bool) or whole < 0 else whole
+
+
+#: One name or number, or several.
+Names = str | int | Iterable[str | int] | None
+
+
+def names_of(given: Names) -> tuple[str, ...]:
+    """Names as a tuple; a text or a number alone is one name."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        return () if given is None else (str(given),)
+    return tuple(map(str, given))
 
 
 def order_in(value: dict[Any, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,12 @@ import numpy as np
 
 from rescale_cli.checkpoints.locate_head import refuse_no_effect
 from rescale_cli.core.alignment import join_counts
-from rescale_cli.core.classes import HeadRows, RowHints
+from rescale_cli.core.classes import HeadRows
 from rescale_cli.core.floats import Float64, to_bits
 from rescale_cli.core.head import Head, one_row, two_rows
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.data.counts import CountsLike, as_raw_counts
+from rescale_cli.data.labels import ClassesLike, row_hints
 from rescale_cli.errors import BadHead, NoClassifier
 from rescale_cli.files.contents import TensorInfo
 from rescale_cli.finding.find_head import FoundHeads, find_heads
@@ -32,7 +32,7 @@ def rescale_(
     normalize: bool = False,
     bias: str = "",
     head: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassesLike | None = None,
     temperature: float = 1.0,
 ) -> torch.nn.Module:
     """Re-scale the head of a live classifier: w_i <- (n_1 / n_i)^gamma * w_i, in place.
@@ -65,7 +65,7 @@ def rescale_(
 
     raw = as_raw_counts(counts)
     adjustment = Adjustment(method, gamma, normalize, bias, temperature=temperature)
-    hints = RowHints(names=tuple(classes) if classes else None)
+    hints = row_hints(classes)
     updates: list[tuple[torch.Tensor, torch.Tensor]] = []
     for weight, offset in _pairs(module, len(raw.values), head):
         rows = weight.detach().to("cpu", torch.float64).numpy()

@@ -33,6 +33,7 @@ from rescale_cli.core.head import (
 )
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.data.counts import CountsLike, as_raw_counts
+from rescale_cli.data.labels import Names, names_of
 from rescale_cli.errors import AlreadyRescaled, RescaleError
 from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened
@@ -72,7 +73,7 @@ class CountsChoice:
         hints: RowHints = NO_HINTS,
         *,
         zero: ZeroPolicy = "error",
-        exclude: Sequence[str] = (),
+        exclude: Names = (),
         target_prior: CountsLike | None = None,
         checked: bool = False,
     ) -> CountsChoice:
@@ -80,7 +81,7 @@ class CountsChoice:
         prior = None if target_prior is None else as_raw_counts(target_prior)
         typed = str(counts) if isinstance(counts, str | PathLike) else "FILE"
         raw = as_raw_counts(counts)
-        return cls(raw, hints, zero, tuple(exclude), prior, typed, checked)
+        return cls(raw, hints, zero, names_of(exclude), prior, typed, checked)
 
     def resolve(self, rows: HeadRows) -> tuple[ClassCounts, Alignment]:
         """The counts of a head with these rows, and how they were joined."""

@@ -20,6 +20,7 @@ from rescale_cli.checkpoints.locate_head import HeadChoice
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.methods import Adjustment
+from rescale_cli.data.labels import Names, names_of
 from rescale_cli.errors import BadCounts, BadInput, NotProven, RescaleError, UsageError
 from rescale_cli.files.contents import TensorInfo
 from rescale_cli.files.reading import opened
@@ -67,8 +68,8 @@ def verify(
     original: str | PathLike[str],
     *,
     record: str | PathLike[str] | None = None,
-    heads: Sequence[str] = (),
-    accept_global: Sequence[str] = (),
+    heads: Names = (),
+    accept_global: Names = (),
 ) -> Proof:
     """Compare every byte of a patched checkpoint with what its original and record require.
 
@@ -87,9 +88,9 @@ def verify(
             scaled, or a byte differs.
         AmbiguousHead: there is no record, and several tensors could be the head.
     """
-    accept = frozenset(accept_global)
+    accept = frozenset(names_of(accept_global))
     after, before = (open_checkpoint(Path(path), accept) for path in (patched, original))
-    return verify_open(after, before, None if record is None else Path(record), heads)
+    return verify_open(after, before, None if record is None else Path(record), names_of(heads))
 
 
 def verify_open(

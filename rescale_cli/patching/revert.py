@@ -13,6 +13,7 @@ from typing import Any
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.formats.safetensors_file import read_header
+from rescale_cli.data.labels import Names, names_of
 from rescale_cli.errors import BadInput, NotProven
 from rescale_cli.files.folders import copy_file, copy_folder, refuse_other_tree
 from rescale_cli.files.reading import read_whole
@@ -64,9 +65,9 @@ def revert(
     *,
     against: str | PathLike[str] | None = None,
     record: str | PathLike[str] | None = None,
-    heads: Sequence[str] = (),
+    heads: Names = (),
     force: bool = False,
-    accept_global: Sequence[str] = (),
+    accept_global: Names = (),
 ) -> Reverted:
     """Write the checkpoint as it was before the last re-scaling.
 
@@ -85,13 +86,13 @@ def revert(
         BadInput: the record or its undo part is missing, and `against` is not given.
         OutputExists: the output exists, or is the patched file itself.
     """
-    patched, output, accept = Path(patched), Path(output), frozenset(accept_global)
+    patched, output, accept = Path(patched), Path(output), frozenset(names_of(accept_global))
     given = None if record is None else Path(record)
     checkpoint = open_checkpoint(patched, accept)
     original: Checkpoint | None = None
     if against is not None:
         original = open_checkpoint(Path(against), accept)
-        proof = verify_open(checkpoint, original, given, heads)
+        proof = verify_open(checkpoint, original, given, names_of(heads))
         records, odd = proof.records, proof.notes
     else:
         found, notes = find_records(checkpoint, given)
