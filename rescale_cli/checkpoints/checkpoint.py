@@ -73,8 +73,8 @@ class Checkpoint:
 
     @property
     def other_models(self) -> list[str]:
-        """The other models in the folder, as paths below it."""
-        return other_models(self.path, self.contents.files)
+        """The other models in the folder, as paths below it; none if a file was named."""
+        return other_models(self.path, self.contents.files) if self.is_folder else []
 
     @property
     def left_behind(self) -> tuple[Path, ...]:

@@ -223,22 +223,17 @@ def refuse_several(folder: Path, name: str) -> None:
         raise _several(folder, [folder / name, *more])
 
 
-def other_models(path: Path, used: tuple[Path, ...]) -> list[str]:
+def other_models(folder: Path, used: tuple[Path, ...]) -> list[str]:
     """What else in a folder holds a model, as paths below it.
 
     Args:
-        path: the checkpoint: a folder; or the file that holds a folder's weights, beside which only
-            the other conventional names count.
+        folder: of the checkpoint.
         used: the files that were opened.
     """
-    if path.is_dir():
-        # Where an index led to the shards, it is the first conventional name in the folder.
-        index = next((path / n for n in WEIGHTS if (path / n).exists()), None)
-        found = [i.path for i in models_in(path) if i.path not in (*used, index)]
-        return [str(other.relative_to(path)) for other in found]
-    if path.name not in WEIGHTS:
-        return []
-    return [n for n in WEIGHTS if n != path.name and (path.parent / n).exists()]
+    # Where an index led to the shards, it is the first conventional name in the folder.
+    index = next((folder / n for n in WEIGHTS if (folder / n).exists()), None)
+    found = [i.path for i in models_in(folder) if i.path not in (*used, index)]
+    return [str(other.relative_to(folder)) for other in found]
 
 
 #: Files and folders of a run of `train` that speak of the head as it was trained.

@@ -20,7 +20,7 @@ from rescale_cli.checkpoints.locate_head import (
 from rescale_cli.checkpoints.read_tensors import class_axis, read_head, refuse_shared
 from rescale_cli.core.alignment import Alignment, in_row_order, join_counts
 from rescale_cli.core.classes import NO_HINTS, HeadRows, RawCounts, RowHints, are_generic
-from rescale_cli.core.counts import ClassCounts, ZeroPolicy, warnings_of
+from rescale_cli.core.counts import ClassCounts, ZeroPolicy, few, warnings_of
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.head import (
     NO_BIAS,
@@ -209,15 +209,7 @@ def make_plan(
     notes += [("class-order", text) for text in aligned.notes]
     notes += [("head", text) for text in found.warnings] + [("record", text) for text in odd]
     left = checkpoint.left_behind
-    notes += [
-        (
-            "other-weights",
-            f"{name} also holds a model, and it is not re-scaled: whoever loads {name} gets the "
-            "old head; remove it, or re-scale it as well",
-        )
-        for name in checkpoint.other_models
-        if not any((checkpoint.path / name).is_relative_to(entry) for entry in left)
-    ]
+    notes += _about_others(checkpoint, left)
     # The rows of a head that was re-scaled before are as long as that made them.
     norms = [] if records else warnings_of(planned[0].before, counts, named=aligned.named)
     plan = Plan(
@@ -232,6 +224,20 @@ def make_plan(
     )
     plan.joint.refuse(adjustment, written=True)
     return plan
+
+
+def _about_others(checkpoint: Checkpoint, left: Sequence[Path]) -> list[tuple[str, str]]:
+    """Warnings about the other models of a folder; none if a file was named."""
+    used, folder = few([file.name for file in checkpoint.contents.files], 1), checkpoint.path
+    return [
+        (
+            "other-weights",
+            f"{name} also holds a model, but {used} is used: whoever loads {name} does not get the "
+            f"re-scaled head; remove {name}, or re-scale it as well",
+        )
+        for name in checkpoint.other_models
+        if not any((folder / name).is_relative_to(entry) for entry in left)
+    ]
 
 
 def _about_choice(
