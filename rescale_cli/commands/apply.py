@@ -164,8 +164,9 @@ def apply(
     result = apply_result(applied)
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
-    beside = _stale_beside(applied)
-    warnings = [*applied.plan.warnings, *unproven, *beside, *unwritten()]
+    other = () if swept is None else swept.applied_to(checkpoint)
+    doubts = (*unproven, *other, *_stale_beside(applied))
+    warnings = [*applied.plan.warnings, *doubts, *unwritten()]
     Screen("apply", json).result(result, warnings, lambda: show_apply(applied))
 
 

@@ -15,7 +15,7 @@ from rescale_cli.files.reading import read_whole
 from rescale_cli.json_text import clip, parse_json
 
 if TYPE_CHECKING:
-    from rescale_cli.patching.find_records import ChosenFor
+    from rescale_cli.evaluating.chosen_for import ChosenFor
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +95,24 @@ class Strength:
 
     @property
     def chosen_for(self) -> ChosenFor | None:
-        """The model and the counts that a sweep chose the strength for; None without a sweep."""
+        """What a sweep says of its choice; None without a sweep.
+
+        Raises:
+            BadInput: its preprocessing cannot be read.
+        """
         if not self.typed.startswith("@"):
             return None
-        from rescale_cli.patching.find_records import ChosenFor
+        from rescale_cli.core.predictions import Provenance
+        from rescale_cli.evaluating.checks import preprocessing_of
+        from rescale_cli.evaluating.chosen_for import ChosenFor
 
-        sha, counted = self.found["head_sha256"], self.found["counted_with"]
+        known, counted = Provenance.of(self.found), self.found["counted_with"]
         counts = counted.get("counts") if isinstance(counted, dict) else None
         return ChosenFor(
-            self.typed[1:], sha if isinstance(sha, str) else None, self.found["gamma"],
+            self.typed[1:], known.head_sha256, self.found["gamma"],
             tuple(counts) if isinstance(counts, list) else None,
+            self.found["data_sha256"], str(self.found.get("chosen_on", "")),
+            preprocessing_of(known),
         )  # fmt: skip
 
     def warnings(self) -> list[tuple[str, str]]:
@@ -141,7 +149,14 @@ def _read(text: str) -> dict[str, Any]:
         numbers = {"gamma": chosen["gamma"], "temperature": 1.0 if fitted is None else fitted}
         about = {
             key: result.get(key)
-            for key in ("counted_with", "verdict", "explanation", "head_sha256")
+            for key in (
+                "counted_with",
+                "verdict",
+                "explanation",
+                "head_sha256",
+                "data_sha256",
+                "preprocessing",
+            )
         }
         return about | chosen | {key: float(value) for key, value in numbers.items()}
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:

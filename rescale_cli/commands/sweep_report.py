@@ -120,6 +120,7 @@ class SweepReport:
             **tied_to(given.provenance),
             "samples": len(given.predictions.logits),
             "data": given.predictions.data,
+            "data_sha256": None if found.selection.unlabeled else given.predictions.data_sha256,
             "alignment": given.predictions.alignment,
             "counted_with": counted,
             "chosen": _chosen(found),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -251,6 +252,20 @@ class Predictions:
     """The model and how they were computed; empty for logits from elsewhere."""
     features: NDArray[np.float32] | None = None
     """(N, D), the inputs of the head, if they were asked for; memory-mapped if large."""
+
+    @property
+    def data_sha256(self) -> str | None:
+        """SHA-256 of the labels and the predicted classes, which identifies the data of a model.
+
+        Both are little-endian int64. The logits are left out, since their last bits depend on the
+        device and the batch size. None without labels.
+        """
+        if self.labels is None:
+            return None
+        found = hashlib.sha256()
+        for rows in (self.labels, self.logits.argmax(axis=1)):
+            found.update(rows.astype("<i8").tobytes())
+        return found.hexdigest()
 
     @property
     def data(self) -> dict[str, Any]:

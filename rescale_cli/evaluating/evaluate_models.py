@@ -13,13 +13,15 @@ import numpy as np
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.checkpoints.locate_head import ANY_HEAD, HeadChoice, locate, one_size
 from rescale_cli.core.classes import NO_HINTS, HeadRows, RowHints, row_names
-from rescale_cli.core.counts import ClassCounts, few
+from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.head import Head, RowUpdate
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.core.predictions import Labels, Predictions, Provenance
 from rescale_cli.errors import AmbiguousHead, BadCheckpoint, BadInput, NoClassifier, UsageError
 from rescale_cli.evaluating import ranks
+from rescale_cli.evaluating.chosen_for import ChosenFor
+from rescale_cli.evaluating.doubts import doubts_about
 from rescale_cli.evaluating.run_on_data import (
     DataChoice,
     ModelToRun,
@@ -31,10 +33,8 @@ from rescale_cli.evaluating.run_on_data import (
 from rescale_cli.finding.refusals import refuse_multi_label
 from rescale_cli.measures.calibration import PerSample, measure_logits
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
-from rescale_cli.measures.model_evidence import CODE as TRAINING_SET
-from rescale_cli.measures.model_evidence import trained_on
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
-from rescale_cli.patching.find_records import ChosenFor, head_sha256, was_rescaled
+from rescale_cli.patching.find_records import head_sha256, was_rescaled
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 
 
@@ -53,7 +53,7 @@ class Terms:
     heads: HeadChoice = ANY_HEAD
     accept: frozenset[str] = frozenset()
     chosen_for: ChosenFor | None = None
-    """The model for which a sweep chose the strength, if a sweep did."""
+    """What a sweep chose the strength for, if a sweep did."""
 
     @property
     def rows_said(self) -> int | None:
@@ -121,6 +121,8 @@ class MeasuredModel:
     """See `Predictions.data`."""
     provenance: Provenance = Provenance()  # noqa: RUF009 - frozen
     """Of its logits."""
+    data_sha256: str | None = None
+    """See `Predictions.data_sha256`."""
 
     @property
     def confidence(self) -> Float64:
@@ -243,6 +245,7 @@ def measure_model(
         predictions.names, predictions.images_per_second, predictions.skipped, subject.classes,
         counts, groups, predictions.alignment, predictions.data,
         of_result(predictions, subject.head_sha256),
+        None if terms.chosen_for is None else predictions.data_sha256,
     )  # fmt: skip
 
 
@@ -372,27 +375,6 @@ def evaluate_models(
     differences = () if plain is None else tuple(
         compare_with(plain, model, replicates=replicates, seed=seed) for model in scored
     )  # fmt: skip
-    warnings = _warnings(trials, subjects, scored)
-    return Evaluation(tuple(scored), plain, differences, warnings)
-
-
-def _warnings(
-    trials: Sequence[ModelAndData], subjects: Sequence[Subject], scored: Sequence[MeasuredModel]
-) -> Warnings:
-    found = [warning for subject in subjects for warning in subject.warnings]
-    for (_, choice), model in zip(trials, scored, strict=True):
-        support = model.confusion.tallies.support
-        missing = int((support == 0).sum())
-        if missing and choice.logits is not None:  # data: reported before the model runs
-            text = f"{missing} of {len(support)} classes have no sample in {choice.logits.name}"
-            found.append(("classes-without-samples", text))
-        source, split = str(model.data.get("source", choice.data)), model.data.get("split")
-        if why := trained_on(support, model.counts, source, split):
-            text = (
-                f"{why}; metrics of training data are better than those of new data, so measure on "
-            )
-            found.append((TRAINING_SET, f"{text}other data: --data DATA"))
-        if model.skipped:
-            text = f"{len(model.skipped)} images could not be read and were left out: "
-            found.append(("skipped-images", text + few(model.skipped)))
-    return tuple(dict.fromkeys(found))
+    doubts = [warning for subject in subjects for warning in subject.warnings]
+    doubts += doubts_about(trials, scored, plain, terms)
+    return Evaluation(tuple(scored), plain, differences, tuple(dict.fromkeys(doubts)))

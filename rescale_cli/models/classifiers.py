@@ -26,8 +26,8 @@ from rescale_cli.models import compiled_models, hugging_face, networks, timm_mod
 from rescale_cli.models.evaluation_mode import in_evaluation_mode
 from rescale_cli.models.networks import as_trained, build_of, variant_of
 from rescale_cli.models.preprocessing_config import (
+    from_config,
     from_references,
-    from_run,
     from_timm,
     from_torchvision,
 )
@@ -234,7 +234,7 @@ def _fitted(
         usual: how the library prepares them for its own weights of this network.
     """
     fitted = fit(as_trained(build, file.config), file.tensors, arch)
-    said, where = _preprocessing_of(file) or said, says(file.origin, arch)
+    said, where = from_config(file.config) or said, says(file.origin, arch)
     own, suggested = (
         p if p is not None and p.channels == fitted.channels else None for p in (said, usual)
     )
@@ -246,13 +246,6 @@ def _fitted(
         file.names_of(fitted.num_classes),
         own,
         usual=suggested,
-    )
-
-
-def _preprocessing_of(file: ModelFile) -> Preprocessing | None:
-    cfg = file.config.get("pretrained_cfg")
-    return from_run(file.config) or (
-        from_timm(cfg, "config.json") if isinstance(cfg, dict) else None
     )
 
 
@@ -355,5 +348,5 @@ def python(file: ModelFile, name: str) -> Classifier:
         f"python:{name}",
         "; ".join(filter(None, ("built by the code that was named, which was run", chosen.why))),
         file.names_of(num_classes),
-        _preprocessing_of(file),
+        from_config(file.config),
     )

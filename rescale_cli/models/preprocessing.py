@@ -8,7 +8,7 @@ image at a time, and they do not have the crops of timm and of mmpretrain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,6 +205,28 @@ def _imagenet() -> Preprocessing:
     made = presets["imagenet"]
     assert made is not None
     return made
+
+
+def differences(one: Preprocessing, other: Preprocessing) -> list[str]:
+    """What differs between two ways to prepare square images, by the names of the fields.
+
+    Example:
+        >>> start = Preprocessing((28, 28), (0.3,), (0.35,))
+        >>> differences(start, override(start, size=(32, 32), mean=(0.5,)))
+        ['size', 'mean']
+        >>> differences(start, replace(start, resize=28, source="preset x"))
+        []
+    """
+
+    def shown(p: Preprocessing) -> dict[str, object]:
+        said, square = asdict(p), p.size[0] == p.size[1] == p.resize
+        if p.resize is None or square:
+            said["resize"] = p.size
+        return {name: value for name, value in said.items() if name != "source"}
+
+    now = shown(other)
+    found = [name for name, value in shown(one).items() if value != now[name]]
+    return [name for name in found if name != "resize" or "size" not in found]
 
 
 def checked(made: Preprocessing) -> Preprocessing:

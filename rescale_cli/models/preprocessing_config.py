@@ -95,6 +95,16 @@ def _from_timm(cfg: Mapping[str, Any], source: str) -> Preprocessing:
     )
 
 
+def from_config(config: Mapping[str, Any]) -> Preprocessing | None:
+    """What the config.json of a run or of timm says; None if it says nothing.
+
+    Raises:
+        BadInput: it is there and does not prepare an image.
+    """
+    cfg = config.get("pretrained_cfg")
+    return from_run(config) or (from_timm(cfg, "config.json") if isinstance(cfg, dict) else None)
+
+
 def from_torchvision(name: str) -> Preprocessing:
     """What torchvision's first published weights of that network were tried with."""
     weights = next(iter(torchvision().models.get_model_weights(name)))

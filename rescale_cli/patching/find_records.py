@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.formats import safetensors_file
 from rescale_cli.checkpoints.locate_head import ANY_HEAD, HeadChoice, locate
 from rescale_cli.checkpoints.read_tensors import overlaps_itself
-from rescale_cli.core.counts import ClassCounts
 from rescale_cli.core.floats import HEAD_DTYPES
-from rescale_cli.errors import NotProven, OtherCounts, OtherModel, RescaleError, UsageError
+from rescale_cli.errors import NotProven, OtherModel, RescaleError, UsageError
 from rescale_cli.files.reading import read_whole
 from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.json_text import clip, parse_json
@@ -245,70 +243,3 @@ def refuse_other_head(
         saw=saw,
         fix=fix,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenFor:
-    """The model that a sweep chose a strength for."""
-
-    sweep: str
-    """The file of the sweep, as typed."""
-    head_sha256: str | None
-    """SHA-256 of the head; None if the sweep read logits without one."""
-    gamma: float
-    counts: tuple[int, ...] | None = None
-    """The counts of the rows that the sweep used; None if it does not say."""
-
-    def refuse_other_counts(self, counts: ClassCounts) -> None:
-        """Stop if the strength was chosen with other counts of the rows.
-
-        Raises:
-            OtherCounts: with these counts the same strength means other factors.
-        """
-        found = tuple(counts.values.tolist())
-        if self.counts is None or self.counts == found:
-            return
-        pairs = zip_longest(self.counts, found)
-        row, (then, now) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-        name = f" ({clip(counts.names[row], 40)})" if counts.names and row < len(found) else ""
-        raise OtherCounts(
-            f"the strength in {self.sweep} was chosen with other counts than those of "
-            f"{counts.source}",
-            saw=f"row {row}{name}: {then} samples in {self.sweep}, {now} now",
-            fix="give the counts of the sweep: --counts FILE; or sweep with these; or insist with "
-            f"the number: --gamma {self.gamma!r}",
-        )
-
-    def refuse_other_model(
-        self,
-        model: Checkpoint,
-        heads: HeadChoice,
-        num_classes: int | None,
-        accept: frozenset[str] = frozenset(),
-    ) -> None:
-        """The same as `refuse_other`, for a checkpoint whose head is still to be found.
-
-        If the head cannot be determined, nothing is refused here.
-
-        Raises:
-            OtherModel: the strength was chosen for another head.
-        """
-        self.refuse_other(model.path, identity_of(model, heads, num_classes), accept)
-
-    def refuse_other(
-        self, model: Path, own: str | None, accept: frozenset[str] = frozenset()
-    ) -> None:
-        """Stop if the strength was chosen for another head than that of the model.
-
-        Raises:
-            OtherModel: each model has its own best strength.
-        """
-        refuse_other_head(
-            model,
-            own,
-            self.head_sha256,
-            what=f"the strength in {self.sweep}",
-            fix=f"sweep this model: rescale-cli sweep-gamma {model} ...; or insist with the "
-            f"number: --gamma {self.gamma!r}",
-            accept=accept,
-        )

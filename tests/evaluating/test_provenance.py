@@ -19,6 +19,7 @@ from rescale_cli.commands.demo_report import bundled
 from rescale_cli.core.predictions import Predictions, Provenance
 from rescale_cli.data.logits_file import read_logits, write_logits
 from rescale_cli.patching.find_records import identity_of
+from rescale_cli.sweeping.selection import halves
 
 Capture = pytest.CaptureFixture[str]
 Run = Callable[..., tuple[int, dict[str, Any]]]
@@ -178,3 +179,95 @@ def test_weights_alone_do_not_say_how_images_are_prepared(run: Run, work: Path) 
     assert "the first image has 28 x 28 pixels" in error["saw"]
     assert "rescale-cli evaluate alone.safetensors" in error["fix"]
     assert run(*words, "--preprocessing", "run/config.json")[0] == 0
+
+
+CODES = {"chosen-on-this-data", "other-preprocessing", "same-model"}
+QUICK = ("--counts", "run/counts.json", "--bootstrap", 5)
+
+
+@pytest.fixture
+def few(work: Path) -> None:
+    """val.npz and test.npz with every eighth image of the example."""
+    for name in ("val.npz", "test.npz"):
+        with np.load(f"run/{name}") as file:
+            np.savez(name, **{key: file[key][::8] for key in file})
+
+
+def warned(document: dict[str, Any]) -> dict[str, str]:
+    """The warnings of this file, by code."""
+    return {w["code"]: w["message"] for w in document["warnings"] if w["code"] in CODES}
+
+
+@pytest.mark.usefixtures("few")
+def test_data_that_chose_the_strength_are_recognized_by_their_content(run: Run) -> None:
+    saved = ("-o", "sweep.json", "--save-logits", "z.npz")
+    code, document = run("sweep-gamma", "run", *QUICK, "--data", "npz:val.npz", *saved)
+    assert code == 0
+    shutil.copyfile("val.npz", "other name.npz")
+    evaluate = ("evaluate", "run", *QUICK, "--gamma")
+    for words in (("--data", "npz:other name.npz", "-b", 7), ("--logits", "z.npz")):
+        found = warned(run(*evaluate, "@sweep.json", *words)[1])
+        assert list(found) == ["chosen-on-this-data"]
+        assert "chosen on this data, 125 samples, strat" in found["chosen-on-this-data"]
+    assert warned(run(*evaluate, "@sweep.json", "--data", "npz:test.npz")[1]) == {}
+    number = document["result"]["chosen"]["gamma"]
+    assert warned(run(*evaluate, number, "--logits", "z.npz")[1]) == {}
+
+
+def test_the_samples_that_were_held_out_may_be_measured(run: Run) -> None:
+    logits = "run/val_logits.npz"
+    assert run("sweep-gamma", "run", *QUICK, "--logits", logits, "-o", "sweep.json")[0] == 0
+    with np.load(logits) as file:
+        held = halves(file["labels"], 0.5, 0)[1]
+        kept = {name: file[name][held] for name in ("logits", "labels")}
+        np.savez("held.npz", provenance=file["provenance"], **kept)
+    words = ("--gamma", "@sweep.json", "--logits", "held.npz")
+    code, document = run("evaluate", "run", *QUICK, *words)
+    assert (code, document["warnings"]) == (0, [])
+
+
+def test_an_older_sweep_or_one_without_labels_says_nothing_of_its_data(run: Run) -> None:
+    logits = ("--logits", "run/val_logits.npz")
+    sweep = ("sweep-gamma", "run", *QUICK, *logits)
+    code, document = run(*sweep, "-o", "sweep.json")
+    del document["result"]["data_sha256"], document["result"]["preprocessing"]
+    Path("older.json").write_text(json.dumps(document))
+    code, document = run(*sweep, "--unlabeled", "-o", "unlabeled.json")
+    assert (code, document["result"]["data_sha256"]) == (0, None)
+    for name, found in (("older", False), ("unlabeled", False), ("sweep", True)):
+        code, document = run("evaluate", "run", *QUICK, *logits, "--gamma", f"@{name}.json")
+        assert (code, bool(warned(document))) == (0, found)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_strength_used_with_other_preprocessing_is_warned_about(run: Run) -> None:
+    for size in (28, 32):
+        words = ("--data", "npz:val.npz", "--size", size, "-o", f"at {size}.json")
+        assert run("sweep-gamma", "run", *QUICK, *words)[0] == 0
+    evaluate = ("evaluate", "run", "--data", "npz:test.npz", *QUICK, "--gamma", "@at 28.json")
+    apply = ("apply", "run", "--dry-run", *QUICK[:2], "--gamma")
+    for words, then, now in (
+        ((*evaluate, "--size", 32), "28 x 28", "here they are resized to 32 x 32"),
+        ((*apply, "@at 32.json"), "32 x 32", "for run they are resized to 28 x 28"),
+    ):
+        code, document = run(*words)
+        assert code == 0
+        (text,) = warned(document).values()
+        assert f"chosen on images resized to {then}, mean 0.2983" in text
+        assert now in text
+        assert "with another size:" in text
+    for words in (evaluate, (*evaluate, "--size", 28), (*apply, "@at 28.json")):
+        assert warned(run(*words)[1]) == {}
+
+
+@pytest.mark.usefixtures("few")
+def test_a_model_that_is_compared_with_itself_is_named(run: Run) -> None:
+    shutil.copytree("run", "copy")
+    words = ("evaluate", "run", "--data", "npz:val.npz", *QUICK, "--against")
+    for base, text in (("run", "run is compared with itself"), ("copy", "run and copy are the sa")):
+        assert warned(run(*words, base)[1])["same-model"].startswith(text)
+        assert warned(run(*words, base, "--gamma", 0.2)[1]) == {}
+    state = load_file("copy/model.safetensors")
+    body = next(name for name in state if state[name].dim() == 4)
+    save_file({**state, body: state[body] * 1.01}, "copy/model.safetensors")
+    assert warned(run(*words, "copy")[1]) == {}, "another body under the same head"
