@@ -1,4 +1,4 @@
-"""A method at every strength: its scores, and the decisions on N samples that follow from them."""
+"""The decisions of a method on N samples at every strength, computed exactly."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ if TYPE_CHECKING:
     from rescale_cli.strength_path import PredictedPath
 
 
-#: Logits that a thread holds at once in float64; for curves, whose undecided cells are settled
-#: together.
+#: Logits per block, in float64; and for scores that are curves, whose cells are divided together.
 _BLOCK, _CURVED_BLOCK = 1 << 19, 1 << 21
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SweptMethod:
-    """One method with its policies, at every strength."""
+    """A method on one head, at any strength."""
 
     adjustment: Adjustment
-    """The strength in it is of no account."""
+    """Its strength is ignored."""
     head: Head
     counts: ClassCounts
 
     def at(self, strength: float) -> RowUpdate:
-        """What the method does at that strength, to logits: a bias that is not there is 0."""
+        """The update of the logits at this strength; a missing bias counts as 0."""
         head = self.head
         if not self.writable:
             head = replace(head, bias=np.zeros(head.num_classes))
@@ -45,20 +44,20 @@ class SweptMethod:
 
     @property
     def writable(self) -> bool:
-        """Whether the head can hold it: without a bias it cannot hold what changes the bias."""
+        """Whether the head can store the result: a method that changes the bias needs one."""
         needs_bias = METHODS.entry(self.adjustment.method).facts["needs_bias"]
         return self.head.bias is not None or not needs_bias
 
     def scores(self, logits: NDArray[np.generic], strength: float = 0.0) -> Float64:
-        """The logits (N, C) of the head after the method, float64."""
+        """The logits (N, C) of the adjusted head, float64."""
         update = self.at(strength)
         return update.on_logits(np.asarray(logits, np.float64), self.head.bias)
 
     def curves(self) -> tuple[Curves, Callable[[NDArray[np.generic]], Float64]]:
-        """The scores as curves, which they are for every policy of `rescale` and `tau-norm`.
+        """The scores of `rescale` or `tau-norm` as curves, for any policy; see `curved_path`.
 
         Returns:
-            What head and counts say of them, and what gives the scores u (N, C) from logits.
+            The part that head and counts determine, and a function from logits to u, (N, C).
         """
         update, kept, bias = self.at(0.0), self.counts.kept, self.head.bias
         classes = self.head.num_classes
@@ -68,11 +67,11 @@ class SweptMethod:
         if self.adjustment.method == "tau-norm":
             norms = self.head.norms[kept]
             exponents, shares = -np.log(norms), norms / norms.sum()
-            middle = (exponents.max() + exponents.min()) / 2  # a factor that all have in common
+            middle = (exponents.max() + exponents.min()) / 2  # a common factor changes no decision
             exponents = exponents - middle
             factors = np.zeros(classes)
             factors[kept] = exponents
-        # Where factor and q are one, u takes the offset in, so that equal scores are equal curves.
+        # If the factor equals q, u includes the offset, so that equal scores are equal curves.
         apart = kept & (exponents.any() | (factors != 0))
         offsets = np.where(apart & (self.adjustment.bias_policy == "keep"), whole, 0.0)
 
@@ -88,8 +87,8 @@ class SweptMethod:
     def straight(self) -> bool:
         """Whether the scores, or their logarithms, are straight lines in the strength.
 
-        They are not where a bias that is kept is added after the factor, nor for tau-norm where
-        rows are left alone, which do not take part in its common factor.
+        They are not if a kept bias is added after the factor, nor for tau-norm if some rows are
+        excluded, because its common factor does not apply to these.
         """
         bias, policy = self.head.bias, self.adjustment.bias_policy
         if self.adjustment.method == "logit-adjust":
@@ -99,11 +98,11 @@ class SweptMethod:
         return self.adjustment.method != "tau-norm" or bool(self.counts.kept.all())
 
     def lines(self) -> tuple[Float64, bool]:
-        """The slopes (C,) of straight scores, and whether they are those of their logarithms.
+        """The slopes s (C,) of straight scores, and whether their logarithms are straight instead.
 
-        The score of class k is u_k exp(gamma s_k) for re-scaling, s_k = log(n_1 / n_k), and for
-        tau-norm, s_k = -log |w_k|, whose common factor changes no decision; it is z_k + tau s_k for
-        logit adjustment, s_k = -log prior_k. Only for a method whose scores are straight.
+        The score of class k is u_k exp(gamma s_k) for re-scaling, with s_k = log(n_1 / n_k), and
+        for tau-norm, with s_k = -log |w_k| (its common factor changes no decision). For logit
+        adjustment it is z_k + tau s_k, with s_k = -log prior_k. Call it only if `straight` is true.
         """
         if self.adjustment.method == "logit-adjust":
             return self.at(1.0).shift, False
@@ -114,7 +113,10 @@ class SweptMethod:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecisionPath:
-    """The decisions on N samples for gamma from 0 to a limit: those at 0, and E changes."""
+    """The decisions on N samples for gamma from 0 to a limit: those at 0, and E changes.
+
+    A class of -1 means some wrong class.
+    """
 
     num_classes: int
     """C."""
@@ -123,15 +125,15 @@ class DecisionPath:
     limit: float
     """The largest gamma."""
     start: NDArray[np.int64]
-    """(N,), predicted at gamma = 0; -1 stands for some wrong class."""
+    """The class predicted at gamma = 0, (N,)."""
     gamma: Float64
-    """(E,), ascending, above 0."""
+    """The strength of each change, (E,), ascending, above 0."""
     sample: NDArray[np.int64]
-    """(E,), whose decision changes there."""
+    """The sample whose decision changes, (E,)."""
     before: NDArray[np.int64]
-    """(E,), the class that it was; -1 stands for some wrong class."""
+    """The class predicted before, (E,)."""
     after: NDArray[np.int64]
-    """(E,), the class that it becomes."""
+    """The class predicted from there on, (E,)."""
 
     def of(self, samples: NDArray[np.int64]) -> DecisionPath:
         """The path of some samples (n,), in ascending order."""
@@ -145,42 +147,42 @@ class DecisionPath:
 
     @property
     def change(self) -> NDArray[np.int64]:
-        """(E,): 1 where the sample becomes right, -1 where it becomes wrong, else 0."""
+        """(E,): 1 if the sample becomes correct, -1 if it becomes wrong, else 0."""
         truth = self.labels[self.sample]
         change: NDArray[np.int64] = (self.after == truth).astype(np.int64) - (self.before == truth)
         return change
 
     @property
     def never_right(self) -> float:
-        """The share of the samples that no gamma makes right, up to the limit."""
+        """The fraction of samples that are correct at no gamma up to the limit."""
         right = (self.start == self.labels).astype(np.float64)
         right[self.sample[self.change > 0]] = 1
         return float(1 - right.mean())
 
     @property
     def knows_predictions(self) -> bool:
-        """Whether the wrong classes are known, too, and not only who is right."""
+        """Whether every predicted class is known, not only which samples are correct."""
         return bool((self.start >= 0).all() and (self.after >= 0).all())
 
     def predicted(self, gamma: float) -> NDArray[np.int64]:
-        """The predicted class of each sample, (N,), at that strength."""
+        """The predicted class of each sample at this strength, (N,)."""
         now = self.start.copy()
         upto = int(np.searchsorted(self.gamma, gamma, side="right"))
-        now[self.sample[:upto]] = self.after[:upto]  # the last of several wins
+        now[self.sample[:upto]] = self.after[:upto]  # the last change of a sample counts
         return now
 
     def tallies(self, gammas: Float64, weights: Float64 | None = None) -> Tallies:
         """Hits, support and predictions (G, C) at ascending strengths (G,), as floats.
 
-        Where only who is right is known, the hits stand for the predictions.
+        If only the correct samples are known, the hits stand in for the predictions.
 
         Args:
             gammas: (G,), ascending, from 0 to the limit.
-            weights: (N,), how often each sample counts: once if None.
+            weights: (N,), how many times each sample counts; once if None.
         """
         weights = np.ones(len(self.labels)) if weights is None else weights
         weight, truth = weights[self.sample], self.labels[self.sample]
-        slots = np.searchsorted(gammas, self.gamma, side="left")  # the first that feels the change
+        slots = np.searchsorted(gammas, self.gamma, side="left")  # the first after the change
         support = np.bincount(self.labels, weights, self.num_classes)
         hits = np.zeros((len(gammas) + 1, self.num_classes))
         np.add.at(hits, (slots, truth), self.change * weight)
@@ -192,7 +194,7 @@ class DecisionPath:
         return Tallies(hits, support, found)
 
     def histogram(self, gammas: Float64, weights: Float64 | None = None) -> Float64:
-        """Samples predicted as each class, (G, C), at ascending strengths (G,)."""
+        """The number of samples predicted as each class, (G, C), at ascending strengths (G,)."""
         weights = np.ones(len(self.start)) if weights is None else weights
         slots = np.searchsorted(gammas, self.gamma, side="left")
         found = np.zeros((len(gammas) + 1, self.num_classes))
@@ -214,9 +216,9 @@ def decisions_of(
 
     Args:
         swept: the method.
-        predictions: of the head as it is.
+        predictions: of the unchanged head.
         limit: the largest strength.
-        classes: whether it must be known which wrong class is predicted; who is right is cheaper.
+        classes: whether the predicted classes are needed; finding the correct samples is cheaper.
     """
     logits, labels = predictions.logits, predictions.labels
     if not swept.straight:
@@ -229,7 +231,7 @@ def decisions_of(
 def by_intervals(
     swept: SweptMethod, logits: NDArray[Any], labels: Labels, limit: float
 ) -> DecisionPath:
-    """The path of rightness of N samples, exact, from one pass over the logits (N, C)."""
+    """Which of N samples are correct at every strength, from one pass over the logits (N, C)."""
     import torch
 
     from rescale_cli.strength_path import correct_intervals
@@ -265,7 +267,7 @@ def by_envelope(
     labels: Labels | None,
     limit: float,
 ) -> DecisionPath:
-    """The path of the predicted classes of N samples, exact. Without labels none is right."""
+    """The predicted classes of N samples at every strength; without labels, none is correct."""
     import torch
 
     from rescale_cli.strength_path import predicted_path
@@ -286,7 +288,7 @@ def by_curves(
     labels: Labels | None,
     limit: float,
 ) -> DecisionPath:
-    """The same for a swept of curves, such as one that keeps a bias."""
+    """The same for scores that are curves, such as those of a head that keeps its bias."""
     import torch
 
     from rescale_cli.sweeping.curved_path import curved_path
@@ -303,7 +305,7 @@ def by_curves(
 def _steps(
     logits: NDArray[Any], follow: Callable[[slice], PredictedPath], block: int
 ) -> tuple[NDArray[Any], Float64, NDArray[Any]]:
-    """Sample, gamma and label of all steps, found some rows at a time."""
+    """Sample, gamma and label of all steps, found in blocks of rows."""
     import torch
 
     paths: dict[int, PredictedPath] = {}
@@ -324,7 +326,7 @@ def _of_steps(
     num_classes: int,
     limit: float,
 ) -> DecisionPath:
-    """The path from steps (M,), sample by sample: where each begins, and what is predicted then."""
+    """The path from M steps, sample by sample: where each begins, and the class from there on."""
     sample, gamma, label = steps[0], steps[1], steps[2].astype(np.int64)
     first = np.concatenate([[True], sample[1:] != sample[:-1]])
     before = np.concatenate([[-1], label[:-1]])
@@ -338,5 +340,5 @@ def _of_steps(
 
 
 def _in_blocks(logits: NDArray[Any], work: BlockWork, size: int) -> None:
-    """Some rows at a time, `size` logits, so that memory does not grow with N."""
+    """Work on blocks of rows with `size` logits, so that memory does not grow with N."""
     in_blocks(len(logits), max(1, size // logits.shape[1]), lambda: work)

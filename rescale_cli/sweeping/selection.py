@@ -1,4 +1,4 @@
-"""Selecting a strength: by which metric, by which rule, and on which samples."""
+"""Select a strength: the metric, the rule, and the samples to choose on."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ class Selection:
     rule: str = "best"
     """best, one-se, or max-head-drop=F."""
     holdout: float = 0.5
-    """The share of the samples to report on; 0 chooses and reports on all of them."""
+    """Fraction of the samples to hold out for the report; 0 chooses and reports on all of them."""
     replicates: int = 200
-    """Of the bootstrap; 0 gives no intervals."""
+    """Bootstrap replicates; 0 for no intervals."""
     unlabeled: bool = False
-    """By the histogram of predicted classes, without labels."""
+    """Whether to choose by the histogram of predicted classes, without labels."""
     limit: float = 2.0
     """The largest strength."""
     seed: int = 0
     sizes: tuple[int, int] = (100, 20)
-    """Many are the classes with more training samples than the first, few those with fewer than the
-    second."""
+    """Training samples: many is more than the first number, few is less than the second."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
@@ -47,7 +46,7 @@ class Selection:
                 "--gamma-max must be above 0 and at most 4",
                 saw=f"{self.limit}", fix="--gamma-max 2",
             )  # fmt: skip
-        self.head_drop  # noqa: B018  (says what is wrong with the rule)
+        self.head_drop  # noqa: B018  (raises if the rule is invalid)
 
     @property
     def head_drop(self) -> float | None:
@@ -65,22 +64,23 @@ class Selection:
         return drop
 
 
-#: What a strength can be chosen by: every metric of the predicted classes.
+#: The metrics that a strength can be chosen by: all that need only the predicted classes.
 CHOICES = (*METRICS, *GROUPS)
-#: Those that depend on which wrong class is predicted, and not only on which samples are right.
+#: Those that depend on which wrong class is predicted, not only on which samples are correct.
 OF_PREDICTIONS = ("macro_precision", "macro_f1", "gmean_ovr", "iba_ovr")
-#: The metrics that only some classes are about, and which.
+#: The metrics of only some of the classes, and what these classes have.
 _ABOUT = {
     "few": "few training samples",
     "medium": "between few and many training samples",
     "many": "many training samples",
     "target_accuracy": "a share in the target prior",
 }
-#: Values this near are equal: they are sums of N shares.
+#: Values that differ by less are equal, since they are sums of N fractions.
 _EQUAL = 1e-9
-#: Replicates of the bootstrap for the standard error of one-se.
+#: Bootstrap replicates for the standard error of one-se.
 _ERROR_REPLICATES = 100
-#: Strengths that are tried where a metric is no sum over samples, times C.
+#: Strengths times C at which a metric that is not a sum over samples is computed; and the same for
+#: each bootstrap replicate.
 _TRIED, _TRIED_AGAIN = 1 << 24, 1 << 19
 
 
@@ -93,28 +93,28 @@ class Objective:
     groups: Groups
     """Masks (C,)."""
     target: Float64 | None = None
-    """Shares (C,) of the classes where the model is used, for target_accuracy."""
+    """Class frequencies (C,) where the model will be used, for target_accuracy."""
 
     @property
     def shares(self) -> Shares:
-        """What recalls are averaged by, for `metrics.table_of`: the groups, and the target."""
+        """Weights for averaging recalls in `metrics.table_of`: the groups, and the target."""
         if self.target is None:
             return self.groups
         return {**self.groups, "target_accuracy": self.target}
 
     @property
     def prior(self) -> Float64:
-        """Shares (C,) that the predicted classes should have: the target's, or equal ones."""
+        """The frequencies (C,) that predictions should have: the target's, or equal ones."""
         shares = np.ones(len(self.groups["few"])) if self.target is None else self.target
         prior: Float64 = shares / shares.sum()
         return prior
 
     def weights(self, labels: NDArray[np.int64], times: Float64) -> Float64 | None:
-        """(N,), whose sum over the samples that are right is the metric; None if it is no such sum.
+        """Weights (N,) whose sum over the correct samples is the metric; None if there are none.
 
         Args:
             labels: (N,).
-            times: (N,), how often each sample counts.
+            times: (N,), how many times each sample counts.
         """
         if self.metric == "accuracy":
             return np.asarray(times / times.sum())
@@ -139,12 +139,12 @@ class Objective:
         return weights
 
     def along(self, path: DecisionPath, times: Float64 | None = None) -> tuple[Float64, Float64]:
-        """Strengths (B,), and the metric from each of them on, (B,).
+        """Strengths (B,), and the metric from each of them up to the next, (B,).
 
         Args:
             path: of N samples.
-            times: (N,), how often each counts, in a replicate of the bootstrap; there, a metric
-                that is no sum over samples is tried at fewer strengths.
+            times: (N,), how many times each counts in a bootstrap replicate. For these, a metric
+                that is not a sum over samples is computed at fewer strengths.
         """
         tried = _TRIED if times is None else _TRIED_AGAIN
         times = np.ones(len(path.labels)) if times is None else times
@@ -164,9 +164,9 @@ class Choice:
     """A strength, and the plateau of the metric that it lies on."""
 
     gamma: float
-    """0 where the plateau begins there, else its middle."""
+    """0 if the plateau begins there, else its middle."""
     value: float
-    """Of the metric on the samples that it was chosen on."""
+    """The metric on the samples that it was chosen on."""
     plateau: tuple[float, float]
 
 
@@ -174,7 +174,7 @@ Rule = Callable[[Float64, Float64], NDArray[np.bool_]]
 
 
 def metric_to_choose_by(typed: str) -> str:
-    """The metric that `--metric` names, by its name in JSON.
+    """The JSON name of the metric that `--metric` names.
 
     Raises:
         UsageError: no such metric, or one that depends on more than the predicted classes.
@@ -198,15 +198,16 @@ def metric_to_choose_by(typed: str) -> str:
 def widest_plateau(
     gammas: Float64, values: Float64, limit: float, allowed: NDArray[np.bool_] | None = None
 ) -> Choice:
-    """0 if no strength has a larger value, else the middle of the widest plateau of the largest.
+    """0 if no strength has a larger value, else the middle of the widest plateau of the maximum.
 
-    A change without effect on the metric is not harmless: probabilities and single classes move.
+    0 is preferred because a change that does not affect the metric still changes probabilities and
+    single classes.
 
     Args:
         gammas: (B,), ascending, the first of them 0.
-        values: (B,), from each strength to the next; the last one to the limit.
+        values: (B,), the metric from each strength to the next; the last one up to the limit.
         limit: the largest strength.
-        allowed: (B,), which may be chosen; all if None.
+        allowed: (B,), which strengths may be chosen; all if None.
 
     Example:
         >>> widest_plateau(np.array([0.0, 0.2, 0.6]), np.array([0.5, 0.9, 0.7]), limit=2.0)
@@ -226,7 +227,7 @@ def widest_plateau(
 
 
 def _rounded(low: float, high: float) -> float:
-    """The middle, with as few decimals as stay well inside: it is going to be typed."""
+    """The middle, rounded to as few decimals as stay well inside, since people will type it."""
     middle = (low + high) / 2
     for decimals in range(2, 17):
         short = round(middle, decimals)
@@ -236,7 +237,7 @@ def _rounded(low: float, high: float) -> float:
 
 
 def first_within(gammas: Float64, values: Float64, limit: float, allowance: float) -> Choice:
-    """The smallest strength whose value is within `allowance` of the best: the cautious choice."""
+    """The smallest strength whose value is within `allowance` of the maximum."""
     near = values >= np.nanmax(values) - allowance - _EQUAL
     first = int(np.argmax(near))
     after = np.flatnonzero(~near[first:])
@@ -247,13 +248,14 @@ def first_within(gammas: Float64, values: Float64, limit: float, allowance: floa
 
 
 def distance_to(path: DecisionPath, target: Float64) -> tuple[Float64, Float64]:
-    """Strengths (B,), and how far the predicted classes are from a prior, (B,): KL divergence.
+    """Strengths (B,), and the KL divergence of the predictions from a prior at each, (B,).
 
-    sum_c h_c log(h_c / target_c), h the shares of the predictions: no label is needed.
+    It is sum_c h_c log(h_c / target_c), where h_c is the fraction of samples that are predicted as
+    c. No label is needed.
 
     Args:
-        path: knows what is predicted.
-        target: shares, (C,), all above 0.
+        path: one that has the predicted classes.
+        target: the prior, (C,), all above 0.
     """
     gammas = thinned(path.breakpoints(), max(64, _TRIED // path.num_classes))
     shares = path.histogram(gammas) / len(path.start)
@@ -263,7 +265,7 @@ def distance_to(path: DecisionPath, target: Float64) -> tuple[Float64, Float64]:
 
 
 def thinned(gammas: Float64, most: int) -> Float64:
-    """At most so many of them, the first one kept."""
+    """At most `most` of the strengths, evenly picked, including the first."""
     if len(gammas) <= most:
         return gammas
     return gammas[np.linspace(0, len(gammas) - 1, most).astype(np.int64)]
@@ -272,12 +274,12 @@ def thinned(gammas: Float64, most: int) -> Float64:
 def halves(
     labels: NDArray[np.int64], share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Samples to choose on, and to report on: each class divided alike, at random.
+    """Split the samples at random, by class, into those to choose on and those to report on.
 
     Args:
         labels: (N,).
-        share: of the samples to report on, above 0 and below 1.
-        seed: the same seed and labels give the same parts.
+        share: fraction to report on, above 0 and below 1.
+        seed: the same seed and labels give the same split.
     """
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
@@ -286,7 +288,7 @@ def halves(
     counts = counts[counts > 0]
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     rank = np.arange(len(labels)) - firsts
-    # A random offset for each class: a class of one sample falls on either side.
+    # A random offset for each class, so that a class of one sample may fall on either side.
     offset = np.repeat(generator.random(len(counts)), counts)
     reported = np.floor((rank + 1) * share + offset) > np.floor(rank * share + offset)
     return np.sort(order[~reported]), np.sort(order[reported])
@@ -300,18 +302,18 @@ def choose_strength(
     times: Float64 | None = None,
     error: float = 0.0,
 ) -> Choice:
-    """The strength by the rule of the user.
+    """Choose the strength by the user's rule.
 
     Args:
         path: of N samples.
         selection: the rule.
-        objective: what is to be large.
-        right: (N,), whether the head as it is has each right: what max-head-drop is measured from.
-        times: (N,), how often each counts, in a replicate of the bootstrap.
+        objective: the metric to maximize.
+        right: (N,), which samples the unchanged head predicts correctly; needed for max-head-drop.
+        times: (N,), how many times each sample counts in a bootstrap replicate.
         error: the standard error for one-se.
 
     Raises:
-        UsageError: no strength costs the frequent classes as little as that.
+        UsageError: every strength lowers the recall of the frequent classes by more than allowed.
     """
     if selection.unlabeled:
         gammas, divergence = distance_to(path, objective.prior)
@@ -342,11 +344,11 @@ def _head_left(
     times: Float64 | None,
     gammas: Float64,
 ) -> Float64:
-    """The recall of the frequent classes at each strength (B,), less that of the head as it is."""
+    """The change of the frequent classes' recall at each strength, (B,)."""
     many = replace(objective, metric="many")
     if not objective.groups["many"].any():
         raise UsageError(
-            "max-head-drop bounds the loss of the frequent classes, but no class is frequent",
+            "max-head-drop limits the loss of the frequent classes, but no class is frequent",
             fix="set the sizes of the groups: --groups 100,20, or --choose best",
         )
     weights = many.weights(path.labels, np.ones(len(right)) if times is None else times)
@@ -357,7 +359,7 @@ def _head_left(
 
 
 def standard_error(path: DecisionPath, objective: Objective) -> float:
-    """Of the metric at its best strength, over samples drawn again."""
+    """The bootstrap standard error of the metric at its best strength."""
     best = widest_plateau(*objective.along(path), path.limit).gamma
     values = []
     for times in drawn_again(path.labels, _ERROR_REPLICATES, 1):

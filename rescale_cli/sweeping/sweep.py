@@ -1,4 +1,4 @@
-"""Every strength of a method at once on one set of predictions, one chosen, and what it does."""
+"""Sweep the strengths of post-hoc methods, choose the best one, and measure its effect."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ from rescale_cli.sweeping.verdict import Verdict, reach_verdict, without_labels
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """One method at its own strength."""
+    """One method at its chosen strength."""
 
     method: SweptMethod
     choice: Choice
-    """On the samples to choose on."""
+    """Made on the samples to choose on."""
     path: DecisionPath
-    """Of all samples."""
+    """The decisions on all samples."""
     interval: tuple[float, float] | None
-    """Of the strength: 95 % of the bootstrap's choices."""
+    """95 % bootstrap interval of the strength."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """The samples to choose on, and those to report on."""
+    """The samples to choose on, and the held-out samples to report on."""
 
     chosen: NDArray[np.int64]
     reported: NDArray[np.int64]
     apart: bool
-    """Whether they are different samples."""
+    """Whether the two are disjoint; otherwise both are all samples."""
 
 
 def swept_methods(
     head: Head, counts: ClassCounts, methods: Sequence[Adjustment]
 ) -> list[SweptMethod]:
-    """Each method with what it reads; those that do the same to this head only once."""
+    """The methods for this head, without duplicates: policies may differ in name only."""
     kept: dict[tuple[str, bool, str], SweptMethod] = {}
     for adjustment in methods:
         policy = adjustment.bias_policy if head.bias is not None else "none"
@@ -75,14 +75,14 @@ def swept_methods(
 
 
 def parts_of(labels: Labels | None, samples: int, selection: Selection) -> Parts:
-    """Divide the samples as `--holdout` says."""
+    """Split the samples as `--holdout` requires."""
     everything = np.arange(samples)
     if selection.holdout == 0 or labels is None:
         return Parts(everything, everything, False)
     chosen, reported = halves(labels, selection.holdout, selection.seed)
     if not len(chosen) or not len(reported):
         raise BadInput(
-            "too few samples to choose on some and report on others",
+            "there are too few samples to choose on some and report on others",
             saw=f"{samples} samples", fix="give more data, or choose on all of them: --holdout 0",
         )  # fmt: skip
     return Parts(chosen, reported, True)
@@ -101,10 +101,10 @@ def decide(
         swept: the method.
         predictions: of all samples.
         parts: which of them to choose on.
-        selection: how.
-        objective: what is to be large.
+        selection: how to choose.
+        objective: the metric to maximize.
     """
-    swept.at(1.0)  # refuses what this head cannot take
+    swept.at(1.0)  # raises if the method cannot be applied to this head
     right = right_as_it_is(predictions, parts.chosen) if selection.head_drop is not None else None
     with long_work(f"trying every strength of {swept.adjustment.method}"):
         classes = selection.unlabeled or objective.metric in OF_PREDICTIONS
@@ -125,7 +125,7 @@ def decide(
 
 
 def right_as_it_is(predictions: Predictions, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether the head as it is has each of these samples right, (n,)."""
+    """Which of these samples the unchanged head predicts correctly, (n,)."""
     assert predictions.labels is not None
     blocks = (predictions.logits[block] for block in row_blocks(predictions.logits))
     predicted = np.concatenate([block.argmax(axis=1) for block in blocks])
@@ -133,13 +133,13 @@ def right_as_it_is(predictions: Predictions, rows: NDArray[np.int64]) -> NDArray
     return right
 
 
-#: Points of the curve that is shown.
+#: Number of points of the curve.
 CURVE = 401
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class At:
-    """One strength, on the samples to report on."""
+    """The metrics at one strength, on the samples to report on."""
 
     gamma: float
     metrics: Mapping[str, float | None]
@@ -147,14 +147,14 @@ class At:
     recall: Float64
     """(C,), NaN for a class without samples."""
     predicted: Labels
-    """Of the samples that are reported on."""
+    """The predicted classes of these samples."""
     samples: PerSample
-    """What their probabilities add to the metrics."""
+    """The contribution of each sample to the metrics of probabilities."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sweep:
-    """The best method of those that were tried, at its best strength."""
+    """The best of the methods, at its best strength."""
 
     selection: Selection
     objective: Objective
@@ -162,23 +162,24 @@ class Sweep:
     others: tuple[Outcome, ...]
     parts: Parts
     at: Mapping[str, At]
-    """`0`, the head as it is, and `chosen`; empty without labels."""
+    """Metrics at `0` (the unchanged head) and at `chosen`; empty without labels."""
     verdict: Verdict
-    """Whether the chosen strength is better than the head as it is."""
+    """Whether the chosen strength is better than the unchanged head."""
     changes: Mapping[str, Interval]
-    """How much each metric changes from the head as it is, paired; without the metrics that have no
-    interval: those that are n/a and, with no bootstrap, those that are no mean of recalls."""
+    """The paired change of each metric from the unchanged head. Metrics without an interval are
+    missing: those that are n/a and, without a bootstrap, those that are not means of recalls."""
     oracle: Choice | None
-    """The best strength on the samples that are reported on."""
+    """The strength that is best on the held-out samples themselves."""
     curve: Mapping[str, Float64]
     """Metrics of all samples, (G,) each, and `gamma`, (G,)."""
     breakpoints: int
-    """Strengths up to the limit at which a decision changes."""
+    """Number of strengths up to the limit at which a decision changes."""
     negative_true: float | None
-    """The share of samples whose true class has a negative score: they sink as gamma grows."""
+    """Fraction of samples whose true class has a negative score, which falls as gamma grows."""
     never_right: float | None
-    """The share of samples that are right at no strength up to the limit; None without labels."""
+    """Fraction of samples that no strength up to the limit makes correct; None without labels."""
     temperature: float | None
+    """Fitted at the chosen strength; None if not requested."""
 
 
 def sweep(
@@ -190,19 +191,19 @@ def sweep(
     *,
     fit: bool = False,
 ) -> Sweep:
-    """Try every strength of the methods on N samples, choose one, and report what it does.
+    """Try every strength of the methods on N samples, choose one, and measure its effect.
 
     Args:
-        predictions: of the head as it is.
+        predictions: of the unchanged head.
         head: of the checkpoint.
-        counts: of its classes; with a target prior they say what the choice is for.
-        methods: to choose among; their strengths are of no account.
+        counts: of the training set, with the target prior if there is one.
+        methods: to choose among; their strengths are ignored.
         selection: how to choose.
         fit: whether to fit a temperature on the samples to choose on.
 
     Raises:
-        BadInput: no labels where they are needed, or too few samples.
-        UsageError: a metric of classes that do not occur.
+        BadInput: labels are needed and missing, or there are too few samples.
+        UsageError: the metric is about classes that do not occur.
     """
     labels = predictions.labels
     if labels is None and not selection.unlabeled:
@@ -244,7 +245,7 @@ def _verdict(
     best: Outcome, at: Mapping[str, At], labels: Labels | None, parts: Parts,
     objective: Objective, selection: Selection,
 ) -> Verdict:  # fmt: skip
-    """On the samples to report on."""
+    """The verdict on the samples to report on."""
     if labels is None:
         adjustment, bias = best.method.adjustment, best.method.head.bias
         other = adjustment.normalize or (bias is not None and adjustment.bias_policy != "keep")
@@ -259,7 +260,7 @@ def _changes(
     at: Mapping[str, At], verdict: Verdict, labels: Labels | None, parts: Parts,
     objective: Objective, selection: Selection,
 ) -> dict[str, Interval]:  # fmt: skip
-    """Of every metric; where the verdict has an interval, it is that one."""
+    """The change of every metric, with the interval of the verdict if there is one."""
     if labels is None or verdict.changes is None or verdict.gain is None:
         return {}
     before, after, gain = at["0"], at["chosen"], verdict.gain
@@ -284,7 +285,7 @@ def objective_of(selection: Selection, counts: ClassCounts) -> Objective:
 
 
 def _curve(best: Outcome, selection: Selection) -> dict[str, Float64]:
-    """The strengths that are shown: evenly spaced ones and the chosen one."""
+    """The strengths of the curve: evenly spaced ones and the chosen one."""
     even = np.linspace(0, selection.limit, CURVE)
     return {"gamma": np.unique(np.append(even, best.choice.gamma))}
 
@@ -297,7 +298,7 @@ def at_strength(
     objective: Objective,
     selection: Selection,
 ) -> At:
-    """Everything that can be measured at one strength, on the samples to report on."""
+    """All metrics at one strength, on the samples to report on."""
     assert predictions.labels is not None
     rows = parts.reported if parts.apart else slice(None)
     labels = predictions.labels[rows]
@@ -316,7 +317,7 @@ def at_strength(
 
 
 def _negative(swept: SweptMethod, predictions: Predictions) -> float | None:
-    """The share of samples with a negative true score."""
+    """The fraction of samples whose true class has a negative score."""
     if predictions.labels is None or swept.adjustment.method == "logit-adjust":
         return None
     kept = swept.adjustment.bias_policy == "keep"
@@ -331,7 +332,7 @@ def _negative(swept: SweptMethod, predictions: Predictions) -> float | None:
 
 
 def _temperature(best: Outcome, predictions: Predictions, parts: Parts) -> float:
-    """Fitted on the samples to choose on, at the chosen strength."""
+    """Fit a temperature on the samples to choose on, at the chosen strength."""
     if predictions.labels is None:
         raise UsageError(
             "a temperature cannot be fitted without labels",

@@ -1,4 +1,4 @@
-"""Whether a chosen strength is an improvement: the recalls, the gain, one of four verdicts."""
+"""Judge a chosen strength on held-out samples: helps, harms, no-gain or undecided."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from rescale_cli.measures.metrics import Confusion, Shares, table_of
 from rescale_cli.measures.significance import Interval, bootstrap_difference, mcnemar
 from rescale_cli.sweeping.selection import Objective
 
-#: Replicates of the bootstrap, whatever `--bootstrap` says.
+#: Bootstrap replicates of a mean of recalls, regardless of `--bootstrap`.
 VERDICT_REPLICATES = 10_000
-#: Differences are rounded to this many digits, so that sums of shares that are equal look equal.
+#: Decimals of a difference, so that rounding errors do not distinguish equal sums.
 DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecallChanges:
-    """After less before, on the same samples: of each class, and of each mean of recalls."""
+    """Changes of recall, after minus before, on the same samples."""
 
     means: Mapping[str, Interval | None]
-    """accuracy, balanced_accuracy and each group, paired 95 % intervals; None where it is n/a."""
+    """accuracy, balanced_accuracy and each group, with paired 95 % intervals; None if n/a."""
     difference: Float64
-    """(C,), NaN for a class without samples."""
+    """The change of each class, (C,); NaN for a class without samples."""
     low: Float64
-    """(C,), the lower end of the 95 % interval of the difference."""
+    """The lower end of its 95 % interval, (C,)."""
     high: Float64
-    """(C,), the upper end."""
+    """The upper end, (C,)."""
 
     def of_class(self, row: int) -> tuple[float, float] | None:
-        """The interval of one class; None where it has no samples."""
+        """The interval of one class; None if it has no samples."""
         low, high = float(self.low[row]), float(self.high[row])
         return None if np.isnan(low) else (low, high)
 
@@ -44,21 +44,21 @@ class RecallChanges:
 def recall_changes(
     before: Labels, after: Labels, labels: Labels, shares: Shares, num_classes: int, seed: int = 0
 ) -> RecallChanges:
-    """Paired bootstrap of every recall, and of every mean of recalls, from one set of draws.
+    """Paired bootstrap of every recall, and of every mean of recalls, from the same replicates.
 
-    A sample adds +1 (it becomes right), -1 (it becomes wrong) or 0 to its class, so a replicate is
-    one multinomial draw for each class: 10,000 of them, samples drawn again within their classes,
-    2.5th to 97.5th percentile.
+    Samples are resampled within their classes, 10,000 times; an interval goes from the 2.5th to the
+    97.5th percentile. A sample adds +1 (becomes correct), -1 (becomes wrong) or 0 to its class, so
+    a replicate is one multinomial draw per class.
 
-    A class of one sample has no variation of its own, as if it were certain. In a mean, such
-    classes are drawn together ("collapsed strata", Cochran 1977, section 5A.12); the interval of
-    such a class alone is -1 to 1, since one sample says nothing.
+    Resampling a class of one sample would show no variation. In a mean, such classes are therefore
+    resampled together ("collapsed strata", Cochran 1977, section 5A.12). Alone, the interval of
+    such a class is -1 to 1.
 
     Args:
         before: predictions (N,), 0 to C - 1.
         after: predictions (N,) on the same samples.
         labels: (N,), 0 to C - 1.
-        shares: masks or shares (C,) that recalls are averaged by: the groups, and others.
+        shares: masks or weights (C,) by which recalls are averaged, such as the groups.
         num_classes: C.
         seed: the same seed, samples and numpy give the same intervals.
 
@@ -97,13 +97,13 @@ def recall_changes(
 
 
 def rightness(before: Labels, after: Labels, labels: Labels) -> NDArray[np.int64]:
-    """(N,): 1 where a sample becomes right, -1 where it becomes wrong, else 0."""
+    """(N,): 1 if a sample becomes correct, -1 if it becomes wrong, else 0."""
     change: NDArray[np.int64] = (after == labels).astype(np.int64) - (before == labels)
     return change
 
 
 def _weights(shares: Shares, support: NDArray[np.int64]) -> Float64:
-    """(K, C): what one sample of each class adds to each mean; 0 throughout where it is n/a."""
+    """(K, C): what one sample of each class adds to each of K means; a row of 0 if it is n/a."""
     every = [support.astype(np.float64), np.ones(len(support)), *shares.values()]
     rows = np.array([np.where(support > 0, share, 0.0) for share in every])
     total = rows.sum(axis=1, keepdims=True)
@@ -120,7 +120,7 @@ def _draw_together(
     change: NDArray[np.int64],
     generator: np.random.Generator,
 ) -> None:
-    """Add the classes of one sample to the sums (K, R), drawn as if they were one class."""
+    """Add to the sums (K, R) the classes of one sample each, resampled as if they were one class."""
     if not (change[alone] != 0).any():
         return
     added = weights[:, labels[alone]] * change[alone]
@@ -139,39 +139,39 @@ Reason = Literal[
     "no-value", "no-labels",
 ]  # fmt: skip
 
-#: Replicates of the bootstrap behind a verdict, whatever `--bootstrap` says, of a metric that is no
-#: mean of recalls: each of them costs a whole table.
+#: Bootstrap replicates of any other metric, regardless of `--bootstrap`: each costs a whole table.
 TABLE_REPLICATES = 2000
-#: A change of a metric that is smaller than this does not matter: 0.1 points.
+#: A smaller change of a metric does not matter: 0.1 points.
 NEGLIGIBLE = 0.001
-#: So many samples prove nothing: even if all of them change in one direction, chance does that in
-#: 2 / 2^5 = 6 % of all cases (sign test); six would be 3 %.
+#: A difference that rests on this many samples proves nothing: by the sign test, all five change in
+#: the same direction by chance in 2 / 2^5 = 6 % of cases, and six in 3 %.
 FEW = 5
 #: A class loses much if its recall falls by at least 10 points, and by at least 5 times the gain.
 MUCH, TIMES_THE_GAIN = 0.10, 5.0
-#: The square of 1.645: the net loss of a class is then unlikely to be chance (one-sided 5 %).
+#: The square of 1.645: a larger net loss of a class is unlikely to be chance (one-sided 5 %).
 _NOT_CHANCE = 2.7
-#: An interval that just reaches 0 would exclude it in half of all repetitions; in 80 % of them with
-#: 2.8 standard errors between 0 and the difference instead of 1.96.
+#: A test at the 5 % level has 80 % power if the difference is 2.8 standard errors, and 50 % power
+#: if it is 1.96.
 _POWER = 2.8 / 1.96
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """The metric at the chosen strength less that of the head as it is, on the same samples."""
+    """The metric before and after the change, on the same samples."""
 
     metric: str
     before: float | None
-    """None where the metric has no value on these samples."""
+    """Of the unchanged head; None if the metric has no value on these samples."""
     after: float | None
+    """At the chosen strength."""
     interval: tuple[float, float] | None
-    """95 %, of the difference."""
+    """95 % interval of the difference."""
     p: float
-    """Of McNemar's test of the two accuracies, whatever the metric is."""
+    """The p-value of McNemar's test, which compares accuracies, for every metric."""
 
     @property
     def difference(self) -> float | None:
-        """After - before."""
+        """After minus before."""
         if self.before is None or self.after is None:
             return None
         return round(self.after - self.before, DIGITS)
@@ -179,21 +179,21 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a sweep recommends, and why. See `reach_verdict`."""
+    """The verdict and the reason for it. See `reach_verdict`."""
 
     kind: VerdictKind
     why: Reason
     gain: Gain | None
     """None without labels."""
     samples: int
-    """Samples that it was measured on; 0 without labels."""
+    """Number of samples it was measured on; 0 without labels."""
     needed: int | None = None
-    """Samples to report on that would settle an undecided question with a probability of 80 %, if
-    the difference stays as it is."""
+    """If undecided: the number of held-out samples that would decide with 80 % power, provided that
+    the difference stays the same."""
     losers: tuple[int, ...] = ()
     """Classes that lose much while the metric gains little, the largest loss first."""
     changes: RecallChanges | None = field(default=None, compare=False)
-    """Of each class and group; None without labels."""
+    """Changes of each class and group; None without labels."""
 
     @property
     def helps(self) -> bool:
@@ -202,7 +202,7 @@ class Verdict:
 
 
 def without_labels(*, changes: bool) -> Verdict:
-    """The verdict where nothing can be measured: undecided, or no-gain if nothing changes."""
+    """The verdict without labels: undecided, or no-gain if no decision changes."""
     if changes:
         return Verdict("undecided", "no-labels", None, 0)
     return Verdict("no-gain", "same-decisions", None, 0)
@@ -217,31 +217,32 @@ def reach_verdict(
     independent: bool,
     seed: int = 0,
 ) -> Verdict:
-    """Compare the decisions at the chosen strength with those of the head as it is.
+    """Compare the predictions at the chosen strength with those of the unchanged head.
 
-    The interval is that of the paired difference of the metric: 10,000 replicates, samples drawn
-    again within their classes (classes of a single sample together), 2.5th to 97.5th percentile.
+    The interval is the 95 % bootstrap interval of the paired difference of the metric; samples are
+    resampled within their classes, and classes of one sample together. A mean of recalls has 10,000
+    replicates, any other metric 2,000.
 
     - `helps`: the whole interval is above 0.
     - `harms`: the whole interval is below 0.
     - `no-gain`: no decision changes, or the interval contains 0 and stays within 0.1 points of it.
     - `undecided`: the interval contains 0 and is wider, or the metric has no value.
 
-    These cases are undecided, too, although the interval lies on one side of 0:
+    These cases are undecided even if the interval excludes 0:
 
-    - `helps` where the strength was chosen with the labels of the same samples (`--holdout 0`): the
-      gain is optimistic, and the interval does not include that.
-    - All samples are of one class: what other classes lose cannot be seen.
-    - The difference disappears if five of the changed samples are left unchanged: the bootstrap of
-      so few samples, or of a class with so few, is too narrow.
+    - It would be `helps`, but the strength was chosen on the labels of the same samples
+      (`--holdout 0`). The gain is then optimistic, which the interval does not account for.
+    - All samples are of one class, so losses of other classes cannot be seen.
+    - Reverting at most five of the changed samples removes the difference. A bootstrap interval
+      that rests on so few samples is too narrow.
 
     Args:
-        before: predictions (N,) of the head as it is.
+        before: predictions (N,) of the unchanged head.
         after: predictions (N,) at the chosen strength.
         labels: (N,).
         objective: the metric.
-        independent: whether the labels of these samples had no part in the choice.
-        seed: of the bootstrap. The same seed, samples and numpy give the same verdict.
+        independent: whether the strength was chosen without the labels of these samples.
+        seed: seed of the bootstrap. The same seed, samples and numpy give the same verdict.
     """
     classes = len(objective.groups["few"])
     changes = recall_changes(before, after, labels, objective.shares, classes, seed)
@@ -265,7 +266,7 @@ def reach_verdict(
 
 
 def _verdict(gain: Gain, samples: int) -> tuple[VerdictKind, Reason, int | None]:
-    """From the interval alone, with the samples needed where it does not decide."""
+    """The verdict by the interval alone, and the number of samples needed if it is undecided."""
     difference, interval = gain.difference, gain.interval
     if difference is None or interval is None:
         return "undecided", "no-value", None
@@ -274,7 +275,7 @@ def _verdict(gain: Gain, samples: int) -> tuple[VerdictKind, Reason, int | None]
         return ("helps" if low > 0 else "harms"), "interval", None
     if max(-low, high) <= NEGLIGIBLE:
         return "no-gain", "negligible", None
-    # The width shrinks with the square root of the samples.
+    # The width is inversely proportional to the square root of the number of samples.
     side = difference - low if difference > 0 else high - difference
     ratio = _POWER * side / max(abs(difference), NEGLIGIBLE)
     return "undecided", "interval", math.ceil(samples * max(ratio, _POWER) ** 2)
@@ -288,7 +289,7 @@ def _gain(
     changes: RecallChanges,
     seed: int,
 ) -> Gain:
-    """The metric before and after, the interval of the difference, and McNemar's p."""
+    """The metric before and after, the interval of the difference, and McNemar's p-value."""
     name = objective.metric
     first, second = (_value(predicted, labels, objective) for predicted in (before, after))
     interval = changes.means.get(name)
@@ -307,7 +308,7 @@ def _value(predicted: Labels, labels: Labels, objective: Objective) -> float | N
 def _interval(
     before: Labels, after: Labels, labels: Labels, objective: Objective, seed: int
 ) -> Interval | None:
-    """95 % of the difference of a metric that is no mean of recalls."""
+    """95 % interval of the difference of a metric that is not a mean of recalls."""
     classes, shares = len(objective.groups["few"]), objective.shares
     found = bootstrap_difference(
         before, after, labels, classes, shares, replicates=TABLE_REPLICATES, seed=seed
@@ -320,14 +321,14 @@ def _interval(
 def _carriers(
     before: Labels, after: Labels, labels: Labels, objective: Objective, sign: float
 ) -> int:
-    """How many samples, left unchanged, are enough to undo the difference; FEW + 1 for any more.
+    """How many changed samples must be reverted to remove the difference; FEW + 1 if more than FEW.
 
     Args:
-        before: (N,).
-        after: (N,).
+        before: predictions (N,).
+        after: predictions (N,).
         labels: (N,).
         objective: the metric.
-        sign: of the difference.
+        sign: sign of the difference.
     """
     start = _value(before, labels, objective)
     weights = objective.weights(labels, np.ones(len(labels)))
@@ -345,7 +346,7 @@ def _carriers(
 
 
 def _losers(before: Labels, after: Labels, labels: Labels, difference: float) -> tuple[int, ...]:
-    """Classes whose recall falls far, and by more than chance, beside what the metric gains."""
+    """Classes whose recall falls much more than the metric gains, and by more than chance."""
     change, support = rightness(before, after, labels), np.bincount(labels)
     gained, lost = (np.bincount(labels, change == sign, len(support)) for sign in (1, -1))
     net = lost - gained
