@@ -1,1 +1,1 @@
-"""How good predictions are, and whether a difference is one; verdicts for a pipeline, as text."""
+"""Metrics of predictions, their confidence intervals, and quality gates."""

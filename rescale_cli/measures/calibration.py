@@ -1,6 +1,7 @@
-"""Quality of scores and probabilities: ranking metrics, NLL, Brier score, calibration errors.
+"""Metrics of scores and probabilities: ranking metrics, NLL, Brier score, calibration errors.
 
-Logits are read in blocks of rows and worked on in float64, so that N x C may lie in a mapped file.
+Logits are read in blocks of rows, so that they may be in a memory-mapped file. All arithmetic is
+float64.
 """
 
 from __future__ import annotations
@@ -19,25 +20,28 @@ from rescale_cli.errors import BadInput
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
-    """N samples of two classes by their score, so that a bootstrap can weigh them anew."""
+    """N samples of two classes, ranked by score; a bootstrap can weight them."""
 
     step: NDArray[np.intp]
-    """(N,), which of the S different scores each sample has, ascending."""
+    """The rank of each sample's score among the S different scores, (N,)."""
     positive: NDArray[np.bool_]
-    """(N,), whether it is of class 1."""
+    """Whether each sample is of class 1, (N,)."""
 
     @classmethod
     def of(cls, score: Float64, positive: NDArray[np.bool_]) -> Ranking:
-        """From the score of each sample, (N,): the logit of class 1 less that of class 0."""
+        """From the score of each sample, (N,): the logit of class 1 minus that of class 0."""
         _, step = np.unique(score, return_inverse=True)
         return cls(step.astype(np.intp), positive)
 
     def metrics(self, times: Float64) -> dict[str, Float64]:
-        """`roc_auc` and `average_precision`, (R,) each, where each sample counts so often, (R, N).
+        """`roc_auc` and `average_precision`, (R,) each, for R bootstrap replicates.
 
-        Ties are exact: a pair of equal scores counts one half (Mann-Whitney), and precision is
-        taken where the score changes (no interpolation), as in scikit-learn. NaN where one of the
-        two classes has no samples.
+        Ties are treated as in scikit-learn: a pair of equal scores counts one half (Mann-Whitney),
+        and precision is taken where the score changes, without interpolation. NaN if one of the two
+        classes has no samples.
+
+        Args:
+            times: how many times each sample counts, (R, N).
 
         Example:
             >>> found = Ranking.of(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]) == 1)
@@ -62,24 +66,24 @@ class Ranking:
         return {name: np.where(pairs > 0, value, np.nan) for name, value in found.items()}
 
 
-#: Equal-mass bins of a calibration error.
+#: Number of equal-mass bins of a calibration error.
 BINS = 15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PerSample:
-    """Of N samples: what each metric of probabilities is made of."""
+    """The contribution of each of N samples to the metrics of probabilities."""
 
     means: Mapping[str, Float64]
-    """(N,) each: nll, brier, classwise_ece and, of more than 5 classes, top_5 are the means."""
+    """(N,) each; their means are nll, brier, classwise_ece and, with more than 5 classes, top_5."""
     gap: Float64
-    """(N,), the largest probability less rightness."""
+    """The largest probability, minus 1 if the sample is correct, (N,)."""
     segment: NDArray[np.intp]
-    """(N,), which of S runs of confidences it is in: those of a bin, or all of one value."""
+    """The segment of each sample, (N,): S runs of confidences within a bin, or of equal value."""
     shares: Float64
-    """(S, bins), how much of each run falls into each bin: one of one confidence into several."""
+    """The fraction of each segment in each bin, (S, bins); equal confidences may span bins."""
     ranking: Ranking | None = None
-    """By the difference of the two logits, where there are two classes."""
+    """With two classes, by the difference of the logits."""
 
     @classmethod
     def of(
@@ -89,7 +93,7 @@ class PerSample:
         right: NDArray[np.bool_],
         ranking: Ranking | None = None,
     ) -> PerSample:
-        """From the confidence of each sample, (N,), and whether it is right, (N,)."""
+        """From the confidence of each sample, (N,), and whether it is correct, (N,)."""
         order = np.argsort(confidence, kind="stable")
         changes = np.flatnonzero(np.diff(confidence[order], prepend=-1.0, append=2.0))
         edges = bin_edges(len(order))
@@ -102,15 +106,15 @@ class PerSample:
         return cls(means, confidence - right, segment, shares, ranking)
 
     def metrics(self, times: Float64) -> dict[str, Float64]:
-        """Each metric, (R,), where the samples count so often, (R, N).
+        """Each metric, (R,), for R bootstrap replicates with counts (R, N) of the samples.
 
-        The bins of ece are those of the samples themselves: cut anew for each replicate they would
-        cost a sort each. As |gap| only grows with chance, replicates of ece lie above it; its
-        interval may leave out a small one. A mean is NaN where a sample's part is infinite.
+        ece keeps the bins of the samples themselves, because new bins would need a sort for each
+        replicate. Chance only increases |gap|, so replicates of ece are biased upward, and the
+        interval of a small ece may lie above it. A mean is NaN if a sample contributes infinity.
         """
         total = times.sum(axis=1)
         table = {
-            name: np.einsum("rn,n->r", times, part) / total  # BLAS splits so thin a product badly
+            name: np.einsum("rn,n->r", times, part) / total  # faster here than a BLAS product
             if np.isfinite(part).all()
             else np.full(len(times), np.nan)
             for name, part in self.means.items()
@@ -121,60 +125,60 @@ class PerSample:
 
 
 def bin_edges(n: int) -> NDArray[np.intp]:
-    """Where equal-mass bins of n sorted values begin and end, as `np.array_split` cuts them."""
+    """The edges of equal-mass bins of n sorted values, as in `np.array_split`."""
     bins = min(BINS, n)
     at = np.arange(bins + 1)
     return at * (n // bins) + np.minimum(at, n % bins)
 
 
-#: Elements of a block of logits: 2 MiB, so that a block stays in the cache.
+#: Logits per block: 2 MiB, so that a block stays in the cache.
 _BLOCK = 1 << 18
-#: Probabilities that class-wise ECE holds at once: 512 MiB.
+#: Probabilities that class-wise ECE keeps in memory: 512 MiB.
 _HELD = 1 << 26
 
-#: Logits (n, C) to those of the adjusted head, (n, C): `RowUpdate.on_logits`, for one.
+#: From logits (n, C) to those of the adjusted head, (n, C), such as `RowUpdate.on_logits`.
 Adjust = Callable[[Float64], Float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """What one pass over the logits of N samples says."""
+    """Predictions and metrics of N samples, from their logits."""
 
     predicted: Labels
-    """The class of the largest logit, (N,); the first of those that tie."""
+    """The class of the largest logit, (N,); the first one of a tie."""
     top_5: float | None
-    """The share of samples with fewer than 5 logits above the true class's; None where C <= 5."""
+    """Fraction of samples with fewer than 5 logits above the true class's; None if C <= 5."""
     nll: float
-    """Mean of -log p_y, nats; inf where a true class has probability 0."""
+    """Mean of -log p_y, nats; inf if a true class has probability 0."""
     ece: float
-    """Of the largest probability: sum over bins of |rightness - confidence| / N."""
+    """Of the largest probability: sum over bins of |correct - sum of confidences| / N."""
     classwise_ece: float
-    """The same of p_c against y = c for each class c, averaged over all C (Kull et al. 2019)."""
+    """The same for p_c and the event y = c, averaged over the classes c (Kull et al. 2019)."""
     brier: float
     """Mean of sum_c (p_c - [y = c])^2, 0 to 2."""
     roc_auc: float | None
-    """Of the second logit less the first; None where C > 2, or one class has no samples."""
+    """Of the second logit minus the first; None if C > 2 or one class has no samples."""
     average_precision: float | None
-    """Of the same score, class 1 being the positive one; None as for `roc_auc`."""
+    """Of the same score, with class 1 as the positive class; None as for `roc_auc`."""
     samples: PerSample
-    """The parts of them all, for the bootstrap."""
+    """The contribution of each sample, for the bootstrap."""
 
 
 def measure_logits(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) -> Measured:
     """Predicted classes, NLL, Brier score and calibration errors from logits.
 
-    One pass over the rows serves all; where N x C is above 2^26, class-wise ECE reads them again
-    for each further block of classes, so it never holds more than 512 MiB of probabilities. Bins
-    are 15 of equal mass (as `np.array_split` of the sorted values; Nixon et al. 2019); samples of
-    one confidence share their rightness evenly among the bins they fall in, so that the order of
-    the samples changes nothing. Of fewer than 15 samples each is a bin.
+    The logits are read once. If N x C is above 2^26, class-wise ECE reads them again for each block
+    of classes, so that it never needs more than 512 MiB for probabilities. There are 15 bins of
+    equal mass (as `np.array_split` of the sorted values; Nixon et al. 2019); with fewer than 15
+    samples, each is a bin. Correct samples of equal confidence are divided evenly among the bins
+    that this confidence spans, so that the order of the samples does not matter.
 
     Logits may be infinite: classes at +inf share all probability, and a row of -inf is uniform.
 
     Args:
-        logits: (N, C), of any float type; an array or a mapped file.
+        logits: (N, C), of any float type; an array or a memory-mapped file.
         labels: (N,), 0 to C - 1.
-        adjust: what is done to each block (n, C) before it counts.
+        adjust: applied to each block (n, C) of logits first.
 
     Raises:
         BadInput: no samples, labels that do not fit, or NaN among the logits.
@@ -214,18 +218,14 @@ def measure_logits(logits: NDArray[Any], labels: Labels, adjust: Adjust | None =
 
 
 def check_labels(labels: NDArray[Any], n: int, c: int) -> None:
-    """Classes (N,), each from 0 to C - 1, of at least one sample.
+    """Check that there are N labels from 0 to C - 1, and at least one.
 
     Raises:
-        BadInput: they are not.
+        BadInput: otherwise.
     """
     fix = f"give one label from 0 to {c - 1} per sample"
     if len(labels) != n or n == 0:
-        what = (
-            "there are no samples"
-            if n == 0
-            else "the number of labels is not the number of samples"
-        )
+        what = "there are no samples" if n == 0 else "labels and samples differ in number"
         raise BadInput(what, saw=f"{len(labels)} labels, {n} samples", fix=fix)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= c:
@@ -234,7 +234,7 @@ def check_labels(labels: NDArray[Any], n: int, c: int) -> None:
 
 
 def adjusted_blocks(logits: NDArray[Any], adjust: Adjust | None) -> Iterator[tuple[slice, Float64]]:
-    """Rows of the logits, adjusted, in float64, free to be written on."""
+    """Blocks of adjusted logits as new float64 arrays, each with its rows."""
     n, c = logits.shape
     rows = max(1, _BLOCK // c)
     for start in range(0, n, rows):
@@ -244,16 +244,20 @@ def adjusted_blocks(logits: NDArray[Any], adjust: Adjust | None) -> Iterator[tup
 
 
 def peaks(z: Float64) -> Float64:
-    """The largest logit of each row, (n,)."""
+    """The largest logit of each row, (n,).
+
+    Raises:
+        BadInput: a logit is NaN.
+    """
     peak: Float64 = z.max(axis=1)
     if bad := np.count_nonzero(np.isnan(peak)):
-        saw = f"{bad} of the {len(z)} rows that were read together"
+        saw = f"NaN in {bad} of the {len(z)} rows of one block"
         raise BadInput("the logits contain NaN", saw=saw, fix="compute them again, in float32")
     return peak
 
 
 def centre(z: Float64, peak: Float64) -> Float64:
-    """Z less the largest of its row, in place: 0 there, and at most 0; never inf - inf."""
+    """Subtract the largest logit of each row, in place; an infinite peak becomes 0, not NaN."""
     with np.errstate(invalid="ignore"):
         np.subtract(z, peak[:, None], out=z)
     odd = np.isinf(peak)
@@ -264,23 +268,23 @@ def centre(z: Float64, peak: Float64) -> Float64:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """Of each sample, (N,): p_c = exp(z_c - peak) / total."""
+    """Sums over the classes of each sample, (N,) each, with p_c = exp(z_c - peak) / total."""
 
     predicted: Labels
     above: NDArray[np.int64]
-    """Logits above the true class's."""
+    """Number of logits above the true class's."""
     peak: Float64
     """The largest logit."""
     total: Float64
     own: Float64
-    """The true class's logit less the peak."""
+    """The true class's logit minus the peak."""
     squares: Float64
     """The sum of p_c^2."""
     margin: Float64
-    """Where there are two classes, the second logit less the first; else 0."""
+    """With two classes, the second logit minus the first; else 0."""
 
     def parts(self, c: int) -> dict[str, Float64]:
-        """What each sample adds to the metrics that are means, (N,) each."""
+        """The contribution of each sample to the metrics that are means, (N,) each."""
         parts = {
             "nll": np.log(self.total) - self.own,
             "brier": self.squares - 2 * np.exp(self.own) / self.total + 1,
@@ -289,7 +293,7 @@ class _Rows:
 
 
 def _read_rows(logits: NDArray[Any], labels: Labels, adjust: Adjust | None, held: Float64) -> _Rows:
-    """The pass over all rows; fills `held` (width, N) with the first classes' probabilities."""
+    """Read all rows once, and store the probabilities of the first classes in `held` (width, N)."""
     n = len(labels)
     rows = _Rows(*np.empty((2, n), np.int64), *np.zeros((5, n)))
     for at, z in adjusted_blocks(logits, adjust):
@@ -300,7 +304,7 @@ def _read_rows(logits: NDArray[Any], labels: Labels, adjust: Adjust | None, held
         if logits.shape[1] == 2:
             with np.errstate(invalid="ignore"):
                 margin = z[:, 1] - z[:, 0]
-            rows.margin[at] = np.where(np.isnan(margin), 0.0, margin)  # both infinite, and alike
+            rows.margin[at] = np.where(np.isnan(margin), 0.0, margin)  # NaN: equal infinities
         centre(z, rows.peak[at])
         rows.own[at] = z[row, own]
         np.exp(z, out=z)
@@ -313,7 +317,7 @@ def _read_rows(logits: NDArray[Any], labels: Labels, adjust: Adjust | None, held
 def _read_columns(
     logits: NDArray[Any], adjust: Adjust | None, rows: _Rows, columns: slice, held: Float64
 ) -> Float64:
-    """The probabilities of some classes, (classes, N), in the space of `held`."""
+    """The probabilities of some classes, (classes, N), stored in `held`."""
     part = held[: columns.stop - columns.start]
     for at, z in adjusted_blocks(logits, adjust):
         picked = centre(z[:, columns].copy(), rows.peak[at])
@@ -328,12 +332,12 @@ def _by_class(labels: Labels, c: int) -> list[NDArray[np.intp]]:
 
 
 def _class_errors(held: Float64, samples: list[NDArray[np.intp]], shares: Float64) -> float:
-    """The sum of the classes' calibration errors.
+    """The sum of the calibration errors of some classes.
 
     Args:
-        held: the probabilities of some classes, (classes, N).
-        samples: those of each class.
-        shares: (N,), to which each sample's part of the errors is added; their mean is the error.
+        held: their probabilities, (classes, N).
+        samples: the samples of each class.
+        shares: (N,), to which the contribution of each sample is added; the mean is the error.
     """
     total = 0.0
     for row, own in zip(held, samples, strict=True):
@@ -352,11 +356,11 @@ def _binned_error(ordered: Float64, hits: Float64) -> tuple[float, Float64]:
 
     Args:
         ordered: all probabilities, ascending, (N,).
-        hits: those whose event came true, a part of them.
+        hits: the probabilities of the events that occurred, a subset.
     """
     n = len(ordered)
     edges = bin_edges(n)
-    # Equal values lie at [low, high): which of them are the hits is nobody's to say.
+    # Equal values are at [low, high); hits among them are spread evenly over that range.
     low, high = (np.searchsorted(ordered, hits, side)[:, None] for side in ("left", "right"))
     below = np.clip((edges - low) / (high - low), 0, 1).sum(axis=0)
     gaps = np.add.reduceat(ordered, edges[:-1]) - np.diff(below)
@@ -364,15 +368,15 @@ def _binned_error(ordered: Float64, hits: Float64) -> tuple[float, Float64]:
 
 
 def _sign_of(values: Float64, ordered: Float64, signs: Float64) -> Float64:
-    """The sign of the bin of each value, (N,); the mean of several where equal values fill them.
+    """The sign of each value's bin, (N,); a mean of signs if equal values span several bins.
 
-    With these signs held fixed the error is a mean over samples, so that a bootstrap costs no sort
-    of N x C probabilities. This is the infinitesimal jackknife of the error (Efron 1982, ch. 6).
+    With fixed signs the error is a mean over samples, so that a bootstrap need not sort N x C
+    probabilities again. This is the infinitesimal jackknife of the error (Efron 1982, ch. 6).
 
     Args:
         values: (N,), in any order.
-        ordered: the same, ascending.
-        signs: of each bin.
+        ordered: the same values, ascending.
+        signs: the sign of each bin.
     """
     edges = bin_edges(len(ordered))
     ends = np.unique(ordered[edges[1:-1]])

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 GateKind = Literal["fail-under", "fail-over", "fail-drop"]
 
-#: Metrics of which less is better, and the largest value that each can have.
+#: Metrics for which lower is better, with the largest value of each.
 LOWER_IS_BETTER: Mapping[str, float] = {
     "nll": math.inf, "ece": 1.0, "classwise_ece": 1.0, "brier": 2.0
 }  # fmt: skip
-#: Metrics that only counts of the training samples give.
+#: Metrics that need the class counts of the training set.
 GROUPS = ("many", "medium", "few")
-#: 0.80 - 0.75 is a little more than 0.05 in float64.
+#: Tolerance for rounding: in float64, 0.80 - 0.75 is slightly more than 0.05.
 _ROUNDING = 1e-9
 
 
@@ -31,9 +31,9 @@ class Gate:
     """One bound on one metric."""
 
     name: str
-    """The metric, as JSON names it: `balanced_accuracy`."""
+    """The JSON name of the metric, such as `balanced_accuracy`."""
     kind: GateKind
-    """Lowest value, highest value, or largest loss against the base."""
+    """Whether `limit` is the lowest value, the highest value, or the largest loss from the base."""
     limit: float
 
     def __str__(self) -> str:
@@ -46,12 +46,12 @@ class Gate:
         base: float | None = None,
         change: Interval | None = None,
     ) -> GateResult:
-        """Whether a model meets the bound; a metric without a value does not.
+        """Whether a model passes the gate. A metric without a value fails.
 
         Args:
-            model: its name, for the verdict.
-            value: its metric; None where it has none.
-            base: the metric of what it is compared with, for `fail-drop`.
+            model: its name, for the result.
+            value: its metric; None if it is n/a.
+            base: the metric of the base model, for `fail-drop`.
             change: the 95 % interval of value - base, for the message of `fail-drop`.
 
         Example:
@@ -74,7 +74,8 @@ class Gate:
                 text = f"{self.name} did not {'rise' if worse else 'fall'}"
             text += f" ({base:.4f} to {value:.4f}"
             if change is not None:
-                text += f", 95 % interval of the change {change.low:+.4f} to {change.high:+.4f}"
+                low, high = (round(end, 4) + 0.0 for end in (change.low, change.high))  # no -0
+                text += f", 95 % interval of the change {low:+.4f} to {high:+.4f}"
             text += ")"
             kept = loss <= self.limit + _ROUNDING
             found_loss = self._verdict(model, loss, kept, text, "more than")
@@ -98,30 +99,30 @@ class GateResult:
     gate: Gate
     model: str
     value: float | None
-    """The metric, or its loss against the base; None where there is none."""
+    """The metric, or for `fail-drop` its loss from the base; None if n/a."""
     passed: bool
     message: str
-    """In words."""
+    """The result as a sentence."""
     interval: tuple[float, float] | None = None
-    """95 %, of the loss against the base."""
+    """95 % interval of the loss from the base."""
 
 
 def _loss_interval(change: Interval | None, worse: bool) -> tuple[float, float] | None:
-    """The interval of a loss, from that of value - base; `worse` where a rise is the loss."""
+    """The interval of a loss, from that of value - base; `worse` if a rise is a loss."""
     if change is None:
         return None
     return (change.low, change.high) if worse else (-change.high, -change.low)
 
 
 def read_gates(kind: GateKind, words: Sequence[str]) -> list[Gate]:
-    """The gates of one option: `NAME=VALUE` each.
+    """Parse the gates of one option, `NAME=VALUE` each.
 
     Args:
-        kind: which option it is.
-        words: as they were typed; see `metric_names.metric_name` for the names.
+        kind: the option.
+        words: as typed; see `metric_names.metric_name` for the names.
 
     Raises:
-        UsageError: no such metric, no such value, or a bound that goes the wrong way.
+        UsageError: an unknown metric, an invalid value, or the wrong option for this metric.
 
     Example:
         >>> read_gates("fail-under", ["macro-f1=0.7"])
@@ -143,7 +144,7 @@ def _read(kind: GateKind, word: str) -> Gate:
         other = "fail-over" if kind == "fail-under" else "fail-under"
         better = "lower" if name in LOWER_IS_BETTER else "higher"
         raise UsageError(
-            f"{better} is better for {name}, so --{kind} would fail the better models",
+            f"{better} is better for {name}, so --{kind} would reject the better models",
             saw=clip(word, 80),
             fix=f"--{other} {name}={clip(text, 20)}",
         )
@@ -151,7 +152,7 @@ def _read(kind: GateKind, word: str) -> Gate:
 
 
 def _limit(kind: GateKind, name: str, text: str) -> float:
-    """The bound as a number in the range of its metric."""
+    """Parse the bound, a number in the range of the metric."""
     highest = LOWER_IS_BETTER.get(name, 1.0)
     percent = text.endswith("%")
     try:
@@ -160,7 +161,7 @@ def _limit(kind: GateKind, name: str, text: str) -> float:
         value = math.nan
     if not math.isfinite(value) or "_" in text:
         raise UsageError(
-            f"the bound of {name} is not a number", saw=clip(text, 80), fix=f"--{kind} {name}=0.7"
+            f"the bound for {name} is not a number", saw=clip(text, 80), fix=f"--{kind} {name}=0.7"
         )
     lowest = -highest if kind == "fail-drop" else 0.0
     if not percent and lowest <= value <= highest:
@@ -171,33 +172,33 @@ def _limit(kind: GateKind, name: str, text: str) -> float:
         fix = f"--{kind} {name}={0.05 if kind == 'fail-drop' else 0.7:g}"
     span = f"from {lowest:g} to {highest:g}" if math.isfinite(highest) else "at least 0"
     raise UsageError(
-        f"the bound of {name} must be a number {span}, not a percentage",
+        f"the bound for {name} must be a number {span}, not a percentage",
         saw=clip(text, 80),
         fix=fix,
     )
 
 
 def refuse_unjudgeable(gates: Sequence[Gate], *, grouped: bool, based: bool) -> None:
-    """Stop before the model runs if a gate could not be judged after it.
+    """Refuse gates that need a missing input, before the model runs.
 
     Args:
-        gates: all of them.
-        grouped: whether counts are given.
-        based: whether a base is given.
+        gates: all gates.
+        grouped: whether class counts are given.
+        based: whether a base model is given.
 
     Raises:
-        UsageError: a drop without a base, or a group without counts.
+        UsageError: a gate needs a base model or class counts.
     """
     for gate in gates:
         if gate.kind == "fail-drop" and not based:
             raise UsageError(
-                "--fail-drop compares with a base model, which is missing",
+                "--fail-drop needs a base model",
                 saw=str(gate),
                 fix="name the base: --against BASE",
             )
         if gate.name in GROUPS and not grouped:
             raise UsageError(
-                f"the group {gate.name} needs the counts of the training set",
+                f"the group {gate.name} needs the class counts of the training set",
                 saw=str(gate),
                 fix="--counts FILE",
             )

@@ -1,11 +1,10 @@
-"""Do the labels and the rows of the head agree? What the model predicts says so.
+"""Detect from the predictions that labels and head rows are in different class orders.
 
-A model that has learnt its classes predicts most samples of a class as that class. If the labels
-are numbered in another order than the rows, it still does, but every class answers under another
-name: the confusion matrix has its large cells on a permutation instead of the diagonal. So the
-diagonal is compared with the best permutation, which is found on one half of the samples and
-measured on the other. On the same samples it would overfit: at chance, with 100 classes of two
-samples each, the best permutation of those very samples is right in half of them.
+A trained model predicts most samples of a class as that class. If the labels are numbered in
+another order than the head's rows, the large cells of the confusion matrix lie on a permutation
+instead of the diagonal. Therefore the diagonal is compared with the best permutation. It is found
+on one half of the samples and measured on the other, since it overfits: for random predictions and
+100 classes of two samples each, the best permutation fits half of the samples it is found on.
 """
 
 from __future__ import annotations
@@ -20,46 +19,46 @@ from rescale_cli.core.classes import ranks
 from rescale_cli.core.floats import Float64
 from rescale_cli.core.predictions import Labels
 
-#: The gain of the permutation, as a share of the samples, that makes an alarm; and what its 95 %
-#: interval must exclude.
+#: The order is wrong if the permutation raises mean recall by the first number, and if the 95 %
+#: interval of this gain lies above the second.
 GAIN, AT_LEAST = 0.20, 0.10
-#: A class is swapped if less than the first share of its samples is right and more than the second
-#: is predicted as one other class; fewer samples than the third say nothing.
+#: A class is swapped if less than the first fraction of its samples is correct and more than the
+#: second is predicted as one other class. It must have the third number of samples.
 _RIGHT, _ELSEWHERE, _FEWEST = 0.05, 0.80, 3
-#: A known order is named if it explains the predictions as well as the permutation, up to this.
+#: A known order is reported if its mean recall is at most this far below the permutation's.
 _AS_GOOD = 0.05
-#: Classes in doubt that the assignment is solved for.
+#: Most classes that the assignment problem is solved for.
 _MOST = 2048
-#: Breaks ties in favour of the diagonal.
+#: Added to the diagonal so that it wins ties.
 _NUDGE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A class whose samples are predicted as another."""
+    """A class whose samples are predicted as another class."""
 
     label: int
-    """The row that the labels say."""
+    """The row in the labels."""
     row: int
-    """The row that the model says."""
+    """The row that the model predicts."""
     rate: float
-    """The share of the class's samples that are predicted as `row`."""
+    """The fraction of the class's samples that are predicted as `row`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelEvidence:
-    """What the predictions say about the order of the labels."""
+    """How well the predictions fit the labels, and how well a permutation of the labels."""
 
     diagonal: float
-    """The mean recall of the classes on the second half of the samples, 0 to 1."""
+    """The mean recall on the second half of the samples, 0 to 1."""
     permuted: float
     """The same after the best permutation of the first half."""
     interval: tuple[float, float]
-    """95 % interval of the gain, of the second half or of all samples: the lower of the two."""
+    """95 % interval of the gain on the second half or on all samples, whichever is lower."""
     moved: tuple[Moved, ...]
-    """The classes that the permutation moves, the most certain first."""
+    """The classes that the permutation moves, the clearest first."""
     order: str | None
-    """The order that the labels seem to be in, in words, if it is a known one."""
+    """The presumed order of the labels in words, if it is a known one."""
 
     @property
     def wrong(self) -> bool:
@@ -84,12 +83,11 @@ def label_evidence(
         num_classes: C.
         names: (C,), the data's class names in the order of the labels, to recognize known orders.
         head_names: (C,), in the order of the rows.
-        seed: of the two halves.
+        seed: seed for the two halves.
 
     Returns:
-        None if no class has two samples, so that nothing can be said, if no permutation could gain
-        enough for an alarm, or if all of the gain is that of one class: a model that predicts the
-        same class for every sample is right about any one class.
+        None if no class has two samples, if no permutation gains enough, or if only one class
+        gains: a model that predicts the same class for every sample has recall 1 on some class.
 
     Example:
         >>> labels = np.repeat(np.arange(4), 10)
@@ -116,7 +114,7 @@ def label_evidence(
             rows, order, as_good = candidate, words, share
     if _gaining(held_out, rows) < 2:
         return None
-    # Few samples of one half may agree by chance; then those of both halves do not.
+    # A few samples of one half may fit by chance, but then those of both halves do not.
     interval = min(_gain(predicted[s], labels[s], rows) for s in (measured, usable))
     return LabelEvidence(
         _share(held_out, number),
@@ -128,7 +126,7 @@ def label_evidence(
 
 
 def _gain(predicted: Labels, labels: Labels, rows: Labels) -> tuple[float, float]:
-    """The 95 % interval of what a permutation adds to the mean recall of the classes that occur."""
+    """The 95 % interval of the gain in mean recall by a permutation."""
     support = np.bincount(labels)
     weight = 1 / support[labels] / np.count_nonzero(support)
     gain = (predicted == rows[labels]).astype(np.float64) - (predicted == labels)
@@ -138,10 +136,11 @@ def _gain(predicted: Labels, labels: Labels, rows: Labels) -> tuple[float, float
 
 
 def swapped(predicted: Labels, labels: Labels, num_classes: int) -> tuple[Moved, ...]:
-    """Classes that answer under one another's names: a cycle of two or more, and the rest fine.
+    """Classes that are predicted as one another in a cycle of two or more.
 
-    Too few to make `label_evidence` alarm, and too plain to be errors of the model. A class that is
-    predicted as another, which is itself recognized, is no swap: rare classes are often ignored.
+    They may be too few for `label_evidence`, but are too clear to be errors of the model. If a
+    class is predicted as one that is itself recognized, this is no swap: models often ignore rare
+    classes.
 
     Args:
         predicted: (N,), rows of the head.
@@ -165,7 +164,7 @@ def swapped(predicted: Labels, labels: Labels, num_classes: int) -> tuple[Moved,
 
 
 def _returns(start: int, to: dict[int, tuple[int, float]]) -> bool:
-    """Whether following the moves from a class leads back to it."""
+    """Whether the moves from a class lead back to it."""
     at, steps = to[start][0], 0
     while at != start and at in to and steps <= len(to):
         at, steps = to[at][0], steps + 1
@@ -173,7 +172,7 @@ def _returns(start: int, to: dict[int, tuple[int, float]]) -> bool:
 
 
 def _first_half(labels: Labels, seed: int) -> NDArray[np.bool_]:
-    """Half of the samples of each class, (N,); of an odd number, one more."""
+    """A mask (N,) with half of the samples of each class, rounded up."""
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     order = shuffled[np.argsort(labels[shuffled], kind="stable")]
     support = np.bincount(labels)
@@ -187,20 +186,20 @@ Rates = tuple[Labels, Labels, Float64]
 
 
 def _rates(predicted: Labels, labels: Labels, num_classes: int) -> Rates:
-    """The cells of the confusion matrix above 0: label, row, share of the label's samples; (K,)."""
+    """The K cells of the confusion matrix above 0: label, row, fraction of the label's samples."""
     cells, count = np.unique(labels * num_classes + predicted, return_counts=True)
     actual, row = cells // num_classes, cells % num_classes
     return actual, row, count / np.bincount(labels, minlength=num_classes)[actual]
 
 
 def _share(rates: Rates, rows: Labels) -> float:
-    """The mean recall of the classes if label i were row `rows[i]`."""
+    """The mean recall if label i belongs to row `rows[i]`."""
     actual, row, rate = rates
     return float(rate[rows[actual] == row].sum() / len(np.unique(actual)))
 
 
 def _gaining(rates: Rates, rows: Labels) -> int:
-    """How many labels are predicted more often as `rows[i]` than as themselves."""
+    """The number of labels i that are predicted more often as `rows[i]` than as row i."""
     actual, row, rate = rates
     gain = np.zeros(len(rows))
     np.add.at(gain, actual, np.where(row == rows[actual], rate, 0.0))
@@ -209,9 +208,9 @@ def _gaining(rates: Rates, rows: Labels) -> int:
 
 
 def _most_frequent(rates: Rates, num_classes: int) -> Labels:
-    """The row that each label is predicted as most often, (C,); its own where it does not occur.
+    """The row that each label is predicted as most often, (C,); its own if it has no samples.
 
-    If what is most frequent in one half is not in the other, no permutation of one half is.
+    On the same samples, no permutation has a larger mean recall, so this is a cheap first check.
     """
     actual, row, rate = rates
     order = np.lexsort((row == actual, rate))
@@ -221,10 +220,10 @@ def _most_frequent(rates: Rates, num_classes: int) -> Labels:
 
 
 def best_permutation(rates: Rates, num_classes: int) -> Labels:
-    """The row of each label, (C,), for which the rates add up to the most.
+    """The permutation with the largest sum of rates: the row of each label, (C,).
 
-    Of the classes that remain in doubt, the 2,048 with the largest rates are assigned; beyond them
-    a label keeps its own row if that is free.
+    If more than 2,048 labels are not obvious, only those with the largest rates are optimized; the
+    others keep their own row if it is free.
     """
     rows = _undisputed(rates, num_classes)
     free = np.ones(num_classes, np.bool_)
@@ -250,10 +249,10 @@ def best_permutation(rates: Rates, num_classes: int) -> Labels:
 
 
 def _undisputed(rates: Rates, num_classes: int) -> Labels:
-    """The row of each label where no exchange could gain, (C,), else -1.
+    """The row of each label if no exchange can gain, else -1; (C,).
 
-    If label i has the rate r in row j, and no other label more than s there, giving j to another
-    label wins at most s + (1 - r) and loses r.
+    Let label i have the rate r in row j, and any other label at most s. Giving j to another label
+    gains at most s + (1 - r) and loses r.
     """
     actual, row, rate = rates
     order = np.lexsort((actual == row, rate, row))
@@ -267,7 +266,7 @@ def _undisputed(rates: Rates, num_classes: int) -> Labels:
 
 
 def _dense(rates: Rates, left: Labels, places: Labels, num_classes: int) -> Float64:
-    """The rates of some labels in as many rows, (n, n); the diagonal is preferred among equals."""
+    """The rates of n labels in n rows, (n, n); the diagonal is slightly raised to win ties."""
     actual, row, rate = rates
     at, column = np.full((2, num_classes), -1)
     at[left], column[places] = np.arange(len(left)), np.arange(len(places))
@@ -280,7 +279,7 @@ def _dense(rates: Rates, left: Labels, places: Labels, num_classes: int) -> Floa
 
 
 def _completed(rows: Labels) -> Labels:
-    """Give each label without a row (-1) its own if that is free, else any that is."""
+    """Give each label without a row (-1) its own row if that is free, else any free one."""
     free = np.ones(len(rows), np.bool_)
     free[rows[rows >= 0]] = False
     own = (rows < 0) & free
@@ -291,9 +290,10 @@ def _completed(rows: Labels) -> Labels:
 
 
 def assignment(value: Float64) -> NDArray[np.int64]:
-    """The column of each row, all different, whose values add up to the most.
+    """The column of each row, all different, with the largest sum of values.
 
-    The Hungarian method by shortest augmenting paths (Jonker & Volgenant 1987), O(n^3).
+    The Hungarian method with shortest augmenting paths (Jonker & Volgenant 1987), O(n^3). Our own
+    because scipy is not a dependency.
 
     Args:
         value: (n, n), finite.
@@ -304,7 +304,7 @@ def assignment(value: Float64) -> NDArray[np.int64]:
     """
     n = len(value)
     cost = value.max() - value
-    # Every column takes its cheapest row if no other column has; the rest is augmented.
+    # Each column takes its cheapest row if that is free. The remaining rows need augmenting paths.
     price, bonus, owner = cost.min(axis=0), np.zeros(n), np.full(n, -1)
     cheapest, columns = np.unique(cost.argmin(axis=0), return_index=True)
     owner[columns] = cheapest
@@ -316,7 +316,7 @@ def assignment(value: Float64) -> NDArray[np.int64]:
 
 
 def _augment(row: int, cost: Float64, price: Float64, bonus: Float64, owner: Labels) -> None:
-    """Give a row a column, along the shortest path of rows that change theirs; in place."""
+    """Assign a column to one more row, along the shortest augmenting path; in place."""
     n = len(cost)
     slack, came = np.full(n, np.inf), np.full(n, -1)
     closed = np.zeros(n, np.bool_)
@@ -344,20 +344,20 @@ def _augment(row: int, cost: Float64, price: Float64, bonus: Float64, owner: Lab
 def known_orders(
     num_classes: int, names: Sequence[str] | None, head_names: Sequence[str] | None, moved: int
 ) -> Iterator[tuple[Labels, str]]:
-    """The mistakes that happen: the row of each label, (C,), and what it is in words.
+    """Class orders that result from common mistakes: the row of each label, (C,), and a sentence.
 
     Args:
         num_classes: C.
-        names: (C,), in the order of the labels; without them labels are numbers, or the places of
-            numbers that were sorted as text.
+        names: (C,), in the order of the labels. Without them, the labels are taken to be numbers,
+            or positions of numbers that were sorted as text.
         head_names: (C,), in the order of the rows.
-        moved: the first label that is predicted as another.
+        moved: the first label that is predicted as another one.
     """
     number = np.arange(num_classes)
     numbers = [str(i) for i in range(num_classes)]
     known = {name: row for row, name in enumerate(head_names or ())}
     if names is not None and {*names} == {*known}:
-        yield np.array([known[name] for name in names]), "the rows have the order of their names"
+        yield np.array([known[name] for name in names]), "the rows are in the order of their names"
     for labelled in [numbers, sorted(numbers)] if names is None else [names]:
         for order, example in (("text", "(1, 10, 2)"), ("natural", "(1, 2, 10)")):
             places = ranks(labelled, "imagefolder" if order == "text" else order)
@@ -366,11 +366,11 @@ def known_orders(
                 yield np.array(places, np.int64), words
     yield np.maximum(number - 1, 0), "the labels start at 1"
     shifted = np.minimum(number + (number >= moved), num_classes - 1)
-    yield shifted, f"the labels leave out class {moved}, so that those after it are 1 too small"
+    yield shifted, f"the labels skip class {moved}, so that all later labels are 1 too small"
 
 
 def _moved(rows: Labels, predicted: Labels, labels: Labels, num_classes: int) -> tuple[Moved, ...]:
-    """The classes that a permutation moves, the one with the largest share there first."""
+    """The classes that a permutation moves, those with the largest rates first."""
     rates = {(a, b): r for a, b, r in zip(*_rates(predicted, labels, num_classes), strict=True)}
     found = (
         Moved(i, int(rows[i]), float(rates.get((i, rows[i]), 0.0)))

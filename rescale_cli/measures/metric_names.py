@@ -1,4 +1,4 @@
-"""The names of the metrics, in the order they are shown, and the other names that people type."""
+"""The names and definitions of the metrics, in the order of the tables, and their aliases."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rescale_cli.json_text import clip
 ABOUT: Mapping[str, str] = MappingProxyType(
     {
         "balanced_accuracy": "mean recall of the classes",
-        "accuracy": "share of samples that are right",
-        "top_5": "share of samples whose class is among the five largest logits",
+        "accuracy": "fraction of samples that are predicted correctly",
+        "top_5": "fraction of samples whose class has one of the five largest logits",
         "many": "mean recall of the classes with many training samples",
-        "medium": "mean recall of the classes between many and few training samples",
+        "medium": "mean recall of the classes with a medium number of training samples",
         "few": "mean recall of the classes with few training samples",
         "worst_recall": "smallest recall of a class",
         "macro_precision": "mean precision of the classes",
@@ -34,7 +34,7 @@ ABOUT: Mapping[str, str] = MappingProxyType(
     }
 )
 
-#: Other names of the same metrics -> the name in JSON.
+#: From an alias to the name in JSON.
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
         "many_recall": "many",
@@ -56,7 +56,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 
 
 def metric_name(typed: str) -> str | None:
-    """The name in JSON of a metric as people type it, in any case, with `-`, `_` or spaces.
+    """The JSON name of a metric that was typed in any case, with `-`, `_` or spaces.
 
     Example:
         >>> [metric_name(text) for text in ("few-recall", "Top-5", "balanced_accuracy", "speed")]
@@ -68,11 +68,11 @@ def metric_name(typed: str) -> str | None:
 
 
 def unknown_metric(typed: str, fix: str) -> UsageError:
-    """The error for a name that no metric has.
+    """The error for an unknown metric.
 
     Args:
-        typed: the name.
-        fix: what to type, with `{}` for the name of the nearest metric.
+        typed: the name as typed.
+        fix: what to type instead, with `{}` for the name of a similar metric.
     """
     name = re.sub(r"[\s_-]+", "_", clip(typed.strip().lower(), 80))
     known = [*ABOUT, *ALIASES]
@@ -88,7 +88,7 @@ def unknown_metric(typed: str, fix: str) -> UsageError:
 
 
 def definitions(names: Iterable[str]) -> list[str]:
-    """One line for each metric that has a definition here.
+    """One line for each of these metrics that has a definition.
 
     Example:
         >>> definitions(["worst_recall"])

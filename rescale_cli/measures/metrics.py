@@ -1,9 +1,9 @@
-"""Metrics of a classifier's predictions, all from one confusion matrix.
+"""Metrics of a classifier's predictions, all computed from one confusion matrix.
 
-Two conventions for classes without samples, each scikit-learn's or imbalanced-learn's own:
-recalls and their means (balanced accuracy, worst recall, many/medium/few) are over the classes
-that have samples; macro precision, macro F1 and the G-means are over the classes that occur, as a
-label or as a prediction. A quotient of an occurring class that is 0 / 0 is 0.
+Classes without samples follow scikit-learn and imbalanced-learn. Recalls and their means (balanced
+accuracy, worst recall, many/medium/few) are over the classes that have samples. Macro precision,
+macro F1 and the G-means are over the classes that occur, as a label or as a prediction; for these,
+0 / 0 is 0.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ PROBABILITY_METRICS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tallies:
-    """The margins and the diagonal of a confusion matrix: every metric of it needs no more.
+    """The diagonal and the margins of a confusion matrix, which all metrics are computed from.
 
-    Each is (..., C): leading axes are bootstrap replicates or strengths, and every property and
-    metric keeps them.
+    Each is (..., C). Leading axes, such as bootstrap replicates or strengths, are kept by every
+    property and metric.
     """
 
     hits: NDArray[Any]
@@ -61,14 +61,14 @@ class Tallies:
 
     @property
     def sensitivity(self) -> Float64:
-        """Recall, but 0 for a class without samples that is predicted; NaN if it does not occur."""
+        """Recall; 0 for a class without samples that is predicted, NaN if it does not occur."""
         return _ratio(self.hits, self.support, self.occurs)
 
     @property
     def specificity(self) -> Float64:
-        """The share of the other classes' samples that is not predicted as the class.
+        """The fraction of the other classes' samples that are not predicted as the class.
 
-        0 where there are no others, NaN for a class that does not occur.
+        0 if there are no others, NaN for a class that does not occur.
         """
         others = self.support.sum(axis=-1, keepdims=True) - self.support
         return _ratio(others - (self.predicted - self.hits), others, self.occurs)
@@ -82,7 +82,7 @@ class Tallies:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confusion:
-    """A confusion matrix (C, C), of which only the K <= N cells above 0 are held.
+    """A sparse confusion matrix (C, C), with its K <= N cells above 0.
 
     Example:
         >>> found = Confusion.of(np.array([0, 1, 1]), np.array([0, 0, 1]), 2)
@@ -129,14 +129,14 @@ class Confusion:
         return Tallies(hits, support, predicted)
 
     def dense(self) -> NDArray[np.int64]:
-        """The whole matrix, rows actual, columns predicted: 8 C^2 bytes."""
+        """The matrix with actual classes as rows and predicted ones as columns: 8 C^2 bytes."""
         matrix = np.zeros((self.num_classes, self.num_classes), np.int64)
         matrix[self.actual, self.predicted] = self.count
         return matrix
 
 
 def accuracy(tallies: Tallies) -> Float64:
-    """The share of samples predicted as their class."""
+    """The fraction of samples that are predicted correctly."""
     share: Float64 = tallies.hits.sum(axis=-1) / tallies.support.sum(axis=-1)
     return share
 
@@ -144,8 +144,8 @@ def accuracy(tallies: Tallies) -> Float64:
 def gmean_multiclass(tallies: Tallies) -> Float64:
     """C-th root of the product of the recalls of the C classes that occur.
 
-    A class that is predicted but has no samples counts as recall 0, hence 0 in all:
-    imbalanced-learn's `geometric_mean_score(average="multiclass")`.
+    It equals imbalanced-learn's `geometric_mean_score(average="multiclass")`: a class that is
+    predicted but has no samples has recall 0, which makes the whole product 0.
     """
     with np.errstate(divide="ignore"):
         root: Float64 = np.exp(_mean(np.log(tallies.sensitivity)))
@@ -153,10 +153,10 @@ def gmean_multiclass(tallies: Tallies) -> Float64:
 
 
 def gmean_ovr(tallies: Tallies) -> Float64:
-    """Root of mean sensitivity times mean specificity, each class against the rest.
+    """Square root of mean sensitivity times mean specificity, each class against the rest.
 
-    imbalanced-learn's `geometric_mean_score(average="macro")`: the means are taken first, over the
-    classes that occur. It is not the mean of the classes' own roots.
+    It equals imbalanced-learn's `geometric_mean_score(average="macro")`: the means over the classes
+    that occur are taken before the root.
     """
     root: Float64 = np.sqrt(_mean(tallies.sensitivity) * _mean(tallies.specificity))
     return root
@@ -165,7 +165,7 @@ def gmean_ovr(tallies: Tallies) -> Float64:
 def iba_ovr(tallies: Tallies) -> Float64:
     """(1 + 0.1 (mean sensitivity - mean specificity)) * gmean_ovr^2: index balanced accuracy.
 
-    imbalanced-learn's `make_index_balanced_accuracy(alpha=0.1, squared=True)` of the same
+    It equals imbalanced-learn's `make_index_balanced_accuracy(alpha=0.1, squared=True)` of
     `geometric_mean_score` with `average="macro"`; Garcia et al. 2012.
     """
     sensitivity, specificity = _mean(tallies.sensitivity), _mean(tallies.specificity)
@@ -173,7 +173,7 @@ def iba_ovr(tallies: Tallies) -> Float64:
     return index
 
 
-#: Metrics of the confusion matrix alone: Tallies (..., C) to (...).
+#: Metrics of the confusion matrix, from Tallies (..., C) to (...).
 METRICS: Mapping[str, Callable[[Tallies], Float64]] = MappingProxyType(
     {
         "accuracy": accuracy,
@@ -193,8 +193,8 @@ def table_of(tallies: Tallies, groups: Shares | None = None) -> dict[str, Float6
 
     Args:
         tallies: (..., C).
-        groups: masks (C,), as `ClassCounts.groups` gives them, or shares (C,) to weight the
-            recalls by. Only classes with samples count; a group without any is NaN.
+        groups: masks (C,) from `ClassCounts.groups`, or weights (C,) of the recalls. Only classes
+            with samples count; a group without any is NaN.
     """
     table = {name: metric(tallies) for name, metric in METRICS.items()}
     recall = tallies.recall
@@ -204,13 +204,13 @@ def table_of(tallies: Tallies, groups: Shares | None = None) -> dict[str, Float6
 def metrics_of(
     confusion: Confusion, groups: Shares | None = None, measured: Measured | None = None
 ) -> dict[str, float | None]:
-    """The flat table of `evaluate`; None is n/a.
+    """All metrics by their JSON name; None is n/a.
 
     Args:
         confusion: of the predicted classes, (C, C).
-        groups: many, medium and few, (C,) each, and others; an empty group is None, never 0.
-            Without groups all three are None.
-        measured: the metrics of probabilities, where there are logits; else they are None.
+        groups: many, medium and few, and others, (C,) each. An empty group is None, never 0;
+            without groups, all three are None.
+        measured: the metrics of probabilities; without it, they are None.
 
     Example:
         >>> table = metrics_of(Confusion.of(np.array([0, 1, 1]), np.array([0, 0, 1]), 2))
@@ -224,7 +224,7 @@ def metrics_of(
 
 
 def recalls(predicted: Labels, labels: Labels, num_classes: int) -> Float64:
-    """The share of each class that was found, (C,); NaN for a class without samples.
+    """The recall of each class, (C,); NaN for a class without samples.
 
     Example:
         >>> recalls(np.array([0, 1, 1]), np.array([0, 0, 1]), 3).tolist()
@@ -239,12 +239,12 @@ def balanced_accuracy(predicted: Labels, labels: Labels, num_classes: int) -> fl
 
 
 def _ratio(part: NDArray[Any], whole: NDArray[Any], counts: NDArray[np.bool_]) -> Float64:
-    """Part / whole; 0 where the whole is 0, NaN where the class does not count."""
+    """Part / whole; 0 where the whole is 0, NaN where the class is not counted."""
     return np.where(counts, part / np.maximum(whole, 1), np.nan)
 
 
 def _mean(values: Float64, shares: NDArray[Any] | float = 1.0) -> Float64:
-    """The mean over the last axis of what is not NaN, by shares; NaN where nothing has one."""
+    """The mean of the values that are not NaN over the last axis, weighted; NaN if none counts."""
     shares = np.where(np.isnan(values), 0.0, shares)
     whole = shares.sum(axis=-1)
     total = (shares * np.where(shares > 0, values, 0.0)).sum(axis=-1)

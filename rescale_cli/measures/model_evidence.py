@@ -1,17 +1,18 @@
-"""Do the predictions have to do with the labels, and are the samples those of training?
+"""Detect that a model is not run as it was trained, or that it was trained on these samples.
 
-Three ways of looking, because a low accuracy alone is no sign of that: a model that was trained on
-long-tailed data and ignores its rare classes, an overconfident one and one of 1,000 classes are
-what this tool is for.
+Low accuracy alone does not show that a model is run wrongly: it is normal for models that ignore
+rare classes, are overconfident or have 1,000 classes, and this tool is for such models. Therefore
+three quantities are computed:
 
-- The share of the attainable accuracy above chance, (a - e) / (m - e): a is the accuracy, p and q
-  are the shares of the classes among labels and predictions, e = sum p q is the accuracy if the two
-  were independent, and m = sum min(p, q) the largest that these shares allow (Cohen's kappa over
-  its maximum). A model that predicts only frequent classes, and rightly, is near 1.
-- The same after each column of the logits is brought to mean 0 and standard deviation 1. No
-  re-scaling of the head changes that, nor does any bias: it shows what the logits know, whatever
-  class they prefer.
-- The mean of the largest probability: the accuracy that the model claims.
+- Accuracy above chance as a fraction of what is attainable, (a - e) / (m - e). a is the accuracy;
+  p and q are the class frequencies of labels and predictions; e = sum p q is the accuracy if the
+  two were independent; m = sum min(p, q) is the largest accuracy with these frequencies (so this is
+  Cohen's kappa over its maximum). It is near 1 for a model that predicts only frequent classes, and
+  predicts them correctly.
+- The same after standardizing each column of the logits to mean 0 and standard deviation 1. Neither
+  a re-scaling of the head nor a bias changes it, so it does not depend on which classes the logits
+  favour.
+- The mean confidence, which is the accuracy that the model claims.
 """
 
 from __future__ import annotations
@@ -29,31 +30,32 @@ from rescale_cli.core.predictions import Labels
 
 #: Normal quantile of the bounds: 95 %, two-sided.
 _Z = 1.96
-#: Accuracy is at chance if it is above it by less than so many standard errors, or by less than
-#: both this part of chance and this much.
+#: Accuracy is at chance if it exceeds chance by less than this many standard errors, or by less
+#: than both this fraction of chance and this amount.
 _ERRORS, _PART, _MUCH = 3, 0.5, 0.05
-#: Fewer samples prove nothing; and so much of what is above chance must be ruled out.
+#: The fewest samples that are judged; and the fraction of the range above chance that the upper
+#: bound of the accuracy may reach at chance.
 _LEAST, _POWER = 30, 0.15
-#: Below this, the standardised logits know nothing; from the second on, they know a good deal.
+#: The standardized logits are uninformative below the first, and informative from the second on.
 _NOTHING, _MUCH_KNOWN = 0.2, 0.3
-#: What the confidence claims above chance is not kept if less than this part of it is reached.
+#: The accuracy must reach this fraction of what the confidence claims above chance.
 _KEPT = 0.25
-#: How far the confidence must be above the accuracy; how near it confirms it.
+#: A confidence this far above the accuracy is suspicious; one this near confirms the accuracy.
 _GAP, _CONFIRMED = 0.3, 0.2
-#: An accuracy of more than so many times 1 / K is that of a model that works, however confident.
+#: A model whose accuracy is more than this many times 1 / K works, however confident it is.
 _LIFT = 10
-#: A class may be predicted so much more often than it occurs, as the largest logit exaggerates;
-#: and the share of predictions that may still be unexplained.
+#: A model may predict a class this many times as often as it occurs, since the argmax exaggerates
+#: preferences; and this fraction of the predictions may exceed that.
 _EXAGGERATED, _UNEXPLAINED = 1.5, 0.1
-#: Up to so many classes a model may well predict one alone, where nobody gave the counts.
+#: Without counts, a model of at most this many classes may well predict only one of them.
 _FEW_CLASSES = 5
-#: Logits that are worked on at a time.
+#: Logits per block.
 _AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the predictions of N samples say about the model that made them."""
+    """Evidence from N labelled samples on whether the model is run as it was trained."""
 
     accuracy: float
     upper: float
@@ -63,12 +65,13 @@ class Evidence:
     confidence: float
     """The mean of the largest probability."""
     known: float
-    """The larger share of the attainable accuracy above chance, as predicted or standardised."""
+    """Accuracy above chance as a fraction of the attainable, of the logits as they are or
+    standardized, whichever is larger."""
     constant: bool
-    """Whether all samples are predicted as one class."""
+    """Whether all samples are predicted as the same class."""
     poor: str
-    """Why the model does not seem to be run as it was trained: chance or confidence; empty where
-    nothing speaks for that."""
+    """Why the model does not seem to be run as it was trained, `chance` or `confidence`; else
+    empty."""
 
 
 def model_evidence(
@@ -78,14 +81,14 @@ def model_evidence(
     *,
     rescaled: bool = False,
 ) -> Evidence:
-    """Look at the logits of a model on labelled samples.
+    """Judge a model by its logits on labelled samples.
 
     Args:
         logits: (N, C).
         labels: (N,), rows of the head.
-        counts: of the training set, which explain what a model prefers to predict.
-        rescaled: whether the head was re-scaled before, so that its preferences and confidences
-            are no longer those of the training.
+        counts: of the training set. They explain which classes a model favours.
+        rescaled: whether the head was re-scaled before, which changes confidences and favoured
+            classes.
 
     Example:
         >>> labels = np.repeat(np.arange(4), 100)
@@ -102,7 +105,7 @@ def model_evidence(
     constant = bool((raw.predicted > 0).sum() == 1)
     chance = max(raw.chance, 1 / k)
     at_chance = raw.at_chance(n) and upper <= raw.chance + _POWER * (1 - raw.chance)
-    # Of a subset of the classes, confidence and chance say little.
+    # On data with less than half of the classes, the confidence is no evidence.
     doubtful = 2 * k >= c and not rescaled and raw.accuracy < min(_LIFT / k, 1 - _GAP)
     if k < 2 or n < _LEAST or not (at_chance or doubtful):
         return Evidence(raw.accuracy, upper, chance, np.nan, raw.share, constant, "")
@@ -127,9 +130,9 @@ class _Agreement:
 
     accuracy: float
     labelled: Float64
-    """Shares of the classes among the labels, (C,)."""
+    """The frequency of each class among the labels, (C,)."""
     predicted: Float64
-    """Among the predictions, (C,)."""
+    """The same among the predictions, (C,)."""
 
     @classmethod
     def of(cls, predicted: Labels, labels: Labels, classes: int) -> _Agreement:
@@ -142,12 +145,12 @@ class _Agreement:
 
     @property
     def share(self) -> float:
-        """Of the attainable accuracy above chance; NaN where only one class is predicted."""
+        """Accuracy above chance as a fraction of the attainable; NaN if one class is predicted."""
         room = float(np.minimum(self.labelled, self.predicted).sum()) - self.chance
         return (self.accuracy - self.chance) / room if room > 1e-9 else np.nan
 
     def at_chance(self, samples: int) -> bool:
-        """Whether the accuracy is that of chance, or so little above it that it does not matter."""
+        """Whether the accuracy is not, or only negligibly, above chance."""
         e = self.chance
         error = _ERRORS * np.sqrt(e * (1 - e) / samples)
         return bool(self.accuracy - e <= max(error, min(_PART * e, _MUCH)))
@@ -165,7 +168,7 @@ def _wilson_upper(share: float, samples: int) -> float:
 
 
 def _confidence(logits: NDArray[Any]) -> float:
-    """The mean over samples of the largest softmax probability."""
+    """The mean of the largest softmax probability."""
     total = 0.0
     for rows in _blocks(logits):
         block = np.asarray(logits[rows], np.float64)
@@ -176,7 +179,7 @@ def _confidence(logits: NDArray[Any]) -> float:
 
 
 def _standardised(logits: NDArray[Any], labels: Labels) -> _Agreement:
-    """The agreement after each column has mean 0 and standard deviation 1."""
+    """The agreement after standardizing each column of the logits."""
     n, c = logits.shape
     total, squares = np.zeros(c), np.zeros(c)
     shift = np.asarray(logits[0], np.float64)
@@ -188,7 +191,7 @@ def _standardised(logits: NDArray[Any], labels: Labels) -> _Agreement:
             squares += (block**2).sum(axis=0)
         mean = total / n
         std = np.sqrt(np.maximum(squares / n - mean**2, 0))
-        std = np.where(std > 1e-12, std, np.inf)  # a column that never changes knows nothing
+        std = np.where(std > 1e-12, std, np.inf)  # a constant column becomes 0
         predicted = [
             np.nan_to_num((logits[rows] - shift - mean) / std, nan=0.0).argmax(axis=1)
             for rows in _blocks(logits)
@@ -197,7 +200,10 @@ def _standardised(logits: NDArray[Any], labels: Labels) -> _Agreement:
 
 
 def _explained(raw: _Agreement, counts: ClassCounts | None, classes: int) -> bool:
-    """Whether no class is predicted more often than the training, or the data, account for."""
+    """Whether the training counts, or the data, explain how often each class is predicted.
+
+    Without training counts, any model of a few classes is explained.
+    """
     if counts is None:
         return classes <= _FEW_CLASSES
     usual = _EXAGGERATED * counts.values / counts.values.sum()
@@ -205,25 +211,25 @@ def _explained(raw: _Agreement, counts: ClassCounts | None, classes: int) -> boo
     return bool(beyond <= _UNEXPLAINED)
 
 
-#: The code of the warning.
+#: The code of the warning that the data are those of training.
 CODE = "training-set"
 
 
 def trained_on(
     support: NDArray[np.int64], counts: ClassCounts | None, source: str, split: str | None
 ) -> str:
-    """Why the model was probably trained on these samples; empty if there is no sign of that.
+    """Why the model was probably trained on these samples; empty if nothing suggests it.
 
     Args:
         support: samples of each class, (C,).
-        counts: of the training set, (C,); None: not known.
-        source: the data, for the text.
-        split: of the data; None: not known.
+        counts: of the training set, (C,); None if unknown.
+        source: the data, for the message.
+        split: of the data; None if unknown.
 
     Returns:
-        A reason if the split is the training split, or if the class counts are exactly those of the
-        training set: in the same order, or in another order, which also means that classes were
-        matched wrongly. Equal counts of balanced data are a reason, too.
+        A reason if the split is the training split, or if the class counts equal those of the
+        training set, in the same order or in another one. Equal counts in another order also mean
+        that classes were matched wrongly. The counts of balanced data are compared, too.
 
     Example:
         >>> counts = ClassCounts.of([50, 20, 5])
@@ -238,8 +244,8 @@ def trained_on(
         return ""
     if np.array_equal(support, counts.values):
         return (
-            f"--counts are exactly those of {source}: either the model was trained on it, or the "
-            "counts are not those of the training set"
+            f"--counts are exactly those of {source}: either the model was trained on this data, "
+            "or the counts are not those of the training set"
         )
     if np.array_equal(np.sort(support), np.sort(counts.values)):
         return (

@@ -1,6 +1,6 @@
-"""Whether a number, or the difference of two, could be chance: bootstrap, McNemar, Student's t.
+"""Confidence intervals and tests: the bootstrap, McNemar's test, Student's t.
 
-Written here because scipy is not among the dependencies, and torch has no quantile of Student's t.
+Our own because scipy is not a dependency, and torch has no quantile of Student's t.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from rescale_cli.measures.metrics import Labels, Shares, Tallies, table_of
 
 
 def drawn_again(labels: Labels, replicates: int, seed: int) -> Iterator[Float64]:
-    """How often each of N samples is drawn, (N,), in each replicate; each class keeps its size.
+    """Resample within classes: for each replicate, how many times each sample is drawn, (N,).
 
-    Drawn from all samples, a class of few would often be missing. Where it is predicted all the
-    same, its F1 and its part of a G-mean are then 0, and most replicates would lie below the metric
-    that they are to surround. So what is drawn again is which samples of a class there are, not
-    how many: the intervals are for data of these class sizes.
+    Each class keeps its size, so the intervals are for data of these class sizes. Otherwise a class
+    of few samples would be missing from many replicates. If it is still predicted, its F1 and its
+    factor of a G-mean are 0 there, and most replicates would lie below the metric itself.
 
     Args:
-        labels: (N,), from 0 on.
-        replicates: how often.
+        labels: (N,), at least 0.
+        replicates: number of bootstrap replicates.
         seed: the same seed, labels and numpy give the same draws.
 
     Example:
@@ -44,36 +43,36 @@ def drawn_again(labels: Labels, replicates: int, seed: int) -> Iterator[Float64]
     support = np.bincount(labels)
     first = np.repeat(np.cumsum(support) - support, support)
     size = np.repeat(support, support)
-    with long_work("drawing samples for the intervals", "replicates", replicates) as work:
+    with long_work("resampling for the confidence intervals", "replicates", replicates) as work:
         for number in range(replicates):
             drawn = order[first + generator.integers(0, size)]
             yield np.bincount(drawn, minlength=len(labels)).astype(np.float64)
             work.tick(number + 1)
 
 
-#: Resamplings of the samples, unless another number is asked for.
+#: Bootstrap replicates by default.
 REPLICATES = 1000
-#: Up to so many discordant pairs McNemar's test is exact.
+#: Most discordant pairs for which McNemar's test is exact.
 MOST_EXACT = 25
 
-#: Of how many replicates samples and tallies are held at once, times N or C: 8 MiB an array.
+#: Replicates that are computed at once, times N or C: 8 MiB per array.
 _HELD = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A number and its 95 % percentile interval."""
+    """A value and its 95 % percentile interval."""
 
     value: float
     """On the samples themselves."""
     low: float
     """The 2.5th percentile of the replicates."""
     high: float
-    """The 97.5th."""
+    """The 97.5th percentile."""
 
     @property
     def holds_zero(self) -> bool:
-        """Whether the interval of a difference leaves it open which of two is better."""
+        """Whether the interval contains 0, so that the sign of the value is uncertain."""
         return self.low <= 0 <= self.high
 
 
@@ -82,13 +81,13 @@ class McNemar:
     """McNemar's test of two classifiers on the same samples."""
 
     only_first: int
-    """Samples that only the first has right."""
+    """Samples that only the first predicts correctly."""
     only_second: int
-    """Samples that only the second has right."""
+    """Samples that only the second predicts correctly."""
     p: float
-    """Two-sided: how often chance alone splits them as unevenly, or more."""
+    """Two-sided p-value."""
     test: Literal["exact", "chi-square"]
-    """Which distribution gave p."""
+    """The distribution that p is computed from."""
 
 
 def bootstrap(
@@ -101,20 +100,20 @@ def bootstrap(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> dict[str, Interval | None]:
-    """Intervals of every metric of the confusion matrix, of the groups, and of the samples' parts.
+    """95 % intervals of every metric: of the confusion matrix, the groups, and probabilities.
 
-    The N samples are drawn again within their classes (see `resampling`); the model stays. A
-    metric that is n/a is None. Percentiles are not centred: where a metric bends sharply (the
-    smallest recall, a G-mean with a recall near 0, the F1 of classes of few samples) most
-    replicates may lie on one side of it, and the interval may leave out the metric itself.
+    The N samples are resampled within their classes (see `drawn_again`); the model is fixed. A
+    metric that is n/a is None. The percentile interval is not corrected for bias: for the smallest
+    recall, a G-mean with a recall near 0, or the F1 of classes of few samples, most replicates may
+    lie on one side of the metric, and the interval may not contain it.
 
     Args:
         predicted: (N,), 0 to C - 1.
         labels: (N,), 0 to C - 1.
         num_classes: C.
-        groups: masks or shares (C,), see `metrics.table_of`.
-        samples: what the metrics of probabilities are made of, for those of `PerSample.metrics`.
-        replicates: how often.
+        groups: masks or weights (C,), see `metrics.table_of`.
+        samples: for the metrics of probabilities; without them, these are left out.
+        replicates: number of bootstrap replicates.
         seed: the same seed, samples and numpy give the same intervals.
 
     Raises:
@@ -144,10 +143,10 @@ def bootstrap_difference(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> dict[str, Interval | None]:
-    """Paired intervals of second - first, for every metric: both see the same draw of samples.
+    """Paired 95 % intervals of second - first, for every metric, from the same replicates.
 
-    Arguments, conventions and errors are those of `bootstrap`; first and second are the
-    predictions (N,) of two models on the same N samples.
+    Arguments, conventions and errors are those of `bootstrap`. first and second are the predictions
+    (N,) of two models on the same N samples.
 
     Example:
         >>> labels = np.arange(100) % 2
@@ -165,11 +164,12 @@ def bootstrap_difference(
 
 
 def mcnemar(first: Labels, second: Labels, labels: Labels) -> McNemar:
-    """Whether two classifiers' error rates differ, from the samples on which one alone is right.
+    """McNemar's test of whether the error rates of two classifiers differ.
 
-    Up to 25 such samples p is exact: twice the tail of the binomial with 1/2, at most 1. Above, it
-    is the chi-square tail, 1 degree of freedom, of (|b - c| - 1)^2 / (b + c) (McNemar 1947, with
-    the continuity correction of Edwards 1948; 0 where b = c).
+    b and c are the numbers of samples that only the first or only the second predicts correctly.
+    If b + c <= 25, p is exact: twice the tail of the binomial with 1/2, at most 1. Otherwise it is
+    the chi-square tail with 1 degree of freedom of (|b - c| - 1)^2 / (b + c) (McNemar 1947, with
+    the continuity correction of Edwards 1948; 0 if b = c).
 
     Args:
         first: predictions (N,).
@@ -203,16 +203,16 @@ def mcnemar(first: Labels, second: Labels, labels: Labels) -> McNemar:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Cells:
-    """The N samples by what was true and what was predicted: K <= N kinds are all that counts."""
+    """The N samples, grouped into K kinds with the same label and the same predictions."""
 
     actual: NDArray[np.int64]
-    """(K,)."""
+    """The label of each kind, (K,)."""
     guesses: tuple[NDArray[np.int64], ...]
-    """(K,) for each model."""
+    """The predictions of each model, (K,)."""
     samples: tuple[PerSample | None, ...]
-    """Of each model, what its probabilities add."""
+    """For each model, the contributions to the metrics of probabilities."""
     kind: NDArray[np.intp]
-    """Which of the K each sample is, (N,)."""
+    """The kind of each sample, (N,)."""
     num_classes: int
 
     @classmethod
@@ -234,7 +234,7 @@ class _Cells:
     def drawn(
         self, replicates: int, seed: int, groups: Shares | None
     ) -> Iterator[tuple[dict[str, Float64], ...]]:
-        """Metrics (some replicates,) of each model, until there are `replicates` in all."""
+        """The metrics of each model, for blocks of replicates."""
         if replicates < 1:
             raise UsageError(
                 "the bootstrap needs at least 1 replicate",
@@ -247,7 +247,7 @@ class _Cells:
             yield self.tables(np.stack(some), groups)
 
     def tables(self, times: Float64, groups: Shares | None) -> tuple[dict[str, Float64], ...]:
-        """Metrics (R,) of each model, where each sample counts so often, (R, N)."""
+        """The metrics (R,) of each model, for counts (R, N) of the samples."""
         weight, c = _sums(times, self.kind, len(self.actual)), self.num_classes
         support = _sums(weight, self.actual, c)
         made = []
@@ -261,7 +261,7 @@ class _Cells:
 
 
 def _sums(weight: Float64, column: NDArray[np.integer[Any]], size: int) -> Float64:
-    """Sums (R, size) of the weights (R, n) of what the column (n,) says is one."""
+    """Sum the weights (R, n) by the groups of a column (n,): (R, size)."""
     return np.stack([np.bincount(column, row, minlength=size) for row in weight], dtype=np.float64)
 
 
@@ -274,21 +274,21 @@ def _interval(value: Float64, replicates: list[Float64]) -> Interval | None:
     return Interval(float(np.squeeze(value)), float(low), float(high))
 
 
-#: Halvings of the range of t; more change nothing in float64.
+#: Bisection steps for t; more would not change a float64.
 _HALVINGS = 200
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
     """The mean of n values and its 95 % t-interval, mean -+ t(0.975, n - 1) s / sqrt(n).
 
-    s is the sample standard deviation (n - 1 in the denominator). The interval supposes values that
-    are independent and roughly normal, such as the results of runs with different seeds.
+    s is the sample standard deviation (n - 1 in the denominator). The values are assumed to be
+    independent and roughly normal, such as the results of runs with different seeds.
 
     Args:
-        values: n of them, at least 1, finite.
+        values: at least 1, finite.
 
     Returns:
-        The mean, and (low, high); None for a single value, which shows no spread.
+        The mean, and the interval (low, high); None instead of the interval for a single value.
 
     Example:
         >>> mean, interval = mean_and_interval([0.70, 0.72, 0.74])
@@ -305,11 +305,11 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, floa
 
 
 def t_quantile(freedom: int, inside: float = 0.95) -> float:
-    """The t that `inside` of Student's distribution lies below in absolute value.
+    """The t for which P(|T| < t) = `inside` in Student's t-distribution.
 
     Args:
         freedom: degrees of freedom, at least 1.
-        inside: 0 to 1, exclusive.
+        inside: the probability, 0 to 1, exclusive.
 
     Example:
         >>> round(t_quantile(2), 4), round(t_quantile(1000), 4)

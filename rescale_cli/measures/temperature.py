@@ -1,4 +1,4 @@
-"""The temperature that fits the probabilities best: Newton's method on a convex function."""
+"""Fit the temperature of a softmax by Newton's method."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from rescale_cli.measures.calibration import Adjust, adjusted_blocks, centre, ch
 def fit_temperature(logits: NDArray[Any], labels: Labels, adjust: Adjust | None = None) -> float:
     """T > 0 that minimises the NLL of softmax(z / T); Guo et al. 2017.
 
-    The NLL is convex in b = 1 / T: Newton steps on its slope, mean(E_p[z] - z_y), kept between
-    the points where it is known to fall and to rise. Each step reads the blocks once. T is good
-    to a relative 1e-6, and the same on every run.
+    The NLL is convex in b = 1 / T, with the derivative mean(E_p[z] - z_y). Bracketed Newton's
+    method finds its zero; each step reads the logits once. T has a relative error of at most 1e-6,
+    and is the same on every run.
 
     Args:
-        logits: (N, C). A class at -inf is out of the question for its sample.
+        logits: (N, C). A logit of -inf excludes the class for its sample.
         labels: (N,), 0 to C - 1.
-        adjust: what is done to each block (n, C) first.
+        adjust: applied to each block (n, C) of logits first.
 
     Raises:
-        BadInput: there is no such T, because every sample is right (the NLL falls as T goes to
-            0), because the true class's logit is no larger than the average one (T goes to
-            infinity), or because a true class has probability 0; or as `measure`.
+        BadInput: there is no such T, because every sample is correct (the NLL falls as T -> 0),
+            because the true class's logit is no larger than the average one (it falls as
+            T -> infinity), or because a true class has probability 0; or as `measure_logits`.
 
     Example:
-        >>> logits = np.log([[0.9, 0.1]] * 4)  # says 9 in 10, and 3 in 4 are right
+        >>> logits = np.log([[0.9, 0.1]] * 4)  # predicts 9 in 10; 3 in 4 are correct
         >>> round(fit_temperature(logits, np.array([0, 0, 0, 1])), 6)
         2.0
     """
@@ -39,7 +39,8 @@ def fit_temperature(logits: NDArray[Any], labels: Labels, adjust: Adjust | None 
     if steepest == np.inf:
         raise _no_temperature("a true class has probability 0", "a logit of -inf for its own class")
     if steepest == 0:
-        raise _no_temperature("every sample is right", f"{len(labels)} of {len(labels)}, so T -> 0")
+        found = f"{len(labels)} of {len(labels)}, so T -> 0"
+        raise _no_temperature("every sample is predicted correctly", found)
     if flat >= 0:
         why = "the logits of the true classes are no larger than the average"
         raise _no_temperature(why, f"{-flat:.4g} above it, so T -> infinity")
@@ -50,7 +51,7 @@ def fit_temperature(logits: NDArray[Any], labels: Labels, adjust: Adjust | None 
         step = beta - rise / bend if bend > 0 else np.inf
         if abs(step - beta) <= 1e-7 * beta or high - low <= 1e-9 * beta:
             return float(1 / np.clip(step, low, high))
-        # A step out of bounds is one too far to trust: by the geometric mean, or a factor of 4.
+        # A step out of the bracket, or too long: take the geometric mean, or a factor of 4.
         if not low < step < high or step > 4 * beta:
             ends = (low or high / 16, high if np.isfinite(high) else 16 * low)
             step = float(np.sqrt(ends[0] * ends[1]))
@@ -61,9 +62,10 @@ def fit_temperature(logits: NDArray[Any], labels: Labels, adjust: Adjust | None 
 def _slope(
     logits: NDArray[Any], labels: Labels, adjust: Adjust | None, beta: float
 ) -> tuple[float, float, float]:
-    """First and second derivative of the mean NLL by beta, and the first one's limit at infinity.
+    """The first and second derivatives of the mean NLL by beta, and the first one's limit.
 
-    Samples whose largest logits are infinite have the same NLL at every beta: nothing is added.
+    The limit is that for beta -> infinity. Samples with infinite logits at the top add nothing,
+    because their NLL is the same at every beta.
     """
     rise = bend = steepest = 0.0
     for at, z in adjusted_blocks(logits, adjust):
@@ -83,5 +85,5 @@ def _slope(
 
 
 def _no_temperature(why: str, saw: str) -> BadInput:
-    fix = "leave out --fit-temperature, or give more samples"
+    fix = "leave out --fit-temperature, or use more samples"
     return BadInput(f"no temperature minimises the NLL: {why}", saw=saw, fix=fix)

@@ -120,7 +120,7 @@ def _draw_together(
     change: NDArray[np.int64],
     generator: np.random.Generator,
 ) -> None:
-    """Add to the sums (K, R) the classes of one sample each, resampled as if they were one class."""
+    """Add the classes of one sample to the sums (K, R), resampled as if they were one class."""
     if not (change[alone] != 0).any():
         return
     added = weights[:, labels[alone]] * change[alone]

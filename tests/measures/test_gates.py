@@ -17,6 +17,7 @@ from rescale_cli.measures.gates import (
 )
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.measures.metrics import Confusion, metrics_of
+from rescale_cli.measures.significance import Interval
 
 HIGHER = [name for name in ABOUT if name not in LOWER_IS_BETTER]
 shares = st.floats(0, 1)
@@ -146,3 +147,9 @@ def test_a_gate_that_cannot_be_judged_stops_before_the_work() -> None:
     with pytest.raises(UsageError, match="few needs the counts") as caught:
         refuse_unjudgeable([group], grouped=False, based=True)
     assert "--counts" in caught.value.fix
+
+
+def test_an_interval_that_rounds_to_zero_has_no_minus_sign() -> None:
+    change = Interval(-0.00001, -0.00002, 0.1)
+    message = Gate("accuracy", "fail-drop", 0.1).check("a.pth", 0.5, 0.50001, change).message
+    assert "interval of the change +0.0000 to +0.1000" in message

@@ -133,7 +133,7 @@ def test_a_shifted_model_that_is_right_in_60_percent_is_recognized():
     rows = np.arange(10) + (np.arange(10) >= 2)
     found = label_evidence(noisy(rows, labels, 0.6, 10), labels, 10)
     assert found.wrong
-    assert found.order == ("the labels leave out class 2, so that those after it are 1 too small")
+    assert found.order == "the labels skip class 2, so that all later labels are 1 too small"
 
 
 def test_labels_that_start_at_1_are_recognized():
@@ -150,7 +150,7 @@ def test_names_in_another_order_than_the_heads_are_recognized():
     predicted = np.array([head.index(name) for name in data])[labels]
     found = label_evidence(predicted, labels, 4, names=data, head_names=head)
     assert found.wrong
-    assert found.order == "the rows have the order of their names"
+    assert found.order == "the rows are in the order of their names"
 
 
 def test_a_random_order_is_found_without_a_name():

@@ -122,8 +122,8 @@ def test_a_certain_and_right_sample_adds_nothing() -> None:
 @pytest.mark.parametrize(
     ("logits", "labels", "words"),
     [
-        ([[2.0, 1.0], [1.0, 2.0]], [0, 1], "every sample is right"),
-        ([[1.0, 1.0], [1.0, 1.0]], [0, 1], "every sample is right"),
+        ([[2.0, 1.0], [1.0, 2.0]], [0, 1], "every sample is predicted correctly"),
+        ([[1.0, 1.0], [1.0, 1.0]], [0, 1], "every sample is predicted correctly"),
         ([[2.0, 1.0], [2.0, 1.0]], [0, 1], "no larger than the average"),
         ([[2.0, 1.0]], [1], "no larger than the average"),
         ([[0.0, -INF], [0.0, 1.0]], [1, 1], "probability 0"),
