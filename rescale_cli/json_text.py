@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -81,3 +82,14 @@ def percent(share: float, digits: int = 1, sign: str = "") -> str:
         ('83.1 %', '50 %', '+2.0 %', '0.0 %')
     """
     return f"{100 * share:{sign}z.{digits}f} %"
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON: NaN and infinity become null, and a negative zero becomes 0."""
+    if isinstance(value, float):
+        return value + 0.0 if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

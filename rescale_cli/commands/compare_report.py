@@ -12,31 +12,32 @@ from typing import Any
 from rescale_cli.commands.apply import show_written
 from rescale_cli.commands.choice_options import HeadOptions
 from rescale_cli.commands.choice_report import (
-    Scene,
     apply_line,
-    change_in_points,
-    document,
-    ends_of,
     gain_required,
     left_alone,
     tell_github,
-    tied_to,
-    unit_of,
-    verdict_result,
-    verdict_text,
     written_result,
 )
-from rescale_cli.commands.console import Whole, finite, say
+from rescale_cli.commands.console import Whole, say
 from rescale_cli.commands.tables import Grid, change, number
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import GateFailed
 from rescale_cli.evaluating.checks import prepared_line
+from rescale_cli.json_text import finite
 from rescale_cli.measures.metric_names import ABOUT
 from rescale_cli.patching.patch import Patched
 from rescale_cli.patching.plan import CountsChoice, obstacle
 from rescale_cli.sweeping.comparison import AS_IT_IS, Comparison, RankedMethod
 from rescale_cli.sweeping.sweep_input import SweepInput
+from rescale_cli.sweeping.sweep_result import document, ends_of, tied_to
 from rescale_cli.sweeping.verdict import FEW
+from rescale_cli.sweeping.verdict_text import (
+    Scene,
+    change_in_points,
+    unit_of,
+    verdict_result,
+    verdict_text,
+)
 
 #: Metrics of the table, beside the one that it is ranked by.
 _SHOWN = ("balanced_accuracy", "accuracy", "many", "medium", "few")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ import typer
 
 from rescale_cli.errors import AmbiguousHead, NotImages, NotPrinted, RescaleError
 from rescale_cli.files.staging import written
-from rescale_cli.json_text import clip, printable
+from rescale_cli.json_text import clip, finite, printable
 from rescale_cli.signals import finish
 
 if TYPE_CHECKING:
@@ -326,14 +325,3 @@ def drawable(text: str, stream: TextIO | None = None) -> str:
     except (UnicodeEncodeError, LookupError):
         return text.translate(_PLAINER)
     return text
-
-
-def finite(value: Any) -> Any:
-    """A value for JSON: NaN and infinity become null, and a negative zero becomes 0."""
-    if isinstance(value, float):
-        return value + 0.0 if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value

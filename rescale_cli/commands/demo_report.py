@@ -8,7 +8,7 @@ from typing import Any
 
 from rescale_cli import api
 from rescale_cli.commands.apply import apply_result, show_apply
-from rescale_cli.commands.choice_report import apply_line, change_in_points
+from rescale_cli.commands.choice_report import apply_line
 from rescale_cli.commands.console import Whole, say
 from rescale_cli.commands.evaluate_report import EvaluationReport
 from rescale_cli.commands.inspect import inspect_result, show_inspect
@@ -33,6 +33,7 @@ from rescale_cli.patching.plan import CountsChoice
 from rescale_cli.sweeping.selection import Selection
 from rescale_cli.sweeping.sweep import Sweep, sweep
 from rescale_cli.sweeping.sweep_input import SweepInput, sweep_input
+from rescale_cli.sweeping.verdict_text import change_in_points
 
 #: The files of the example. Nothing else that lies in its folder is copied.
 EXAMPLE = (

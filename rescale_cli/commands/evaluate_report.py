@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rescale_cli.commands.choice_report import ends_of, tied_to
-from rescale_cli.commands.console import finite, plain, say, to_stderr, verbosity
+from rescale_cli.commands.console import plain, say, to_stderr, verbosity
 from rescale_cli.commands.github import annotation, append_outputs, append_summary, markdown
 from rescale_cli.commands.metric_files import FORMATS, junit, openmetrics, prediction_rows
 from rescale_cli.commands.tables import Grid, change, ends, number
@@ -23,9 +22,11 @@ from rescale_cli.core.predictions import data_line
 from rescale_cli.errors import GateFailed
 from rescale_cli.evaluating.checks import prepared_line
 from rescale_cli.evaluating.evaluate_models import Difference, Evaluation, MeasuredModel, Terms
+from rescale_cli.json_text import finite
 from rescale_cli.measures.gates import Gate, GateResult
 from rescale_cli.measures.metric_names import ABOUT, definitions
 from rescale_cli.measures.metrics import Confusion
+from rescale_cli.sweeping.sweep_result import ends_of, tied_to
 
 #: The confusion matrix of at most this many classes is written in full.
 MOST_DENSE = 200

@@ -14,14 +14,9 @@ from rescale_cli.commands.apply import show_written
 from rescale_cli.commands.choice_options import HeadOptions
 from rescale_cli.commands.choice_report import (
     apply_line,
-    document,
-    ends_of,
     gain_required,
     left_alone,
-    sweep_text,
     tell_github,
-    tied_to,
-    verdict_result,
     written_result,
 )
 from rescale_cli.commands.console import Whole, drawable, say, verbosity, width
@@ -33,14 +28,11 @@ from rescale_cli.errors import GateFailed
 from rescale_cli.evaluating.checks import prepared_line
 from rescale_cli.json_text import percent
 from rescale_cli.measures.metric_names import ABOUT, definitions
-from rescale_cli.measures.significance import Interval
 from rescale_cli.patching.patch import Patched
-from rescale_cli.sweeping.sweep import At, Outcome, Sweep
+from rescale_cli.sweeping.sweep import Sweep
 from rescale_cli.sweeping.sweep_input import SweepInput
-
-#: Metrics of the curve, where they are known.
-CURVES = ("accuracy", "balanced_accuracy", "target_accuracy", "macro_f1", "gmean_multiclass",
-          "worst_recall", "many", "medium", "few")  # fmt: skip
+from rescale_cli.sweeping.sweep_result import curve, document, part, sweep_result
+from rescale_cli.sweeping.verdict_text import sweep_text
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,41 +102,9 @@ class SweepReport:
 
     def result(self) -> dict[str, Any]:
         """The JSON of `sweep-gamma`."""
-        given, found, best = self.given, self.found, self.found.best
-        keyed, names = _keyed(found), given.counts.names
-        counted = {**self.counted_with, "counts": given.counts.values.tolist()}
-        others = [{**_method(other), "value": other.choice.value} for other in found.others]
         written = {} if self.patched is None else {"written": written_result(self.patched)}
-        return {
-            "path": None if given.path is None else str(given.path),
-            **tied_to(given.provenance),
-            "samples": len(given.predictions.logits),
-            "data": given.predictions.data,
-            "data_sha256": None if found.selection.unlabeled else given.predictions.data_sha256,
-            "alignment": given.predictions.alignment,
-            "counted_with": counted,
-            "chosen": _chosen(found),
-            **verdict_result(found.verdict, self.text, names),
-            "plateau": list(best.choice.plateau),
-            "oracle": None if found.oracle is None else {
-                "gamma": found.oracle.gamma,
-                "value": found.oracle.value,
-                "note": "chosen on the samples it is reported on",
-            },
-            "curve": curve(found),
-            "exact": True,
-            "breakpoints": found.breakpoints,
-            "at": {key: dict(at.metrics) for key, at in keyed.items()},
-            "intervals": {key: _all_ends(at.intervals) for key, at in keyed.items()},
-            "changes": _differences(found.changes),
-            "per_class": per_class(given.counts, found),
-            "negative_true_logits": found.negative_true,
-            "beyond_rescue": found.never_right,
-            "temperature": found.temperature,
-            "others": others,
-            "apply": None if given.path is None else self.line,
-            **written,
-        }  # fmt: skip
+        found = sweep_result(self.given, self.found, self.counted_with)
+        return {**found, "apply": None if self.given.path is None else self.line, **written}
 
     def document(self) -> str:
         """The JSON for `--output`."""
@@ -227,93 +187,6 @@ class SweepReport:
                 found.curve["gamma"], found.curve[metric], found.best.choice.gamma, wide
             ):
                 say(Text(drawable(text.rstrip())))
-
-
-def _chosen(found: Sweep) -> dict[str, Any]:
-    """The chosen strength, and what it was chosen and reported on."""
-    best, metric, chosen = found.best, found.objective.metric, found.at.get("chosen")
-    return {
-        **_method(best),
-        "metric": metric,
-        "value": None if chosen is None else chosen.metrics.get(metric),
-        "interval": None if chosen is None else ends_of(chosen.intervals.get(metric)),
-        "gamma_interval": best.interval,
-        "value_where_chosen": best.choice.value,
-        "rule": "unlabeled" if found.selection.unlabeled else found.selection.rule,
-        "chosen_on": part(found, chosen_on=True),
-        "reported_on": None if chosen is None else part(found, chosen_on=False),
-    }
-
-
-def _all_ends(intervals: Mapping[str, Interval | None]) -> dict[str, list[float] | None]:
-    return {name: ends_of(interval) for name, interval in intervals.items()}
-
-
-def _differences(changes: Mapping[str, Interval]) -> dict[str, Any]:
-    return {
-        name: {"difference": one.value, "interval": ends_of(one)} for name, one in changes.items()
-    }
-
-
-def per_class(counts: ClassCounts, found: Sweep) -> list[dict[str, Any]]:
-    """One entry per class: its recall before and after, on the samples that are reported on."""
-    if not found.at:
-        return []
-    before, after = found.at["0"].recall, found.at["chosen"].recall
-    names, changes = counts.names, found.verdict.changes
-    assert changes is not None
-    return [
-        {
-            "class": row,
-            "name": names[row] if names else None,
-            "count": int(counts.values[row]),
-            "recall": float(before[row]),
-            "recall_chosen": float(after[row]),
-            "difference": float(changes.difference[row]),
-            "interval": changes.of_class(row),
-        }
-        for row in range(len(before))
-    ]
-
-
-def part(found: Sweep, *, chosen_on: bool) -> str:
-    """Which samples the strength was chosen on, or is reported on, in words."""
-    parts = found.parts
-    if not parts.apart:
-        whole = f"all {len(parts.chosen):,} samples"
-        return whole if found.selection.unlabeled else f"{whole} (oracle: the same ones)"
-    rows = parts.chosen if chosen_on else parts.reported
-    return f"{len(rows):,} samples, stratified, seed {found.selection.seed}"
-
-
-def _method(outcome: Outcome) -> dict[str, Any]:
-    adjustment = outcome.method.adjustment
-    return {
-        "gamma": outcome.choice.gamma,
-        "method": adjustment.method,
-        "normalize": adjustment.normalize,
-        "bias_policy": adjustment.bias_policy,
-    }
-
-
-def _keyed(found: Sweep) -> dict[str, At]:
-    """The head as it is as `0`, and the chosen strength as its own number.
-
-    The chosen strength is `0 chosen` if it is 0 with normalized rows or another bias.
-    """
-    if not found.at:
-        return {}
-    plain, chosen = found.at["0"], found.at["chosen"]
-    key, adjustment = f"{chosen.gamma:.12g}", found.best.method.adjustment
-    changes = adjustment.normalize or adjustment.bias_policy != "keep"
-    return {"0": plain, "0 chosen" if key == "0" and changes else key: chosen}
-
-
-def curve(found: Sweep) -> dict[str, list[float]]:
-    """Metrics of all samples along gamma, (G,) each."""
-    known = found.best.path.knows_predictions
-    names = [n for n in CURVES if n in found.curve and (known or n != "macro_f1")]
-    return {name: found.curve[name].tolist() for name in ("gamma", *names)}
 
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
