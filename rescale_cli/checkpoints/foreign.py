@@ -87,7 +87,7 @@ class Foreign:
 
 
 def foreign_file(path: Path) -> Foreign | None:
-    """What a regular file is, by its content; None if no other framework is recognised."""
+    """What a regular file is, by its content; None if no other framework is recognized."""
     found = _by_content(path)
     option = {"tf_model.h5": "from_tf", "flax_model.msgpack": "from_flax"}.get(path.name)
     if found is not None and option and path.with_name("config.json").is_file():
@@ -135,7 +135,7 @@ def _by_content(path: Path) -> Foreign | None:
 
 
 def foreign_folder(folder: Path) -> Foreign | None:
-    """What a folder is, by what lies in it; None if no other framework is recognised."""
+    """What a folder is, by what lies in it; None if no other framework is recognized."""
 
     def has(*names: str) -> bool:
         return any((folder / name).exists() for name in names)

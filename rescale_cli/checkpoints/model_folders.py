@@ -1,7 +1,7 @@
 """Which files of a folder are the model, which are other models, and which belong to its training.
 
 MLflow, Triton, training runs and archives of experiments keep models in folders of folders. A
-checkpoint is recognised by its content: optimizers, random states and arguments hold no matrix of a
+checkpoint is recognized by its content: optimizers, random states and arguments hold no matrix of a
 network, and are never proposed.
 
 A re-scaled copy of a folder gets every file that a library reads to run the model (configs,

@@ -1,7 +1,7 @@
 """Files that hold only a part of a model: a shard of a training state, an adapter without a head.
 
 DeepSpeed, FSDP and Megatron keep the weights that training continues from in other files, or split
-them between ranks, so a patched shard would change nothing, or only a part. Each kind is recognised
+them between ranks, so a patched shard would change nothing, or only a part. Each kind is recognized
 by its content and refused with the command that makes a whole checkpoint of it.
 
 An adapter that was trained with the classifier in `modules_to_save` holds the whole head, which

@@ -1,4 +1,8 @@
-"""Arrays of any size: in memory, mapped from a file, or in an .npz, never a pickle."""
+"""Read and create arrays of any size: in memory, mapped from a file, or in an .npz file.
+
+numpy.load is not used: it allocates whatever size the header promises, and it cannot map an array
+from an .npz file.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +27,20 @@ from rescale_cli.files.reading import opened, read_at, refuse_lfs_pointer
 from rescale_cli.files.staging import system_errors
 from rescale_cli.files.zip_table import ZipEntry, ZipTable, read_zip_table
 
-#: Bytes of an array that is kept in memory.
+#: Larger arrays, in bytes, are kept in a temporary file.
 IN_MEMORY = 1 << 30
-#: Bytes of rows that are worked on at a time.
+#: Bytes of rows that are processed at a time.
 _BLOCK = 8 << 20
 
 
 def big_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """A new array in C order, of zeros or of nothing in particular.
+    """Create an uninitialized array in C order.
 
-    Above `IN_MEMORY` bytes it lies in a temporary file without a name, mapped into memory: the
-    system may write its pages out when memory is short, and the file ends with the array.
+    Above `IN_MEMORY` bytes, it is mapped from an unnamed temporary file: the system can write its
+    pages to disk when memory is short, and the file is deleted with the array.
 
     Raises:
-        EnvironmentProblem: the disk has no room for it.
+        EnvironmentProblem: there is not enough disk space.
     """
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
@@ -48,22 +52,22 @@ def big_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         tempfile.TemporaryFile(dir=folder) as file,
     ):
         try:
-            # Room is asked for now: a mapped file that outgrows the disk ends the process.
+            # Allocate now: if the disk filled up later, writing to the map would kill the process.
             os.posix_fallocate(file.fileno(), 0, size)
         except (AttributeError, OSError) as error:
             raise EnvironmentProblem(
-                f"there is no room in {folder} for {size:,} bytes of logits",
+                f"there is not enough space in {folder} for {size:,} bytes of logits",
                 saw=str(error),
-                fix="free some space, or name another folder: TMPDIR=DIR",
+                fix="free some space, or set another folder: TMPDIR=DIR",
             ) from None
         return np.ndarray(shape, kind, buffer=mmap.mmap(file.fileno(), size))
 
 
 def mapped(fd: int, start: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An array in C order that lies in a file at byte `start`, mapped, not read.
+    """Map an array in C order at byte `start` of a file, without reading it.
 
-    Writing to it changes this process' copy alone, never the file. Torch takes no array that
-    cannot be written to without a warning, therefore it can.
+    The array is writable, because torch warns about read-only arrays; writing to it changes a
+    private copy, never the file.
     """
     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
     memory = mmap.mmap(fd, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
@@ -71,16 +75,16 @@ def mapped(fd: int, start: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDA
 
 
 def row_blocks(array: NDArray[Any]) -> Iterator[slice]:
-    """Slices of rows that cover an array (N, ...), a few MiB each."""
+    """Yield slices of rows that cover an array (N, ...), a few MiB each."""
     row = max(1, array.nbytes // max(1, len(array)))
     step = max(1, _BLOCK // row)
     for lo in range(0, len(array), step):
         yield slice(lo, min(lo + step, len(array)))
 
 
-#: Bytes that are read or unpacked at a time; a header of numpy's has fewer.
+#: Bytes that are read or decompressed at a time; a header of numpy is shorter.
 _CHUNK = 1 << 20
-#: Bytes that a compressed array may have; deflate makes a byte of at most 1032 of them.
+#: The largest decompressed array, in bytes; deflate compresses by at most 1032 to 1.
 _MAX_UNPACKED = 16 << 30
 _MOST = 1032
 _FIX = "write it again: np.savez(FILE, NAME=array)"
@@ -88,57 +92,57 @@ _FIX = "write it again: np.savez(FILE, NAME=array)"
 
 @dataclass(frozen=True, slots=True)
 class NpyHeader:
-    """What stands before the data of a .npy."""
+    """The header of a .npy file."""
 
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype[Any]
     size: int
-    """Bytes before the data."""
+    """Number of bytes before the data."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the data."""
+        """Number of bytes of the data."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def npy_header(data: bytes) -> NpyHeader:
-    """The header that a .npy begins with.
+    """Parse the header of a .npy file.
 
     Raises:
         ValueError: damaged, or an array of objects, which would be a pickle.
     """
     file = io.BytesIO(data)
     if (version := np.lib.format.read_magic(file)) not in ((1, 0), (2, 0)):
-        raise ValueError(f"a .npy file of version {version}")
+        raise ValueError(f"version {version} of the .npy format is not supported")
     old = version == (1, 0)
     read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # headers that Python 2 wrote are fine
             shape, fortran, dtype = read(file)
-    except Exception as error:  # numpy lets errors of tokenize and ast pass through
+    except Exception as error:  # numpy also raises errors of tokenize and ast
         raise ValueError(f"its header is damaged: {error}") from None
     if dtype.hasobject or dtype.itemsize == 0:
-        raise ValueError(f"an array of {dtype}, which is not read")
+        raise ValueError(f"arrays of {dtype} are not supported")
     if any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"its header says {shape}")
+        raise ValueError(f"invalid shape {shape}")
     return NpyHeader(shape, fortran, dtype, file.tell())
 
 
 @dataclass(frozen=True, slots=True)
 class NpzFile:
-    """The table of one .npz."""
+    """An .npz file and the table of its arrays."""
 
     path: Path
     table: ZipTable
 
     @classmethod
     def of(cls, path: Path) -> NpzFile:
-        """Read the table; no array is read.
+        """Read the table, but no array.
 
         Raises:
-            BadInput: a damaged archive, or a git-lfs pointer to one.
+            BadInput: a damaged archive, or a git-lfs pointer.
         """
         with opened(path, BadInput) as fd:
             refuse_lfs_pointer(path, read_at(fd, 0, min(64, os.fstat(fd).st_size)), BadInput)
@@ -149,15 +153,15 @@ class NpzFile:
 
     @property
     def names(self) -> list[str]:
-        """Of its arrays."""
+        """The names of the arrays."""
         return [name.removesuffix(".npy") for name in self.table.entries]
 
     def array(self, name: str, limit: int | None = None) -> NDArray[Any]:
-        """One array, mapped from the file where that is possible; it is never written back.
+        """Read one array, or map it from the file if possible; changes are never written back.
 
         Args:
-            name: of the array.
-            limit: the most bytes that it may have; if None, those that the file can hold.
+            name: the name of the array.
+            limit: its maximum size in bytes; None for no limit but the size of the file.
 
         Raises:
             KeyError: there is no such array.
@@ -180,14 +184,14 @@ def _read(fd: int, entry: ZipEntry, limit: int | None) -> NDArray[Any]:
     bound = packed - header.size if entry.stored else min(packed * _MOST, _MAX_UNPACKED)
     if header.nbytes > bound or (entry.stored and header.nbytes != bound):
         raise ValueError(
-            f"its header says {header.shape} of {header.dtype}, {header.nbytes:,} bytes, "
-            f"but there are {'' if entry.stored else 'at most '}{bound:,}"
+            f"its header promises {header.shape} of {header.dtype}, {header.nbytes:,} bytes, "
+            f"but it has {'' if entry.stored else 'at most '}{bound:,}"
         )
     if limit is not None and header.nbytes > limit:
         raise ValueError(f"{header.nbytes:,} bytes, which is larger than the limit of {limit:,}")
     at = entry.start + header.size
     if entry.stored and not at % header.dtype.alignment and not header.fortran and header.nbytes:
-        for _ in chunks:  # to its end, where the checksum is compared
+        for _ in chunks:  # the checksum is compared at the end
             pass
         return mapped(fd, at, header.shape, header.dtype)
     shape = header.shape[::-1] if header.fortran else header.shape
@@ -197,22 +201,22 @@ def _read(fd: int, entry: ZipEntry, limit: int | None) -> NDArray[Any]:
 
 
 def _fill(space: memoryview, first: bytes, chunks: Iterator[bytes]) -> None:
-    """Put the bytes into the array; there must be exactly as many as it has room for."""
+    """Copy the bytes into the array; their number must be exactly its size."""
     at = 0
     for part in itertools.chain([first], chunks):
         if len(part) > len(space) - at:
-            raise ValueError("more bytes than its header says")
+            raise ValueError("it has more bytes than its header promises")
         space[at : at + len(part)] = part
         at += len(part)
     if at != len(space):
-        raise ValueError(f"{len(space) - at:,} bytes of it are missing")
+        raise ValueError(f"its last {len(space) - at:,} bytes are missing")
 
 
 def _chunks(fd: int, entry: ZipEntry) -> Iterator[bytes]:
-    """The bytes of an entry, unpacked, the first chunk as long as a header may be.
+    """Yield the decompressed bytes of an entry; the first chunk contains the whole header.
 
     Raises:
-        ValueError: after the last one, the checksum is not theirs.
+        ValueError: after the last chunk, if the checksum does not match.
     """
     inflate = None if entry.stored else zlib.decompressobj(-zlib.MAX_WBITS)
     crc, at, rest = 0, entry.start, b""
@@ -231,4 +235,4 @@ def _chunks(fd: int, entry: ZipEntry) -> Iterator[bytes]:
         if part:
             yield part
     if crc != entry.crc:
-        raise ValueError("its checksum is not that of its bytes")
+        raise ValueError("its checksum does not match its bytes")

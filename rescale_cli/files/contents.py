@@ -1,4 +1,4 @@
-"""What a checkpoint format says of its files: tensors as ranges of bytes, checksums and facts.
+"""The result of reading a checkpoint's headers: tensors as ranges of bytes, checksums and facts.
 
 A format is one module of `checkpoints/formats/` with
 
@@ -6,7 +6,7 @@ A format is one module of `checkpoints/formats/` with
     matches(path) -> bool                           decided by the content, never by the suffix
     list_tensors(path, accept=frozenset()) -> Contents
 
-`list_tensors` reads headers only; it refuses what is damaged or ambiguous and runs nothing.
+`list_tensors` reads headers only, refuses damaged and ambiguous files, and runs no code.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: No tensor has more dimensions: it is the limit of torch and of NumPy.
+#: The maximum number of dimensions in torch and NumPy.
 MAX_DIMS = 64
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides, in elements, of a contiguous tensor of that shape.
+    """Return the strides, in elements, of a contiguous tensor of that shape.
 
     Example:
         >>> row_major((10, 64))
@@ -37,20 +37,20 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One named tensor of a checkpoint, unread."""
+    """The name and the place of one tensor of a checkpoint, whose values have not been read."""
 
     name: str
     """Dotted path from the top of the file: `state_dict.module.fc.weight`."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    """In elements, as torch gives them; a transposed tensor is legal and occurs."""
+    """In elements, as in torch; transposed tensors are legal and occur in practice."""
     dtype: str
     """Torch's name without `torch.`: `float32`, `bfloat16`, `int64`."""
     file: Path
     start: int
     """Offset in the file of the element at index 0, 0, ..."""
     stop: int
-    """One past the last byte that the view touches; equal to start if it is empty."""
+    """One past the last byte of the view; equal to start if it is empty."""
     byteorder: str = "little"
 
     @property
@@ -60,14 +60,14 @@ class TensorInfo:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements lie row after row without a gap."""
+        """Whether the elements are stored row by row without gaps."""
         steps = zip(self.shape, self.strides, row_major(self.shape), strict=True)
-        return all(size <= 1 or stride == wanted for size, stride, wanted in steps)
+        return all(size <= 1 or stride == expected for size, stride, expected in steps)
 
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """The CRC-32 of the bytes [start, stop) of a file, kept little-endian at each place in `at`."""
+    """The CRC-32 of the bytes [start, stop) of a file, stored little-endian at each offset `at`."""
 
     file: Path
     start: int
@@ -78,7 +78,7 @@ class Checksum:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Everything that one checkpoint declares."""
+    """Everything that the headers of one checkpoint declare."""
 
     format: str
     """`safetensors`, `torch-zip`, `torchscript`, `torch-legacy`, `hugging-face-folder`, ..."""
@@ -86,17 +86,17 @@ class Contents:
     files: tuple[Path, ...]
     """The files that hold tensors; the others of a folder are side files."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """safetensors' `__metadata__`, whole."""
+    """The whole `__metadata__` of a safetensors file."""
     config: Mapping[str, object] = field(default_factory=dict)
-    """The config.json beside the weights, where there is one."""
+    """The config.json beside the weights, if there is one."""
     class_names: tuple[tuple[str, ...], ...] = ()
-    """Every list of class names found in the file, in row order; the head's length selects one."""
+    """Every list of class names in the file, in row order; the head's length selects one."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What a pickle says of the network in plain values: `arch`, `args`, `hyper_parameters` ..."""
+    """Plain values that a pickle has about the network: `arch`, `args`, `hyper_parameters` ..."""
     tool: str = ""
-    """What trained it, where a pickle says so: timm or torchvision; see `pickled_names`."""
+    """The library that trained it, if a pickle says so: timm or torchvision; see `find_tool`."""
     globals: tuple[str, ...] = ()
-    """What a pickle names beyond tensors and plain containers, sorted; none of it was imported."""
+    """Sorted names in a pickle other than tensors and plain containers; none was imported."""
     module_classes: Mapping[str, str] = field(default_factory=dict)
-    """Of a pickled module: the full class name of each layer that has a weight, by its name."""
+    """For a pickled module: the full class name of each layer that has a weight, by its name."""
     checksums: tuple[Checksum, ...] = ()

@@ -1,4 +1,4 @@
-"""Folders and copies: one run at a time, side files as they are, bytes copied by the kernel."""
+"""Copy files and folders, by the kernel where possible, and swap or replace folders safely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rescale_cli.errors import OutputExists
 from rescale_cli.files.leftovers import MARK, sync_names
 from rescale_cli.files.reading import opened
 
-#: What a system call says when it cannot do it here, and another way may.
+#: Errors after which another way of copying is tried.
 _NO_COPY = {
     errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ENOTTY,
     errno.ETXTBSY, errno.EBADF,
@@ -34,13 +34,12 @@ def copy_bytes(
 ) -> str:
     """Copy `size` bytes from offset `start` of one descriptor to offset `to` of another.
 
-    A reflink shares the blocks where the file system can; else the kernel copies; only where it
-    cannot do that either do the bytes pass through a buffer of ours.
-
-    `copied` is told after each step how many bytes are there.
+    A reflink shares the blocks if the file system supports it; otherwise the kernel copies; if it
+    cannot, the bytes are copied through a buffer. `copied` receives the number of bytes copied so
+    far after each step.
 
     Returns:
-        How it was done: reflink, copy_file_range, sendfile or buffer.
+        the way that was used: reflink, copy_file_range, sendfile or buffer.
     """
     if start == to == 0 and os.fstat(source).st_size == size and _reflink(source, target):
         copied(size)
@@ -64,7 +63,7 @@ def copy_bytes(
                 raise
         if done == size:
             return name
-    raise OSError(errno.EIO, "the source became shorter while it was copied")
+    raise OSError(errno.EIO, "the source was truncated while it was copied")
 
 
 def _reflink(source: int, target: int) -> bool:
@@ -78,7 +77,7 @@ def _reflink(source: int, target: int) -> bool:
 
 
 def _copy_file_range(source: int, target: int, size: int, start: int, to: int) -> int:
-    while True:  # Python repeats other calls that a signal cut short, but not this one
+    while True:  # Python retries other interrupted system calls, but not this one
         with contextlib.suppress(InterruptedError):
             return os.copy_file_range(source, target, size, start, to)
 
@@ -97,13 +96,13 @@ _EXCHANGE = 2  # RENAME_EXCHANGE
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two files or folders of one file system: at no moment is either name free.
+    """Swap two files or folders of one file system atomically.
 
     Returns:
-        False where the system or the file system cannot; then nothing has happened.
+        False if the system or the file system does not support it; then nothing has changed.
 
     Raises:
-        OSError: it can, but refused.
+        OSError: the system refused the exchange.
     """
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -119,13 +118,13 @@ def exchange(one: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def removed_if_empty(path: Path) -> Iterator[None]:
-    """If the block fails, remove a folder that it made and left empty."""
+    """If the block fails, remove the folder if the block created it and left it empty."""
     fresh = not os.path.lexists(path)
     try:
         yield
     except BaseException:
         if fresh:
-            with contextlib.suppress(OSError):  # it holds something, or was never made
+            with contextlib.suppress(OSError):  # not empty, or never created
                 path.rmdir()
         raise
 
@@ -133,22 +132,23 @@ def removed_if_empty(path: Path) -> Iterator[None]:
 def copy_folder(
     source: Path, target: Path, skip: Sequence[Path], top: Path | None = None
 ) -> list[Path]:
-    """Copy a folder, all but the files in `skip`, and sync what was copied.
+    """Copy a folder except the entries in `skip`, and sync the copy.
 
-    A link that `leads_home` becomes the file; any other link stays a link. Pipes, devices and
-    sockets are left out, and so is what a killed run has left.
+    A link to a file that `leads_home` is replaced by a copy of the file; any other link stays a
+    link. Pipes, devices, sockets and temporary files of killed runs are not copied.
 
     Args:
         source: the folder.
-        target: must not exist. It has the mode of `source`, but its owner may write to it.
-        skip: entries left out, as paths below `source`.
-        top: the whole folder that is copied, where `source` is a part of it.
+        target: the copy, which must not exist; its owner may write to it, whatever the source's
+            mode.
+        skip: entries to leave out, as paths below `source`.
+        top: the whole folder to copy, if `source` is a part of it.
 
     Returns:
-        What was copied, as paths below `top`: files and links.
+        the files and links that were copied, as paths below `top`.
 
     Raises:
-        OSError: the system refused something.
+        OSError: a system call failed.
     """
     top, copied = top or source, list[Path]()
     target.mkdir()
@@ -156,7 +156,7 @@ def copy_folder(
         if entry in skip or entry.name.startswith(MARK):
             continue
         copy = target / entry.name
-        # Asked first: a link that leads to itself is no file, and cannot be resolved.
+        # Checked first: a link to itself is not a file and cannot be resolved.
         if entry.is_symlink() and not (entry.is_file() and leads_home(entry, top)):
             copy.symlink_to(entry.readlink())
         elif entry.is_dir():
@@ -173,11 +173,11 @@ def copy_folder(
 
 
 def leads_home(file: Path, folder: Path) -> bool:
-    """Whether a file, its links followed, lies in the folder or in the Hugging Face cache.
+    """Whether a file, after following links, is in the folder or in the Hugging Face cache.
 
-    The cache keeps the files of a repository in `blobs/`, named by their hash, and each revision
-    as a folder of links, `snapshots/REV/`. A snapshot may use the blobs of its own repository; a
-    folder elsewhere may link to blobs of any, as downloads into a local folder did.
+    The cache stores the files of a repository in `blobs/`, named by their hash, and each revision
+    as a folder of links, `snapshots/REV/`. A snapshot may use the blobs of its own repository; any
+    other folder may link to the blobs of any repository, as older downloads to a folder did.
     """
     real, home = file.resolve(), folder.resolve()
     if real.is_relative_to(home):
@@ -189,9 +189,9 @@ def leads_home(file: Path, folder: Path) -> bool:
 
 
 def sha256_in_cache(file: Path) -> str | None:
-    """The SHA-256 by which the Hugging Face cache names a file; None for any other file.
+    """Return the SHA-256 that is a file's name in the Hugging Face cache, or None.
 
-    Only the large files of a repository have such a name; the others are named by git's hash.
+    Only the large files of a repository are named by it; the others are named by git's hash.
     """
     real = file.resolve()
     return real.name if _is_blob(real) and len(real.name) == 64 else None
@@ -204,24 +204,24 @@ def _is_blob(real: Path) -> bool:
 
 
 def refuse_other_tree(source: Path, target: Path) -> None:
-    """Replace one folder by another, but never a whole tree that happens to have its name.
+    """Refuse to replace a folder that contains more than an earlier copy of the checkpoint.
 
     Raises:
-        OutputExists: the folder to be replaced has folders inside that `source` does not have.
+        OutputExists: `target` contains folders that `source` does not have.
     """
     if target.is_symlink() or not target.is_dir():
         return
     for entry in sorted(target.iterdir()):
         if entry.is_dir() and not entry.is_symlink() and not (source / entry.name).is_dir():
             raise OutputExists(
-                f"{target} holds more than such a checkpoint, and all of it would be removed",
+                f"{target} contains more than a checkpoint, and replacing it would delete that",
                 saw=f"the folder {entry}",
-                fix="name another output: --output, or remove the folder yourself",
+                fix="choose another output: --output FOLDER, or remove that folder yourself",
             )
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy one regular file to a new name, with its mode, and sync it."""
+    """Copy one regular file, with its mode, to a new name, and sync it."""
     with opened(source) as src:
         fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -233,7 +233,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last."""
+    """Sync the names in a folder to the disk."""
     fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         sync_names(fd)

@@ -1,8 +1,8 @@
-"""The SHA-256 of a large file, computed in the background.
+"""Compute the SHA-256 of a large file in the background.
 
-It begins as soon as the file is known, even before the rest of the tool is loaded: the record of a
-re-scaling stands in the header of the output and names its source, so the SHA-256 of the output can
-only begin once that of the source is known.
+Hashing begins as soon as the file is known, even before the rest of the tool is loaded: the header
+of the output contains the digest of the source, so the output can only be hashed after the source.
+hashlib.file_digest is not used, because it cannot be stopped.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from pathlib import Path
 
 from rescale_cli.files.reading import page_buffer
 
-#: How a digest is written: this and 64 hexadecimal digits.
+#: A digest is written as this prefix and 64 hexadecimal digits.
 PLAIN = "sha256:"
-#: A tree of SHA-256, which earlier versions wrote; many cores can compute it.
+#: A tree of SHA-256, which earlier versions wrote and many cores can compute.
 TREE = "sha256-tree-16MiB:"
 BLOCK = 16 << 20
-#: A digest of the same length as any other.
+#: A placeholder with the length of a digest.
 NO_DIGEST = PLAIN + "0" * 64
 
 _LARGE = 64 << 20
-#: Bytes read at once, into one buffer a thread. After each step a thread must wait until the other
-#: threads let go of the interpreter, so the steps are large.
+#: Bytes per read, into one buffer per thread. After each step, a thread waits for the interpreter
+#: lock, so the steps are large.
 _STEP = 4 << 20
 _MOST_THREADS = 16
 _begun: dict[tuple[int, ...], Hashing] = {}
 
 
 class Hashing:
-    """The digest of an open file, computed by threads of its own.
+    """The digest of an open file, computed by background threads.
 
     "sha256:" is the SHA-256 of the file, by one thread. "sha256-tree-16MiB:" is computed on all
     cores: the file is divided into blocks of 16 MiB, of which the last may be shorter, and the
@@ -42,7 +42,7 @@ class Hashing:
     file has no blocks.
 
     Args:
-        fd: a descriptor; it is duplicated, so the file may be closed meanwhile.
+        fd: a descriptor; it is duplicated, so the caller may close it.
         form: `PLAIN` or `TREE`.
     """
 
@@ -68,7 +68,7 @@ class Hashing:
         return self._result.result()
 
     def stop(self) -> None:
-        """Give up; what `result` returns then is of no use."""
+        """Stop early; `result` is then meaningless."""
         self._stop.set()
 
     def _run(self) -> None:
@@ -88,7 +88,7 @@ class Hashing:
             return None if self._error else next(self._todo, None)
 
     def _finish(self) -> None:
-        with contextlib.suppress(OSError):  # it was opened for reading: nothing can be lost
+        with contextlib.suppress(OSError):  # opened read-only, so no data can be lost
             os.close(self._fd)
         if self._error is not None:
             self._result.set_exception(self._error)
@@ -98,7 +98,7 @@ class Hashing:
             self._result.set_result(self._form + whole.hex())
 
     def _block_digest(self, start: int, buffer: memoryview) -> bytes:
-        """The SHA-256 of the block that begins at `start`."""
+        """Return the SHA-256 of the block that begins at `start`."""
         digest, stop = hashlib.sha256(), start + self._block
         while start < stop and not self._stop.is_set():
             count = os.preadv(self._fd, [buffer[: stop - start]], start)
@@ -116,10 +116,10 @@ def _cores() -> int:
 
 
 def begin_hashing(words: Sequence[str]) -> None:
-    """Begin to hash the large file that is about to be patched, before typer is even loaded.
+    """Start hashing the large file that `apply` will patch, before typer is loaded.
 
     Args:
-        words: of the command line; all but `apply MODEL` is left to others.
+        words: the command line; other commands are ignored.
     """
     if "apply" not in words or "--dry-run" in words:
         return
@@ -132,7 +132,7 @@ def begin_hashing(words: Sequence[str]) -> None:
 
 
 def hashing_of(fd: int) -> Hashing:
-    """The plain hashing of an open file: the one that was begun, if the file is still the same."""
+    """Return the plain hashing of an open file: the one in progress if the file is unchanged."""
     return _begun.pop(_identity(fd), None) or Hashing(fd)
 
 

@@ -1,8 +1,8 @@
-"""Temporary files: their names, the lock that marks them as in use, and what killed processes left.
+"""Name and lock temporary files, and remove those that killed processes left behind.
 
-A writer holds a lock (flock) on a file `.lock` while its temporary files exist, and the system
-frees the lock when the process ends in whatever way. So a lock that can be taken means that the
-writer is gone, whatever its number is now and in whatever container it ran.
+A writer holds a lock (flock) on a `.lock` file while its temporary files exist, and the system
+releases the lock when the process ends for any reason. If the lock can be taken, the writer is
+gone, even if its process ID is in use again or it ran in another container.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from rescale_cli.signals import undisturbed
 #: The names of all temporary files start with this.
 MARK = ".rescale-cli-"
 _NAME = re.compile(re.escape(MARK) + r"((\d+)-([0-9a-f]+))(?:-\d+)?\.(tmp|old|lock)")
-#: Seconds after which a file of another machine, whose locks may be invisible here, is abandoned.
+#: Seconds after which a file of another machine counts as abandoned: its locks may be invisible.
 _DAY = 86_400
 
-#: Who is told what was removed. Without a command line, the log of the package.
+#: Receives notes about removed files; without a command line, the log of the package.
 listener: ContextVar[Callable[[str], None]] = ContextVar(
     "listener", default=logging.getLogger("rescale_cli").info
 )
 
 
-#: What a file system says that has no locks, or whose folders cannot be synced.
+#: Errors of file systems that have no locks or cannot sync folders.
 _UNABLE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """The folder's descriptor, locked against other runs of this tool where the system can."""
+    """Open a folder and lock it against other runs of this tool, if the system supports locks."""
     fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(ImportError), where_able():
@@ -52,19 +52,19 @@ def locked(folder: Path) -> Iterator[int]:
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
     finally:
-        with contextlib.suppress(OSError):  # it was opened for reading: nothing can be lost
+        with contextlib.suppress(OSError):  # opened read-only, so no data can be lost
             os.close(fd)
 
 
 def sync_names(folder_fd: int) -> None:
-    """Make the names in an open folder last, where the file system can."""
+    """Sync the names in an open folder to the disk, if the file system supports it."""
     with where_able():
         os.fsync(folder_fd)
 
 
 @contextlib.contextmanager
 def where_able() -> Iterator[None]:
-    """Go on where a file system lacks the very thing; any other error counts."""
+    """Ignore the error of a file system that lacks the feature; raise any other error."""
     try:
         yield
     except OSError as error:
@@ -81,13 +81,13 @@ class Claim:
         self._lock: int | None = None
 
     def name(self, suffix: str) -> Path:
-        """A new name. Before the first one, what killed processes left in the folder is removed.
+        """Return a new name; the first call removes what killed processes left in the folder.
 
         Args:
-            suffix: "tmp" for what may always be removed; "old" for what may be the only copy.
+            suffix: "tmp" for a file that may always be removed; "old" for a possible only copy.
 
         Raises:
-            OSError: the lock file cannot be made.
+            OSError: the lock file cannot be created.
         """
         if self._lock is None:
             remove_leftovers(self._folder)
@@ -97,7 +97,7 @@ class Claim:
         return self._folder / f"{MARK}{self._owner}-{self._names}.{suffix}"
 
     def release(self) -> None:
-        """Remove the lock file. The temporary files must be gone."""
+        """Remove the lock file; the temporary files must already be gone."""
         if self._lock is not None:
             remove(self._lock_file())
             with contextlib.suppress(OSError):
@@ -108,12 +108,12 @@ class Claim:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed processes in a folder, and tell `listener`.
+    """Remove the temporary files of killed processes in a folder, and report to `listener`.
 
-    A file stays if its process lives, if the file system has no locks, if this user may not remove
-    it, or if another machine (or this one before it was restarted) wrote it within a day. A
-    replaced file (`.old`) is removed only if the file has another name, too: it may be the
-    original of an output that was about to be replaced.
+    A file is kept if its process is running, if the file system has no locks, if this user may not
+    remove it, or if another machine (or this one before a restart) wrote it less than a day ago. A
+    replaced file (`.old`) is removed only if it also has another name: otherwise it may be the
+    only copy of an output that was about to be replaced.
     """
     owners: dict[tuple[str, str, str], list[Path]] = defaultdict(list)
     with contextlib.suppress(OSError):
@@ -132,14 +132,14 @@ def remove_leftovers(folder: Path) -> None:
             if abandoned:
                 remove(lock)
     if removed:
-        listener.get()(f"removed what a killed process left: {', '.join(removed)}")
+        listener.get()(f"removed temporary files of a killed process: {', '.join(removed)}")
     if kept:
-        what = "a killed process left what it was replacing; rename or remove it yourself"
+        what = "a killed process left the file that it was replacing; rename or remove it yourself"
         listener.get()(f"{what}: {', '.join(kept)}")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder of ours, trying again where the system failed once."""
+    """Remove a temporary file or folder, with up to three attempts."""
     for _ in range(3):
         try:
             if path.is_dir() and not path.is_symlink():
@@ -152,7 +152,7 @@ def remove(path: Path) -> None:
 
 
 def _lock_new(path: Path) -> int:
-    """The descriptor of a new lock file, locked where the file system can."""
+    """Create a lock file and lock it, if the file system supports locks; return its descriptor."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -160,7 +160,7 @@ def _lock_new(path: Path) -> int:
                 import fcntl
 
                 fcntl.flock(fd, fcntl.LOCK_EX)
-            # Between the two calls another run may have taken the file for abandoned.
+            # Between the two calls, another run may have removed the file as abandoned.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), path.stat()):
                     return fd
@@ -173,19 +173,19 @@ def _lock_new(path: Path) -> int:
 
 @contextlib.contextmanager
 def _abandoned(lock: Path, pid: int, here: bool, files: list[Path]) -> Iterator[bool]:
-    """Whether the process that made `files` is gone; inside, its lock is held.
+    """Yield whether the process that wrote `files` is gone, and hold its lock in the block.
 
     Args:
         lock: its lock file.
-        pid: its number, for files without a lock file.
-        here: whether it ran on this machine since the machine was started.
-        files: its files, for their age.
+        pid: its process ID, for files without a lock file.
+        here: whether it ran on this machine after the last restart.
+        files: its files, whose age is checked.
     """
     try:
         import fcntl
 
         fd = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:  # a writer makes the lock first and removes it last
+    except FileNotFoundError:  # a writer creates the lock first and removes it last
         yield not _is_process(pid)
         return
     except (ImportError, OSError):
@@ -205,7 +205,7 @@ def _abandoned(lock: Path, pid: int, here: bool, files: list[Path]) -> Iterator[
 
 @functools.cache
 def _machine() -> str:
-    """Eight digits for this machine since its start; containers on it have the same."""
+    """Return eight digits that identify this machine since its start, the same in containers."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
     except OSError:
@@ -219,7 +219,7 @@ def _is_process(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # of another user
+    except OSError:  # it belongs to another user
         return True
     return True
 
@@ -240,7 +240,7 @@ def _has_another_name(file: Path) -> bool:
 
 
 def _remove_measured(path: Path) -> int | None:
-    """Remove a file or folder; how many bytes it held, or None if it is still there or was gone."""
+    """Remove a file or folder and return its size in bytes, or None if it could not be removed."""
     try:
         folder = path.is_dir() and not path.is_symlink()
         parts = [path, *path.rglob("*")] if folder else [path]

@@ -1,4 +1,4 @@
-"""Opening what may be opened: regular files, read-only, and read at offsets."""
+"""Open regular files read-only, keep them open while needed, and read them at offsets."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from rescale_cli.errors import BadCheckpoint, BadInput, EnvironmentProblem
 
-#: Device, number, size and time of the last change.
+#: Device, inode, size and modification time of a file.
 Stamp = tuple[int, int, int, int]
 
-#: What the system says of names that are no file's, rather than of a file that it cannot open.
+#: Errors that mean the name is not a regular file, rather than a file that cannot be read.
 _NO_FILE = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV)
 
 LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
@@ -26,14 +26,14 @@ LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
 def open_regular(path: Path, kind: type[BadInput] = BadCheckpoint) -> int:
     """Open a regular file read-only and return its descriptor.
 
-    A FIFO would block for ever, a device could answer anything; neither is opened for reading.
+    Pipes and devices are refused: a pipe could block forever, and a device could be endless.
 
     Raises:
-        BadInput: (as `kind`) there is no such file, or it is no regular file.
-        EnvironmentProblem: the file may not be read.
+        BadInput: (as `kind`) there is no such file, or it is not a regular file.
+        EnvironmentProblem: the file cannot be read.
     """
     try:
-        # O_NONBLOCK: opening a FIFO returns at once, and fstat then tells what it is.
+        # O_NONBLOCK: opening a pipe returns at once, and fstat then recognizes it.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError as error:
         saw = (error.strerror or "").lower()
@@ -41,14 +41,14 @@ def open_regular(path: Path, kind: type[BadInput] = BadCheckpoint) -> int:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_FILE:
             raise EnvironmentProblem(
-                f"{path} may not be read", saw=str(error), fix="check its permissions and the disk"
+                f"{path} cannot be read", saw=str(error), fix="check its permissions and the disk"
             ) from None
         raise kind(f"{path} cannot be opened", saw=str(error), fix="name a regular file") from None
     try:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
             raise kind(
-                f"{path} is no regular file", saw=kind_of(mode), fix="name a file that holds data"
+                f"{path} is not a regular file", saw=kind_of(mode), fix="name a regular file"
             )
     except BaseException:
         os.close(fd)
@@ -57,7 +57,7 @@ def open_regular(path: Path, kind: type[BadInput] = BadCheckpoint) -> int:
 
 
 def kind_of(mode: int) -> str:
-    """The kind of a file, in words, by its mode."""
+    """Name the kind of a file by its mode: `a folder`, `a named pipe` ..."""
     kinds = {
         stat.S_ISDIR: "a folder",
         stat.S_ISFIFO: "a named pipe",
@@ -71,19 +71,19 @@ def kind_of(mode: int) -> str:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What tells whether a file is still the one it was."""
+    """Return a stamp that changes when a file is replaced or written to."""
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-#: The descriptors that stay open in `kept_open`, and what closes them.
+#: The descriptors that `kept_open` keeps, and the stack that closes them.
 _kept: ContextVar[tuple[dict[Path, int], ExitStack] | None] = ContextVar("kept", default=None)
 _MOST_KEPT = 64
 
 
 @contextmanager
 def opened(path: Path, kind: type[BadInput] = BadCheckpoint) -> Iterator[int]:
-    """`open_regular` for a with statement; a file that is kept open is not opened again."""
+    """Open a regular file for the block; a file that is kept open is not opened again."""
     if (kept := _kept_descriptor(path)) is not None:
         yield kept
         return
@@ -96,9 +96,9 @@ def opened(path: Path, kind: type[BadInput] = BadCheckpoint) -> Iterator[int]:
 
 @contextmanager
 def kept_open() -> Iterator[None]:
-    """Inside, the files of checkpoints stay open, so that each of them is opened once.
+    """Keep the files of checkpoints open in the block, so that each of them is opened once.
 
-    They are read at offsets only, so several readers can use one descriptor.
+    They are read only at offsets, so several readers can share one descriptor.
     """
     if _kept.get() is not None:
         yield
@@ -113,7 +113,7 @@ def kept_open() -> Iterator[None]:
 
 @contextmanager
 def opened_once(path: Path) -> Iterator[int]:
-    """`opened` for a file of a checkpoint: it stays open until the outermost `kept_open` ends."""
+    """Open a file of a checkpoint; it stays open until the outermost `kept_open` ends."""
     with kept_open(), opened(path) as fd:
         kept = _kept.get()
         if kept is not None and len(kept[0]) < _MOST_KEPT and _kept_descriptor(path) is None:
@@ -123,7 +123,7 @@ def opened_once(path: Path) -> Iterator[int]:
 
 
 def _kept_descriptor(path: Path) -> int | None:
-    """The descriptor that is kept open, if the file still has this name."""
+    """Return the descriptor that is kept open, if it is still the file of this name."""
     fd = kept[0].get(path) if (kept := _kept.get()) else None
     with contextlib.suppress(OSError):
         if fd is not None and os.path.samestat(os.fstat(fd), path.stat()):
@@ -132,10 +132,10 @@ def _kept_descriptor(path: Path) -> int | None:
 
 
 def read_at(fd: int, start: int, size: int) -> bytes:
-    """Exactly `size` bytes from offset `start`; fewer there is an error.
+    """Read exactly `size` bytes from offset `start`.
 
     Raises:
-        BadCheckpoint: the file ends before.
+        BadCheckpoint: the file is too short.
     """
     parts = []
     while size:
@@ -152,15 +152,15 @@ def read_at(fd: int, start: int, size: int) -> bytes:
 
 
 def page_buffer(size: int) -> memoryview:
-    """A buffer for reading in bulk, at the start of a page.
+    """Return a buffer for large reads that starts at a page.
 
-    A bytearray begins 16 bytes into one, where AMD's processors copy at a sixth of their speed.
+    A bytearray starts 16 bytes into a page, where AMD processors copy at a sixth of the speed.
     """
     return memoryview(mmap.mmap(-1, size))
 
 
 def read_whole(path: Path, limit: int, kind: type[BadInput] = BadCheckpoint) -> bytes:
-    """All bytes of a small regular file, at most `limit` of them.
+    """Read a small regular file of at most `limit` bytes.
 
     Raises:
         BadInput: (as `kind`) larger than the limit, or a git-lfs pointer.
@@ -169,8 +169,8 @@ def read_whole(path: Path, limit: int, kind: type[BadInput] = BadCheckpoint) -> 
         size = os.fstat(fd).st_size
         if size > limit:
             raise kind(
-                f"{path.name} is larger than such a file can be",
-                saw=f"{size:,} bytes, at most {limit:,}",
+                f"{path.name} is too large for a file of this kind",
+                saw=f"{size:,} bytes; at most {limit:,} are read",
                 fix="check that this is the right file",
             )
         data = read_at(fd, 0, size)
@@ -179,7 +179,7 @@ def read_whole(path: Path, limit: int, kind: type[BadInput] = BadCheckpoint) -> 
 
 
 def refuse_lfs_pointer(path: Path, head: bytes, kind: type[BadInput] = BadCheckpoint) -> None:
-    """Say so when a file is git-lfs' note about a file, not the file."""
+    """Raise an error if a file is a git-lfs pointer instead of the file itself."""
     if head.startswith(LFS_MAGIC):
         raise kind(
             f"{path.name} is a git-lfs pointer, not the file itself",

@@ -1,4 +1,4 @@
-"""Whole or nothing: files are written aside, in the target's folder, and renamed all together."""
+"""Write outputs completely or not at all: to temporary files that are renamed together."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from rescale_cli.files.leftovers import Claim, locked, remove, sync_names
 from rescale_cli.files.reading import kind_of
 from rescale_cli.signals import committed, undisturbed
 
-#: The main targets that the command line that is running has written, in order.
+#: The main targets that the running command has written, in order.
 written: ContextVar[tuple[Path, ...]] = ContextVar("written", default=())
 
 
 class Staging:
-    """New files beside their targets under unique names; `commit` gives them their own.
+    """Temporary files beside their targets; `commit` renames them.
 
-    Used in a with statement: whatever was not committed is removed, however the block is left.
-    What a killed process left in the folder is removed by the next one, see `leftovers`.
+    Use it in a with statement: files that were not committed are removed at the end of the block,
+    and those of a killed process by the next run in the folder (see `leftovers`).
 
     Args:
-        folder: where the targets will be; it must exist.
-        replace: whether a main target that is there may be replaced.
+        folder: the folder of the targets, which must exist.
+        replace: whether an existing main target may be replaced.
     """
 
     def __init__(self, folder: Path, *, replace: bool) -> None:
@@ -46,47 +46,44 @@ class Staging:
         if not self.folder.is_dir():
             raise BadInput(
                 f"there is no folder {self.folder}",
-                saw="nothing of that name, or something else",
-                fix=f"mkdir -p {self.folder}, or another --output",
+                saw="it does not exist, or is not a folder",
+                fix=f"mkdir -p {self.folder}, or choose another --output",
             )
         return self
 
     def aside(self, target: Path) -> Path:
-        """A name to write the future `target` under. The last one asked for is the main one.
+        """Return a temporary name for `target`. The last target is the main one.
 
-        The others are files that belong to it: they replace what a killed run, or an output that
-        is no more, has left.
+        The others are files that belong to it. They always replace existing files, which a killed
+        run or a deleted output left behind.
         """
         temporary = self._claim.name("tmp")
-        # Listed before it is made: there is no moment in which an interrupt could lose it.
+        # Listed before it is created, so that it is removed after an interrupt at any moment.
         self._moves.append((temporary, target))
         return temporary
 
     def then(self, target: Path) -> Path:
-        """A name for what replaces `target`, a file beside, once the main target has its name."""
+        """Return a temporary name for a file that replaces `target` after the main target."""
         temporary = self._claim.name("tmp")
         self._then.append((temporary, target))
         return temporary
 
     def outdate(self, *beside: Path) -> None:
-        """Once all is done, remove files that spoke of the main target's predecessor.
-
-        Those that are targets themselves stay.
-        """
+        """Remove these files of the main target's predecessor after the commit, except targets."""
         self._outdated.extend(beside)
 
     def commit(self, check: Callable[[], None] = lambda: None) -> None:
-        """Give every file its name, in order, then make the folder's entries last.
+        """Rename every file to its target, in order, then sync the folder.
 
-        One run at a time does this in a folder, so that of two runs on one target one wins whole,
-        with the files beside it. If a step fails, everything is put back as it was.
+        Only one run at a time commits in a folder, so that two runs never mix their files. If a
+        step fails, all former files are restored.
 
         Args:
-            check: called when no other run is at work in the folder; what it raises stops all.
+            check: called while the folder is locked; an exception from it stops the commit.
 
         Raises:
-            OutputExists: the main target has come into being meanwhile, and may not be replaced.
-            OSError: the system refused something.
+            OutputExists: the main target exists by now, and may not be replaced.
+            OSError: a system call failed.
         """
         with locked(self.folder) as folder_fd, undisturbed():
             check()
@@ -109,7 +106,7 @@ class Staging:
                 remove(file)
 
     def _place(self, temporary: Path, target: Path, way_back: ExitStack) -> Path | None:
-        """Give one file or folder its name; where the one that had it before is kept, if any."""
+        """Rename one file or folder, and return the temporary name of the one it replaced."""
         found = status(target)
         if found is None:
             temporary.rename(target)
@@ -122,7 +119,7 @@ class Staging:
         way_back.callback(_put_back, old, target)
         try:
             os.link(target, old, follow_symlinks=False)
-        except OSError:  # a folder, or a file system without second names
+        except OSError:  # a folder, or a file system without hard links
             target.rename(old)
         temporary.rename(target)
         return old
@@ -140,7 +137,7 @@ class Staging:
 
 
 def _put_back(old: Path, target: Path) -> None:
-    """Give a replaced file or folder its name again."""
+    """Restore a replaced file or folder under its name."""
     with contextlib.suppress(OSError):
         if status(old) is None:
             return
@@ -149,11 +146,11 @@ def _put_back(old: Path, target: Path) -> None:
         elif not exchange(old, target):
             remove(target)
             old.rename(target)
-        remove(old)  # a second name of the file, or the new folder
+        remove(old)  # a second link to the file, or the new folder
 
 
 def write_new(path: Path, data: bytes, like: Path | None = None) -> None:
-    """Write a small new file and sync it; with the mode of `like`, or as the umask says."""
+    """Write a small new file and sync it; its mode is that of `like`, or the default."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         left = memoryview(data)
@@ -167,10 +164,10 @@ def write_new(path: Path, data: bytes, like: Path | None = None) -> None:
 
 
 def status(path: Path) -> os.stat_result | None:
-    """What has this name, links not followed; None if nothing has.
+    """Return the status of a file, without following links; None if it does not exist.
 
     Raises:
-        OSError: the system cannot tell, which `os.path.lexists` would take for nothing.
+        OSError: any other failure, which `os.path.lexists` would hide.
     """
     try:
         return path.lstat()
@@ -181,18 +178,18 @@ def status(path: Path) -> os.stat_result | None:
 
 
 def refuse_existing(target: Path, *, replace: bool, folder: bool = False) -> None:
-    """Stop before a name that is taken.
+    """Refuse an output that already exists, unless it may be replaced.
 
-    Only like replaces like: a folder a folder, a file a file, or a link to one; then the link, not
-    what it leads to.
+    A folder replaces only a folder, and a file only a file. A link to one is replaced itself, not
+    its target.
 
     Raises:
-        OutputExists: something has that name, and either may not or cannot be replaced.
-        UsageError: the name is "-", by which other programs mean stdout.
+        OutputExists: the output exists, and may not or cannot be replaced.
+        UsageError: the name is "-", which would mean stdout.
     """
     if str(target) == "-":
         raise UsageError(
-            "an output is written to a file, whole or not at all, and not to stdout",
+            "this output must be a file; it cannot be written to stdout",
             saw="-",
             fix="name a file: --output FILE; --json prints the result on stdout",
         )
@@ -200,7 +197,7 @@ def refuse_existing(target: Path, *, replace: bool, folder: bool = False) -> Non
     if found is None:
         return
     if stat.S_ISLNK(found.st_mode):
-        # /dev/stdout leads to /proc, and there to whatever the output was sent to.
+        # /dev/stdout is a link to /proc, and from there to a redirected file.
         leads_well = target.is_dir() if folder else target.is_file()
         alike = leads_well and not target.readlink().is_relative_to("/proc")
         alike = alike or not target.exists()
@@ -208,33 +205,36 @@ def refuse_existing(target: Path, *, replace: bool, folder: bool = False) -> Non
         alike = stat.S_ISDIR(found.st_mode) if folder else stat.S_ISREG(found.st_mode)
     if not alike:
         raise OutputExists(
-            f"{target} is there and is no {'folder' if folder else 'regular file'}",
+            f"{target} already exists and is not a {'folder' if folder else 'regular file'}",
             saw=kind_of(found.st_mode),
-            fix="name another output: --output",
+            fix="choose another output: --output",
         )
     if not replace:
         raise OutputExists(
-            f"{target} exists already",
+            f"{target} already exists",
             saw=kind_of(found.st_mode),
-            fix="--force to replace it, or another --output",
+            fix="--force to replace it, or choose another --output",
         )
 
 
 @contextlib.contextmanager
 def system_errors(doing: str) -> Iterator[None]:
-    """Say what the system refused while `doing` something: a full disk, a missing permission.
+    """Turn system errors in the block, such as a full disk, into an error with a fix.
+
+    Args:
+        doing: the action that failed, for the error: `writing out.pth`.
 
     Raises:
-        EnvironmentProblem: in place of any OSError.
+        EnvironmentProblem: instead of any OSError.
     """
     fixes = {
-        errno.ENOSPC: "free some space, or write elsewhere: --output",
-        errno.EDQUOT: "free some of your quota, or write elsewhere: --output",
-        errno.EFBIG: "raise the limit on file sizes, or write elsewhere: --output",
-        errno.EACCES: "check the permissions of the folder, or write elsewhere: --output",
-        errno.EPERM: "check the permissions of the folder, or write elsewhere: --output",
-        errno.EROFS: "write elsewhere: --output",
-        errno.ENAMETOOLONG: "give a shorter name: --output",
+        errno.ENOSPC: "free some disk space, or choose another --output",
+        errno.EDQUOT: "free some of your quota, or choose another --output",
+        errno.EFBIG: "raise the limit on file sizes, or choose another --output",
+        errno.EACCES: "check the permissions of the folder, or choose another --output",
+        errno.EPERM: "check the permissions of the folder, or choose another --output",
+        errno.EROFS: "the file system is read-only: choose another --output",
+        errno.ENAMETOOLONG: "choose a shorter --output",
     }
     try:
         yield
@@ -249,23 +249,23 @@ def system_errors(doing: str) -> Iterator[None]:
         ) from error
 
 
-#: Where a text may go that is not a file: what users call stdout, and what keeps nothing.
+#: Outputs that are not files: stdout, and the null device.
 STDOUT, NOWHERE = Path("-"), Path(os.devnull)
 
 
 def refuse_outputs(
     named: Mapping[str, Path | None], *, force: bool, inputs: Iterable[Path] = ()
 ) -> None:
-    """Stop before the work if two outputs have one name, or one could not be written.
+    """Check before the work that all outputs can be written and have different names.
 
     Args:
-        named: option -> where it will go; None where it was not given. `STDOUT` and `NOWHERE`
-            are always free.
-        force: whether files that are there may be replaced.
-        inputs: what the command reads, which none of them may be.
+        named: the output of each option, None if it is not given; `STDOUT` and `NOWHERE` are
+            always allowed.
+        force: whether existing files may be replaced.
+        inputs: the files that the command reads, which must not be outputs.
 
     Raises:
-        UsageError: two have one name.
+        UsageError: two outputs have the same name.
         BadInput, OutputExists: see `refuse_output`.
     """
     given = {option: path for option, path in named.items() if path not in (None, STDOUT, NOWHERE)}
@@ -275,74 +275,72 @@ def refuse_outputs(
 
 
 def refuse_one_name(given: Mapping[str, Path]) -> None:
-    """Stop if two options name one output.
-
-    Raises:
-        UsageError: they do.
-    """
+    """Raise UsageError if two options name the same output."""
     seen: set[Path] = set()
     for option, path in given.items():
         if path in seen:
-            raise UsageError("two outputs have one name", saw=str(path), fix=f"{option} FILE")
+            raise UsageError(
+                "two outputs have the same name", saw=str(path), fix=f"another name: {option} FILE"
+            )
         seen.add(path)
 
 
 def refuse_output(
     path: Path, option: str, *, force: bool, folder: bool = False, inputs: Iterable[Path] = ()
 ) -> None:
-    """Stop before the work if its result could not be written: `write_text` would refuse, too.
+    """Check before the work that an output can be written, by writing an empty temporary file.
 
     Args:
-        path: where it will go.
-        option: which option says so, for the error.
-        force: whether a file that is there may be replaced.
-        folder: whether it will be a folder.
-        inputs: what the command reads, which never is.
+        path: the output.
+        option: the option that names it, for errors.
+        force: whether an existing file may be replaced.
+        folder: whether the output is a folder.
+        inputs: the files that the command reads, which must not be the output.
 
     Raises:
-        BadInput: there is no such folder.
-        OutputExists: something has that name, and may not be replaced.
+        BadInput: the folder of the output does not exist.
+        OutputExists: the output exists, and may not be replaced.
     """
     try:
         with system_errors(f"writing {path} ({option})"):
             refuse_input(path, inputs)
             refuse_existing(path, replace=force, folder=folder)
             with Staging(path.parent, replace=force) as staging:
-                write_new(staging.aside(path), b"")  # permissions tell less than a try
+                write_new(staging.aside(path), b"")  # more reliable than checking permissions
     except RescaleError as error:
         error.fix = error.fix.replace("--output", option)
         raise
 
 
 def refuse_input(output: Path, inputs: Iterable[Path]) -> None:
-    """Stop if writing `output` would replace a file that the command reads, by any name of it.
+    """Refuse an output that would replace a file that the command reads, under any name.
 
     Args:
-        output: a file, or a folder that will be replaced whole.
-        inputs: files or folders; those that are not there are let pass.
+        output: a file, or a folder that would be replaced.
+        inputs: files or folders; missing ones are ignored.
 
     Raises:
-        OutputExists: one of them is the output, by this or another name, or lies in it.
-        OSError: the system cannot tell.
+        OutputExists: an input is the output, under this or another name, or is inside it.
+        OSError: the system call failed.
     """
-    # realpath, as Path.resolve fails where a link leads to itself.
+    # realpath, because Path.resolve fails for a link to itself.
     place, taken = Path(os.path.realpath(output.parent), output.name), identities([output])
     for path in inputs:
         if identities([path]) & taken or Path(os.path.realpath(path)).is_relative_to(place):
             raise OutputExists(
-                "the output is what the command reads",
-                saw=f"{output} is {path}, by this or another name, or holds it",
-                fix="name another output: --output FILE",
+                "the output is one of the inputs",
+                saw=f"{output} is the same as {path}, or contains it",
+                fix="choose another output: --output FILE",
             )
 
 
 def identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
-    """Device and number of each file that is there."""
+    """Return the device and inode of each existing file."""
     found = set()
     for path in paths:
         try:
             status = path.stat()
-        except OSError as error:  # unlike exists(), a failing disk is not taken for "not there"
+        except OSError as error:  # unlike with exists(), a failing disk is an error
             if error.errno not in (ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP):
                 raise
         else:
@@ -351,20 +349,19 @@ def identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
 
 
 def write_text(path: Path, text: str, *, force: bool) -> None:
-    """`write_texts` of one."""
+    """Write one text; see `write_texts`."""
     write_texts({path: text}, force=force)
 
 
 def write_texts(texts: Mapping[Path, str], *, force: bool) -> None:
-    """Write texts as UTF-8, with the permissions that the umask leaves.
+    """Write texts as UTF-8, with the default permissions.
 
-    All of them are on the disk before the first one has its name, and that for `STDOUT` is written
-    last. A character that UTF-8 does not
-    have (half of one, in a file's name) is written as its escape.
+    All of them are on the disk before the first one is renamed, and the text for `STDOUT` is
+    written last. Lone surrogates (from file names) are written as escapes.
 
     Raises:
-        OutputExists: one is there, and may not be replaced.
-        EnvironmentProblem: the system refused something.
+        OutputExists: an output exists, and may not be replaced.
+        EnvironmentProblem: a system call failed.
     """
     encoded = {path: text.encode("utf-8", "backslashreplace") for path, text in texts.items()}
     with ExitStack() as held:

@@ -99,7 +99,7 @@ def refuse_multi_label(config: Mapping[str, object], heads: Sequence[str], rows:
 
 
 def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
-    """Raise BadHead if a head cannot be re-scaled: quantised or frozen rows, or spectral norm."""
+    """Raise BadHead if a head cannot be re-scaled: quantized or frozen rows, or spectral norm."""
     where = f"{m.weight.name} {m.weight.shape}, {m.weight.dtype}"
     if _FROZEN.fullmatch(m.weight.name):
         raise _frozen(where)
@@ -107,9 +107,9 @@ def refuse_unfit(m: Matrix, tensors: Sequence[TensorInfo]) -> None:
     beside = next((rest for rest in inside if _QUANTISED.search(rest)), None)
     if m.weight.dtype not in HEAD_DTYPES or beside:
         raise BadHead(
-            "the head is quantised, so its rows cannot be multiplied",
+            "the head is quantized, so its rows cannot be multiplied",
             saw=where + (f"; {m.module}.{beside}" if beside else ""),
-            fix="re-scale the checkpoint that was quantised, then quantise the result",
+            fix="re-scale the checkpoint that was quantized, then quantize the result",
         )
     if "weight_u" in inside:
         raise BadHead(
@@ -173,10 +173,10 @@ def refuse_without_head(tensors: Sequence[TensorInfo], saw: str) -> NoClassifier
     saw = saw or f"{len(tensors)} tensors, and none of them is a matrix"
     packed = [t.name for t in tensors if _QUANTISED.search(t.name)]
     if packed:
-        saw = f"quantised weights, e.g. {packed[0]}" + (f"; {saw}" if saw else "")
+        saw = f"quantized weights, e.g. {packed[0]}" + (f"; {saw}" if saw else "")
     normed = [t.name for t in tensors if t.name.endswith("parametrizations.weight.original")]
     if normed:
-        saw = f"parametrised weights, e.g. {normed[-1]}" + (f"; {saw}" if saw else "")
+        saw = f"parametrized weights, e.g. {normed[-1]}" + (f"; {saw}" if saw else "")
     return _none("there is no final linear layer in this checkpoint", saw)
 
 

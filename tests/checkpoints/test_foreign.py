@@ -385,7 +385,7 @@ def flax_array(array: np.ndarray[Any, Any]) -> bytes:
     return b"\xc8" + struct.pack(">H", len(body)) + b"\x01" + body
 
 
-def test_flax_is_recognised_at_any_depth(tmp_path: Path) -> None:
+def test_flax_is_recognized_at_any_depth(tmp_path: Path) -> None:
     array = flax_array(np.ones((8, 3), np.float32))
     for data in (b"\x81\xa6kernel", b"\x81\xd9\x06params\xde\x00\x01\xa4head\x81\xa6kernel"):
         path = tmp_path / "flax_model.msgpack"
@@ -559,7 +559,7 @@ def test_a_damaged_safetensors_header_gets_a_diagnosis(
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin", ".ckpt"])
-def test_what_a_failed_download_leaves_is_recognised(suffix: str, tmp_path: Path) -> None:
+def test_what_a_failed_download_leaves_is_recognized(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"m{suffix}"
     for data, word in (
         (b"", "empty"),

@@ -173,11 +173,11 @@ def test_what_is_no_plain_tensor_is_left_out(tmp_path: Path, new: bool) -> None:
     assert [name for name in table if not name.startswith("sparse")] == ["fc"]
 
 
-def test_quantised_tensors_have_their_dtype(tmp_path: Path) -> None:
+def test_quantized_tensors_have_their_dtype(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quantised = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)
-    table = by_name(save({"q": quantised}, tmp_path / "q.pt"))
+        quantized = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)
+    table = by_name(save({"q": quantized}, tmp_path / "q.pt"))
     assert (table["q"].dtype, table["q"].shape) == ("qint8", (2, 3))
 
 
@@ -255,7 +255,7 @@ def test_a_named_pipe_is_neither_claimed_nor_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for one in FORMATS:
         assert not one.matches(tmp_path / "pipe")
-        with pytest.raises(BadCheckpoint, match="no regular file"):
+        with pytest.raises(BadCheckpoint, match="not a regular file"):
             one.list_tensors(tmp_path / "pipe")
 
 

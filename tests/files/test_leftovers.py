@@ -81,7 +81,7 @@ def test_the_file_of_a_killed_process_is_removed_and_named_with_its_size(
     assert write_counts(tmp_path) == 0
     assert marked(tmp_path) == []
     said = capsys.readouterr().err
-    assert said.count("note: removed what a killed process left") == 1
+    assert said.count("note: removed temporary files of a killed process") == 1
     assert f"{left} (1,000 bytes)" in said
 
 

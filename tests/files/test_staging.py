@@ -623,7 +623,7 @@ def test_a_full_disk_leaves_what_was_there(
     (small_disk / "filler").write_bytes(bytes(free - 4096))
     before = hashes(small_disk)
     assert apply(source, "-o", output, *(["--force"] if force else [])) == 5
-    assert "free some space" in capsys.readouterr().err
+    assert "free some disk space" in capsys.readouterr().err
     assert hashes(small_disk) == before
     assert not leftovers(small_disk)
 

@@ -283,14 +283,14 @@ def test_a_scale_beside_the_weight_is_a_sign_of_a_cosine_head(sign: str) -> None
     assert f"fc.{sign}" in str(found.heads[0].no_effect)
 
 
-def test_a_quantised_head_is_refused_with_the_reason() -> None:
+def test_a_quantized_head_is_refused_with_the_reason() -> None:
     int8 = [info("fc.weight", 10, 64, dtype="int8"), info("fc.bias", 10), info("fc.SCB", 10)]
-    with pytest.raises(BadHead, match="quantised"):
+    with pytest.raises(BadHead, match="quantized"):
         find_heads(backbone() + int8)
     packed = [info("fc.qweight", 8, 10, dtype="int32"), info("fc.scales", 10)]
     with pytest.raises(NoClassifier) as caught:
         find_heads(backbone() + packed)
-    assert "quantised" in caught.value.saw
+    assert "quantized" in caught.value.saw
 
 
 def test_what_config_json_says_of_the_task_is_believed() -> None:
