@@ -342,7 +342,7 @@ def test_a_shape_without_end_is_refused_at_once(
 def test_a_header_of_lists_without_number_is_refused_unread(tmp_path: Path) -> None:
     header = b'{"a":[' + b"[]," * 10_000_000 + b"[]]}"
     path = safetensors_of(header, b"", tmp_path / "m.safetensors")
-    with pytest.raises(BadCheckpoint, match="too long"):
+    with pytest.raises(BadCheckpoint, match="too many values"):
         api.inspect(path)
 
 
