@@ -1,1 +1,1 @@
-"""A path to a table of tensors, whatever the format; and the head among them to arrays."""
+"""Open checkpoints of any format as tables of tensors, and read the head."""

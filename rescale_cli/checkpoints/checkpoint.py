@@ -1,4 +1,4 @@
-"""A checkpoint, opened: its format, the table of its tensors, its config and class names."""
+"""Open a checkpoint: its format, table of tensors, config and class names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from rescale_cli.files.reading import (
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What one path holds."""
+    """An open checkpoint."""
 
     path: Path
     """As the user gave it."""
@@ -39,29 +39,25 @@ class Checkpoint:
     stamps: tuple[Stamp, ...] = ()
     """The stamps of its files when they were read."""
     notes: tuple[str, ...] = ()
-    """What a user should know of how it was found."""
+    """Notes for the user about how it was found."""
 
     def refuse_changed(self) -> None:
-        """Stop if a file was replaced or written to since it was read.
-
-        Raises:
-            EnvironmentProblem: another program changes the file.
-        """
+        """Raise EnvironmentProblem if a file was replaced or written to since it was read."""
         for file, before in zip(self.contents.files, self.stamps, strict=True):
             if stamp_of(file) != before:
                 raise EnvironmentProblem(
-                    f"{file} was changed by another program in the meantime",
+                    f"another program changed {file} while it was in use",
                     saw="its size or modification time differs from when it was read",
                     fix="wait until no program writes to the file, then run the command again",
                 )
 
     @property
     def is_folder(self) -> bool:
-        """Whether the checkpoint, and so a patched copy of it, is a folder."""
+        """Whether the checkpoint, and therefore a patched copy of it, is a folder."""
         return self.path.is_dir()
 
     def tensor(self, name: str) -> TensorInfo:
-        """The tensor of that name.
+        """Return the tensor of that name.
 
         Raises:
             KeyError: there is no such tensor.
@@ -78,7 +74,7 @@ class Checkpoint:
 
     @property
     def left_behind(self) -> tuple[Path, ...]:
-        """The files and folders of a folder that its re-scaled copy does not get, in order.
+        """The files and folders that are not copied with a re-scaled folder, in order.
 
         Raises:
             OSError: a folder cannot be listed.
@@ -88,12 +84,12 @@ class Checkpoint:
         return left_behind(self.path, self.contents.files, run=self.tool == "rescale")
 
     def names_of(self, num_classes: int) -> tuple[str, ...] | None:
-        """The class names in the checkpoint, in row order; None without a list of that length."""
+        """Return the class names in row order, or None if no list has that length."""
         return next((n for n in self.contents.class_names if len(n) == num_classes), None)
 
     @property
     def tool(self) -> str:
-        """What trained it, by its own account: timm, torchvision, rescale (`train`), or ""."""
+        """The library that trained it, if known: timm, torchvision, rescale (`train`), or ""."""
         config = self.contents.config
         if "arch" in config and "preprocessing" in config:
             return "rescale"
@@ -101,23 +97,23 @@ class Checkpoint:
         return "timm" if timm else self.contents.tool
 
     def rows(self, num_classes: int, title: str = "") -> HeadRows:
-        """The rows of its head, with what it says of their classes."""
+        """Return the rows of its head, with their class names if it has them."""
         return HeadRows(num_classes, self.names_of(num_classes), self.tool, title)
 
 
 def open_checkpoint(path: Path, accept: frozenset[str] = frozenset()) -> Checkpoint:
-    """Read the headers of a checkpoint file or folder; no tensor is loaded, no code is run.
+    """Read the headers of a checkpoint file or folder, without loading tensors or running code.
 
-    A single file is opened once, and so is each shard of a folder. Of a folder that holds exactly
-    one model further down, that model is opened, and `notes` says so.
+    A single file is opened once, and so is each shard of a folder. If a folder contains exactly one
+    model in its subfolders, that model is opened, and `notes` says so.
 
     Args:
         path: a file of any supported format, a folder, or the index of a sharded folder.
-        accept: full names of pickle globals that are accepted; they are not run either.
+        accept: full names of pickle globals to accept; they are not run either.
 
     Raises:
         BadCheckpoint: unknown format, damaged, or not a regular file.
-        UnsafePickle: a pickle in it calls or names what no checkpoint needs.
+        UnsafePickle: a pickle in it calls or names something that no checkpoint needs.
     """
     if os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises where a name is too long)
         refuse_distributed_file(path)
@@ -126,7 +122,7 @@ def open_checkpoint(path: Path, accept: frozenset[str] = frozenset()) -> Checkpo
             return _open(path, accept)
         refuse_link_out(path, weights)
         inner = open_checkpoint(weights, accept)
-        note = f"{path} holds one model, {weights.relative_to(path)}, which is used"
+        note = f"using {weights.relative_to(path)}, the only model in {path}"
         return replace(inner, notes=(note, *inner.notes))
     with opened_once(path) as fd:
         refuse_lfs_pointer(path, read_at(fd, 0, min(256, os.fstat(fd).st_size)))
@@ -148,15 +144,15 @@ def _open(path: Path, accept: frozenset[str]) -> Checkpoint:
 
 
 def _is_of_folder(path: Path) -> bool:
-    """Whether a file has a conventional name for a folder's weights, perhaps as `apply` writes it.
+    """Whether a file has a conventional name for the weights of a folder.
 
-    `apply` writes model.rescaled.safetensors beside model.safetensors; it is the same model.
+    This includes model.rescaled.safetensors, which `apply` writes beside model.safetensors.
     """
     return f"{path.name.partition('.')[0]}{path.suffix}" in WEIGHTS
 
 
 def _with_config(contents: Contents, path: Path) -> Contents:
-    """The contents with the config.json beside the file: its own, as in a folder."""
+    """Add the config.json beside the file, as for a folder."""
     config = read_config(path.parent)
     return replace(
         contents, config=config, class_names=names_in_config(config) + contents.class_names

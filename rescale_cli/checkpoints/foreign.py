@@ -1,4 +1,4 @@
-"""Files that are not a checkpoint that this tool reads: other formats, damage; and what to do."""
+"""Recognize files that cannot be read, of other frameworks or damaged, and say what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LAYER = (
     "with n the class counts in the order of the outputs; then save it again"
 )
 
-#: Offset, bytes there, what the file is, what to do. {} is the name of the file, quoted.
+#: Offset, the bytes there, the kind of file, the fix; {} is the quoted path.
 _MAGIC = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes (.h5)", _KERAS),
     (0, b"GGUF", "a GGUF file", _AGAIN),
@@ -57,37 +57,37 @@ _FLAX = (
 )
 
 
-#: The package of a class or function that a pickle names, in the older and the newer spelling.
+#: The package of a class or function that a pickle names, in older and newer protocols.
 _GLOBAL = re.compile(
     rb"c([A-Za-z_]\w*)[\w.]*\n\w+\n|\x8c.([A-Za-z_]\w*)[\w.]*\x94?\x8c.\w+\x94?\x93", re.DOTALL
 )
-#: How every file of torch.save from before 1.6 begins.
+#: The first bytes of every file that torch.save wrote before 1.6.
 _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A model of another framework, or a file around a model."""
+    """A model of another framework, or an archive that may contain a model."""
 
     kind: str
-    """With its article: `a Keras model`."""
+    """With an article: `a Keras model`."""
     fix: str
     """The next step."""
     saw: str = ""
     is_model: bool = True
-    """Whether a folder that holds it holds a model; an archive may hold anything."""
+    """Whether it is certainly a model; an archive may contain anything."""
 
     def refusal(self, path: Path) -> BadCheckpoint:
-        """The error that names it."""
+        """Return the error that names it."""
         return BadCheckpoint(
-            f"{path.name} is {self.kind}, which this tool does not re-scale",
+            f"{path.name} is {self.kind}, which rescale-cli does not support",
             saw=self.saw or str(path),
             fix=self.fix,
         )
 
 
 def foreign_file(path: Path) -> Foreign | None:
-    """What a regular file is, by its content; None if no other framework is recognized."""
+    """Recognize a file of another framework by its content; None if it is not recognized."""
     found = _by_content(path)
     option = {"tf_model.h5": "from_tf", "flax_model.msgpack": "from_flax"}.get(path.name)
     if found is not None and option and path.with_name("config.json").is_file():
@@ -135,7 +135,7 @@ def _by_content(path: Path) -> Foreign | None:
 
 
 def foreign_folder(folder: Path) -> Foreign | None:
-    """What a folder is, by what lies in it; None if no other framework is recognized."""
+    """Recognize a folder of another framework by its files; None if it is not recognized."""
 
     def has(*names: str) -> bool:
         return any((folder / name).exists() for name in names)
@@ -163,7 +163,7 @@ def _zip(path: Path) -> Foreign | None:
     try:
         names = list_names(path)
     except BadCheckpoint:
-        return None  # damaged, which is for others to say
+        return None  # damaged; the reader of the format reports it
     name, listed = shlex.quote(str(path)), ", ".join(names[:5])
     if any(name.endswith("/archive_format") for name in names):
         fix = "re-scale the checkpoint that it was exported from, and export that again"
@@ -191,7 +191,7 @@ def _sklearn_fix() -> str:
 
 
 def _pickle(head: bytes) -> Foreign | None:
-    """A pickle of another library, by the first module in it that is no matter of course."""
+    """Recognize a pickle of another library by the first uncommon module that it names."""
     if b"StructuredToParameterName@@" in head:
         fix = (
             'python -c "import paddle, torch; torch.save({k: torch.tensor(v.numpy()) for k, v in '
@@ -199,13 +199,13 @@ def _pickle(head: bytes) -> Foreign | None:
         )
         return Foreign("a PaddlePaddle checkpoint", fix)
     if head.startswith(_TORCH_MAGIC[: len(head)]):
-        return None  # a file of torch.save, and damaged
+        return None  # a damaged file of torch.save
     modules = [one or other for one, other in _GLOBAL.findall(head)]
     known = (b"numpy", b"joblib", b"collections", b"copyreg", b"builtins", b"_codecs")
     named = [m.decode() for m in modules if m not in known]
     if "sklearn" in named:
         return Foreign("a scikit-learn model (pickle)", _sklearn_fix(), "sklearn in its pickle")
-    trust = "if you trust its maker, load it in Python and "
+    trust = "if you trust its author, load it in Python and "
     if "torch" in named:
         fix = trust + "save it with torch.save, then name that file"
         return Foreign("a pickle of torch tensors that torch.save did not write", fix)
@@ -214,12 +214,12 @@ def _pickle(head: bytes) -> Foreign | None:
         "write its arrays with safetensors.numpy.save_file({name: array}, 'model.safetensors'), "
         "then name that file"
     )
-    saw = f"the first names in it: {', '.join(dict.fromkeys(named)) or 'none'}"[:120]
+    saw = f"modules that it names: {', '.join(dict.fromkeys(named)) or 'none'}"[:120]
     return Foreign(f"a pickle of {library} objects", fix, saw, is_model=False)
 
 
 def _compressed_pickle(head: bytes) -> Foreign | None:
-    """A joblib file that is compressed: gzip or zlib around a pickle."""
+    """Recognize a compressed joblib file: a pickle in gzip or zlib."""
     if head[:2] not in (b"\x1f\x8b", b"\x78\x01", b"\x78\x9c", b"\x78\xda", b"\x78\x5e"):
         return None
     try:
@@ -230,7 +230,7 @@ def _compressed_pickle(head: bytes) -> Foreign | None:
 
 
 def _protobuf(path: Path, head: bytes) -> Foreign | None:
-    """ONNX, Core ML and SavedModel all begin with a version number in field 1."""
+    """Tell ONNX, Core ML and SavedModel apart, which all begin with a version number in field 1."""
     if path.name == "saved_model.pb":
         return Foreign("the graph of a TensorFlow SavedModel", _LAYER)
     if path.suffix == ".mlmodel":
@@ -243,7 +243,7 @@ def _protobuf(path: Path, head: bytes) -> Foreign | None:
 
 
 def _is_msgpack(head: bytes) -> bool:
-    """Whether the bytes begin a map of msgpack that leads, by text keys, to an array of Flax."""
+    """Whether the bytes begin a msgpack map whose text keys lead to a Flax array."""
     at = 0
     while at + 8 < len(head):
         code = head[at]
@@ -263,7 +263,7 @@ def _is_msgpack(head: bytes) -> bool:
 
 
 def names_of(paths: Sequence[Path], most: int = 20) -> str:
-    """Paths as one line; a long list says how many were left out."""
+    """Join paths in one line; a long list is cut, with the number of paths left out."""
     shown = ", ".join(str(path) for path in paths[:most])
     return shown + (f", and {len(paths) - most} more" if len(paths) > most else "")
 
@@ -275,10 +275,10 @@ _FETCH_AGAIN = "fetch, copy or export the file again"
 
 
 def unreadable(path: Path) -> BadInput:
-    """The error for a file that is no checkpoint of a known format.
+    """Return the error for a file that is not a checkpoint of a known format.
 
-    A damaged file is told by its suffix or its first bytes: the reader of that format says what is
-    wrong with it.
+    A damaged file is recognized by its suffix or first bytes; the reader of its format then reports
+    the damage.
     """
     with opened(path) as fd:
         size = os.fstat(fd).st_size
@@ -295,10 +295,10 @@ def unreadable(path: Path) -> BadInput:
         return error
     damaged = path.suffix == ".safetensors" or path.suffix in _TORCH
     return BadCheckpoint(
-        f"{path.name} is damaged: it begins neither like a zip archive nor like a pickle"
+        f"{path.name} is damaged: it is neither a zip archive nor a pickle"
         if path.suffix in _TORCH
-        else f"{path.name} is not in a format that this tool reads",
-        saw=f"{size:,} bytes, which begin with {head[:8]!r}",
+        else f"{path.name} is not in a supported format",
+        saw=f"{size:,} bytes that begin with {head[:8]!r}",
         fix=_FETCH_AGAIN
         if damaged
         else "name a safetensors file, a file of torch.save, or a Hugging Face or timm folder",
@@ -306,7 +306,7 @@ def unreadable(path: Path) -> BadInput:
 
 
 def _reader_for(path: Path, head: bytes) -> str | None:
-    """The format whose reader can say what is wrong."""
+    """Return the format whose reader can report the damage."""
     if head.startswith(b"PK\x03\x04"):
         return "torch_zip"
     if path.suffix == ".safetensors":
@@ -315,21 +315,21 @@ def _reader_for(path: Path, head: bytes) -> str | None:
 
 
 def _no_model(path: Path, head: bytes, size: int) -> BadCheckpoint | None:
-    """What a failed download or copy leaves behind."""
+    """Return the error for the result of a failed download or copy."""
     if not head:
         return BadCheckpoint(f"{path.name} is an empty file", saw="0 bytes", fix=_FETCH_AGAIN)
     if not any(head):
         return BadCheckpoint(
-            f"{path.name} contains only zeros: a download or copy did not finish",
+            f"{path.name} contains only zeros: a download or copy was not completed",
             saw=f"the first {len(head):,} of {size:,} bytes are 0",
             fix="fetch or copy the file again",
         )
     if _PAGE.match(head):
         return BadCheckpoint(
-            f"{path.name} is a web page (HTML or XML) that was saved in place of the model",
+            f"{path.name} is a web page (HTML or XML) that was saved instead of the model",
             saw=repr(head[:60].decode("utf-8", "replace")),
-            fix="fetch the file itself: on the Hugging Face Hub, with /resolve/ in place of /blob/ "
-            "in its address, and with a token where a login is required",
+            fix="fetch the file itself: on the Hugging Face Hub, with /resolve/ instead of /blob/ "
+            "in its address, and with a token if a login is required",
         )
     if b"\0" in head or b"<net " in head or not _is_text(head):
         return None
@@ -338,7 +338,7 @@ def _no_model(path: Path, head: bytes, size: int) -> BadCheckpoint | None:
         saw=repr(head[:60].decode("utf-8", "replace")),
         fix=f"name the folder of the model: {path.parent}"
         if path.suffix == ".json"
-        else "fetch the file of the model again, with a token where a login is required",
+        else "fetch the file of the model again, with a token if a login is required",
     )
 
 

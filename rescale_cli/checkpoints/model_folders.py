@@ -1,15 +1,15 @@
-"""Which files of a folder are the model, which are other models, and which belong to its training.
+"""Tell the files of a folder apart: the model, other models, and the state of its training.
 
-MLflow, Triton, training runs and archives of experiments keep models in folders of folders. A
-checkpoint is recognized by its content: optimizers, random states and arguments hold no matrix of a
-network, and are never proposed.
+MLflow, Triton, training runs and archives of experiments keep models in nested folders. A
+checkpoint is recognized by its content: files of optimizers, random states and arguments contain no
+matrix of a network, and are never proposed.
 
-A re-scaled copy of a folder gets every file that a library reads to run the model (configs,
-tokenizers, preprocessing, code, licences) and every file that this tool does not know. It does not
-get what training wrote about the model before re-scaling: optimizer and schedule, random states,
-logs and results, the logits it gave, its other checkpoints, and backups of its weights. Training
-that continued from them would continue from another model. Sources: the names that transformers'
-Trainer, accelerate, DeepSpeed and TensorBoard use.
+A re-scaled copy of a folder contains every file that a library reads to run the model (configs,
+tokenizers, preprocessing, code, licenses) and every unknown file. It does not contain what training
+wrote about the model before re-scaling: optimizer and schedule, random states, logs, results and
+logits, other checkpoints, and backups of the weights. Training that resumed from them would not
+match the re-scaled model. Sources: the names that transformers' Trainer, accelerate, DeepSpeed and
+TensorBoard use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rescale_cli.errors import BadCheckpoint, BadInput, NeedsDecision
 from rescale_cli.files.folders import leads_home
 from rescale_cli.files.leftovers import MARK
 
-#: What holds the weights of a folder, the first that is there; transformers has the same order.
+#: The weights of a folder are in the first of these files, in the order of transformers.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -44,10 +44,10 @@ WEIGHTS = (
 
 
 def refuse_link_out(folder: Path, file: Path) -> None:
-    """Refuse a link that leads out of a folder; the Hugging Face cache is made of links to itself.
+    """Refuse a link that leads out of a folder; links within the Hugging Face cache are allowed.
 
     Raises:
-        BadCheckpoint: the file lies elsewhere.
+        BadCheckpoint: the file is in another place.
     """
     if not leads_home(file, folder):
         raise BadCheckpoint(
@@ -58,11 +58,11 @@ def refuse_link_out(folder: Path, file: Path) -> None:
 
 
 def weights_of(folder: Path) -> Path:
-    """The file that holds a folder's weights, or the index of its shards.
+    """Return the file with a folder's weights, or the index of its shards.
 
     Raises:
-        BadCheckpoint: no weights in the folder, or such as cannot be re-scaled.
-        NeedsDecision: several models, and no convention says which.
+        BadCheckpoint: the folder contains no weights, or none that can be re-scaled.
+        NeedsDecision: it contains several models, and no convention selects one.
     """
     for name in WEIGHTS:
         if (folder / name).exists():
@@ -75,7 +75,7 @@ _DEPTH = 4
 _MOST_ENTRIES = 5_000
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 _SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}(\.\w+)")
-#: Files of training that hold no model, by the names that Trainer and accelerate give them.
+#: Files of training that contain no model, by their names in Trainer and accelerate.
 _SIDE = re.compile(
     r"(optimizer|scheduler|lr_scheduler|scaler|rng_state|random_states|training_args)"
 )
@@ -87,18 +87,18 @@ class Inner:
 
     path: Path
     error: BadInput | None = None
-    """Why it cannot be re-scaled as it is; None for a checkpoint that can be named."""
+    """Why it cannot be re-scaled; None for a checkpoint that can."""
 
 
 def models_in(folder: Path, depth: int = _DEPTH, left: list[int] | None = None) -> Iterator[Inner]:
-    """Every model in a folder and the folders in it, in natural order: files first.
+    """Yield every model in a folder and its subfolders: files first, in natural order.
 
-    A folder with weights of its own, such as `checkpoint-500`, counts as one model.
+    A subfolder with its own weights, such as `checkpoint-500`, counts as one model.
 
     Args:
-        folder: where to look.
-        depth: how many levels of folders to enter.
-        left: how many entries may still be looked at; a data set by mistake ends soon.
+        folder: the folder to search.
+        depth: the number of levels of folders to search.
+        left: the number of entries that may still be examined, in case the folder is a data set.
     """
     left = left or [_MOST_ENTRIES]
     entries = sorted((e for e in folder.iterdir() if _is_visible(e)), key=_natural)
@@ -124,13 +124,13 @@ def models_in(folder: Path, depth: int = _DEPTH, left: list[int] | None = None) 
 
 def _is_visible(entry: Path) -> bool:
     beside = entry.name.endswith((".bak", ".rescale.json", ".rescale.undo"))
-    # A repository in the Hugging Face cache: the snapshots are links to these.
+    # In a repository of the Hugging Face cache, the snapshots are links to the blobs.
     beside = beside or (entry.name == "blobs" and entry.with_name("snapshots").is_dir())
     return not beside and not entry.name.startswith((".", MARK))
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """A key that puts checkpoint-500 before checkpoint-1000."""
+    """Sort key that puts checkpoint-500 before checkpoint-1000."""
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d{1,18})", path.name)]
 
 
@@ -143,12 +143,12 @@ def _error_of(folder: Path) -> BadInput | None:
 
 
 def _model_of(file: Path) -> Inner | None:
-    """A file as a model; None if it holds no matrix of a network."""
+    """Return a file as a model; None if it contains no matrix of a network."""
     if file.name in WEIGHTS and file.suffix == ".json":
         return Inner(file)
     shard = _SHARD.fullmatch(file.name)
     if shard and (file.parent / f"{shard[1]}{shard[2]}.index.json").exists():
-        return None  # the index stands for its shards
+        return None  # the index represents its shards
     try:
         module = file_format(file)
         if module is not None:
@@ -158,7 +158,7 @@ def _model_of(file: Path) -> Inner | None:
         other = foreign_file(file)
     except TrainingState as error:
         return Inner(file, error)
-    except BadInput:  # damaged, or refused: whoever opens it says why
+    except BadInput:  # damaged or refused; opening it reports why
         return None if _SIDE.match(file.name) else Inner(file)
     if other is not None:
         return Inner(file, other.refusal(file)) if other.is_model else None
@@ -166,11 +166,11 @@ def _model_of(file: Path) -> Inner | None:
 
 
 def choose_model(folder: Path) -> Path:
-    """The one checkpoint of a folder that follows no convention: a file, or a folder below it.
+    """Return the only checkpoint in a folder without conventional names: a file or a subfolder.
 
     Raises:
-        NeedsDecision: it holds several models.
-        BadCheckpoint: it holds no model, or only models that cannot be re-scaled as they are.
+        NeedsDecision: the folder contains several models.
+        BadCheckpoint: it contains no model, or none that can be re-scaled.
     """
     refuse_distributed(folder)
     found = list(models_in(folder))
@@ -185,12 +185,12 @@ def choose_model(folder: Path) -> Path:
         raise other.refusal(folder)
     errors = [inner.error for inner in found if inner.error is not None]
     if errors:
-        # Shards of DeepSpeed, FSDP and Megatron first: any other file may lie beside them.
+        # Report shards of DeepSpeed, FSDP and Megatron first: any other file may be beside them.
         raise min(errors, key=lambda error: not isinstance(error, TrainingState))
     names = sorted(entry.name for entry in folder.iterdir())
     raise BadCheckpoint(
         f"{folder} contains no weights",
-        saw=names_of([Path(name) for name in names]) or "an empty folder",
+        saw=names_of([Path(name) for name in names]) or "the folder is empty",
         fix="name a checkpoint file, or a folder with model.safetensors or pytorch_model.bin",
     )
 
@@ -204,17 +204,17 @@ def _several(folder: Path, ready: list[Path]) -> NeedsDecision:
     elif any(re.fullmatch(r"checkpoint-\d+", path.name) for path in ready):
         kind, last = "the folder of a training run", True
     return NeedsDecision(
-        f"{folder} is {kind} with {len(ready)} models in it; name the one to re-scale",
+        f"{folder} is {kind} that contains {len(ready)} models",
         saw=names_of([path.relative_to(folder) for path in ready]),
         fix=f"name one of them, such as {ready[-1 if last else 0]}",
     )
 
 
 def refuse_several(folder: Path, name: str) -> None:
-    """Stop where accelerate saved two models: model.safetensors and model_1.safetensors.
+    """Refuse a folder in which accelerate saved several models, such as model_1.safetensors.
 
     Raises:
-        NeedsDecision: with the names of all of them.
+        NeedsDecision: lists all of them.
     """
     stem, _, rest = name.partition(".")
     pattern = re.compile(rf"{re.escape(stem)}_\d+\.{re.escape(rest)}")
@@ -224,19 +224,19 @@ def refuse_several(folder: Path, name: str) -> None:
 
 
 def other_models(folder: Path, used: tuple[Path, ...]) -> list[str]:
-    """What else in a folder holds a model, as paths below it.
+    """Return the other models in the folder of a checkpoint, as paths below it.
 
     Args:
-        folder: of the checkpoint.
+        folder: the folder.
         used: the files that were opened.
     """
-    # Where an index led to the shards, it is the first conventional name in the folder.
+    # The index of the shards, if there is one, is the first conventional name in the folder.
     index = next((folder / n for n in WEIGHTS if (folder / n).exists()), None)
     found = [i.path for i in models_in(folder) if i.path not in (*used, index)]
     return [str(other.relative_to(folder)) for other in found]
 
 
-#: Files and folders of a run of `train` that speak of the head as it was trained.
+#: Files and folders of a run of `train` that describe the head before re-scaling.
 _OF_OUR_RUN = re.compile(
     r"last\.ckpt|model\.rs\.safetensors|norms\.svg|metrics\.jsonl|val_logits\.npz|tensorboard"
 )
@@ -247,20 +247,20 @@ _OF_OTHERS = re.compile(
     r"|(all|train|eval|test|predict)_results\.json"
     r"|events\.out\.tfevents\..*|global_step\d+|zero_to_fp32\.py|optimizer_\d+"
 )
-#: Which of the folders beside it training goes on from (DeepSpeed).
+#: The file that names the folder from which DeepSpeed resumes.
 _POINTER = "latest"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-#: How `apply --in-place` names the weights that it replaced.
+#: The suffix of the weights that `apply --in-place` replaced.
 _BACKUP = ".bak"
 _TORCH = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 
 def left_behind(folder: Path, used: tuple[Path, ...], *, run: bool) -> tuple[Path, ...]:
-    """The files and folders of a model that its re-scaled copy does not get, in order.
+    """Return the files and folders that are not copied with a re-scaled model, in order.
 
     Args:
-        folder: of the model.
-        used: the files that hold its tensors.
+        folder: the folder of the model.
+        used: the files that contain its tensors.
         run: whether it is a run of `train`.
 
     Raises:
@@ -284,17 +284,17 @@ def _stale(folder: Path, used: tuple[Path, ...], run: bool) -> Iterator[Path]:
 
 
 def _is_named(entry: Path, run: bool) -> bool:
-    """Whether its name is one that training gives; see the patterns above."""
+    """Whether its name matches a pattern above, for files that training writes."""
     if _OF_OTHERS.fullmatch(entry.name) or (run and _OF_OUR_RUN.fullmatch(entry.name)):
         return True
     return entry.name == _POINTER and any(entry.parent.glob("global_step*"))
 
 
 def _holds_optimizer(file: Path) -> bool:
-    """Whether a torch file holds the state of an optimizer, beside a model or alone."""
+    """Whether a torch file contains the state of an optimizer, with or without a model."""
     try:
         module = file_format(file)
         tensors = module.list_tensors(file).tensors if module is not None else ()
-    except BadInput:  # damaged, or refused: it is copied as it is
+    except BadInput:  # damaged or refused; it is copied unchanged
         return False
     return any(is_optimizer_entry(info.name) for info in tensors)

@@ -1,12 +1,11 @@
-"""Files that hold only a part of a model: a shard of a training state, an adapter without a head.
+"""Refuse files that contain only a part of a model: training states and adapters without a head.
 
-DeepSpeed, FSDP and Megatron keep the weights that training continues from in other files, or split
-them between ranks, so a patched shard would change nothing, or only a part. Each kind is recognized
-by its content and refused with the command that makes a whole checkpoint of it.
+DeepSpeed, FSDP and Megatron resume from weights that are in other files or split between ranks, so
+patching one shard would have no effect, or change only a part. Each kind is recognized by its
+content, and the error gives the command that converts it to a complete checkpoint.
 
-An adapter that was trained with the classifier in `modules_to_save` holds the whole head, which
-takes the place of the base model's: re-scaling it there is exact. With any other adapter, only the
-merged model has the head that decides.
+An adapter that was trained with the classifier in `modules_to_save` contains the whole head, which
+replaces that of the base model, so re-scaling it is exact. Any other adapter must be merged first.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rescale_cli.files.reading import opened, read_at, read_whole
 from rescale_cli.json_text import clip, parse_json
 
 _MAX_METADATA = 256 << 20
-#: Classes of tensors of which every rank has a part.
+#: Classes of tensors that are split between ranks.
 _SHARDED = re.compile(r"torch\.distributed\..*\.(ShardedTensor|DTensor)|.*\.FlatParameter")
 _OPTIMIZER = re.compile(
     r"(^|\.)(optim\w*|state\.\d+|exp_avg\w*|momentum_buffer|param_groups)(\.|$)"
@@ -33,7 +32,7 @@ _FP32 = {"single_partition_of_fp32_groups", "fp32_flat_groups", "base_optimizer_
 
 
 class TrainingState(BadCheckpoint):
-    """The weights of this training state live elsewhere, or in parts; `fix` converts them."""
+    """The weights of a training state are in other files or in parts; `fix` converts them."""
 
 
 def is_optimizer_entry(name: str) -> bool:
@@ -42,25 +41,25 @@ def is_optimizer_entry(name: str) -> bool:
 
 
 def refuse_training_state(value: object, named: Iterable[str], path: Path) -> None:
-    """Stop at a file that is one shard of a training state.
+    """Refuse a file that is one shard of a training state.
 
     Args:
-        value: what its pickle holds.
+        value: the value of its pickle.
         named: the globals that the pickle names.
         path: the file.
 
     Raises:
-        TrainingState: with the command that makes a checkpoint of all the shards.
+        TrainingState: with the command that joins the shards into a checkpoint.
     """
     table = value if type(value) is dict else {}
     inner = table.get("optimizer_state_dict")
     if type(inner) is dict and ("zero_stage" in inner or _FP32 & inner.keys()):
         raise _deepspeed(path, "optimizer state, flattened over all parameters")
     if {"module", "mp_world_size"} <= table.keys() and _is_zero(table, path):
-        saw = "the half-precision copy beside the weights that DeepSpeed trains"
+        saw = "a half-precision copy of the weights that DeepSpeed trains"
         module = table["module"]
         if not module or _is_empty(module):
-            saw = "the parameters are empty: every rank has a part of them"
+            saw = "the parameters are empty, because they are split between the ranks"
         raise _deepspeed(path, saw)
     if {"args", "checkpoint_version"} <= table.keys() and {"model", "model0"} & table.keys():
         raise megatron(path.parent, path.name)
@@ -68,7 +67,7 @@ def refuse_training_state(value: object, named: Iterable[str], path: Path) -> No
     sharded = [*flat, *filter(_SHARDED.fullmatch, named)]
     if sharded:
         raise TrainingState(
-            f"{path.name} is the FSDP shard of one rank: the model is in parts",
+            f"{path.name} is the FSDP shard of one rank, not the whole model",
             saw=str(sharded[0])[:120],
             fix="in the training script, save the full state dict: get_model_state_dict(model, "
             "options=StateDictOptions(full_state_dict=True)) of "
@@ -86,14 +85,14 @@ def _is_zero(table: dict[object, object], path: Path) -> bool:
 
 
 def _is_empty(module: object) -> bool:
-    """Whether no tensor of a state dict has an element: ZeRO-3 leaves sizes of 0 behind."""
+    """Whether all tensors of a state dict are empty, as in a file of ZeRO-3."""
     values = module.values() if type(module) is dict else ()
     sizes = [v.args[2] for v in values if type(v) is Built and len(v.args) > 2]
     return bool(sizes) and all(type(s) is tuple and 0 in s for s in sizes)
 
 
 def _deepspeed(path: Path, saw: str) -> TrainingState:
-    """The error for a file of DeepSpeed's ZeRO; its folder is the tag, the one above the root."""
+    """Return the error for a file of DeepSpeed ZeRO; its folder is the tag, the parent the root."""
     folder = path.parent.absolute()
     root = folder.parent
     latest = root / "latest"
@@ -106,7 +105,7 @@ def _deepspeed(path: Path, saw: str) -> TrainingState:
         "fetch the *_optim_states.pt files of every rank, then: "
     )  # fmt: skip
     return TrainingState(
-        f"{path.name} is a part of a DeepSpeed ZeRO checkpoint; its fp32 weights lie in the "
+        f"{path.name} is a part of a DeepSpeed ZeRO checkpoint, whose fp32 weights are in the "
         "*_optim_states.pt files",
         saw=saw,
         fix=f"{lost}cd {shlex.quote(str(root))} && python zero_to_fp32.py . pytorch_model.bin{tag}"
@@ -115,12 +114,12 @@ def _deepspeed(path: Path, saw: str) -> TrainingState:
 
 
 def megatron(folder: Path, name: str) -> TrainingState:
-    """The error for a Megatron-LM checkpoint, by the folder of one rank."""
+    """Return the error for a Megatron-LM checkpoint, given the folder of one rank."""
     shards = folder.parent if folder.name.startswith("mp_rank_") else folder
     run = shards.parent if re.fullmatch(r"iter_\d+|release", shards.name) else shards
     ranks = len(list(shards.glob("mp_rank_*")))
     return TrainingState(
-        f"{name} is the Megatron shard of one rank: the model is in parts",
+        f"{name} is the Megatron shard of one rank, not the whole model",
         saw=f"{ranks} folders mp_rank_* in {shards}" if ranks else str(folder),
         fix="in Megatron-LM: python tools/checkpoint/convert.py --model-type BERT --loader core "
         f"--saver core --load-dir {shlex.quote(str(run))} --save-dir MERGED "
@@ -130,10 +129,10 @@ def megatron(folder: Path, name: str) -> TrainingState:
 
 
 def refuse_distributed_file(path: Path) -> None:
-    """Stop at a file of a folder that torch.distributed.checkpoint wrote.
+    """Refuse a file in a folder that torch.distributed.checkpoint wrote.
 
     Raises:
-        TrainingState: with the commands that make one file of the folder.
+        TrainingState: with the commands that convert the folder to one file.
     """
     if path.suffix == ".distcp" or path.name == ".metadata":
         refuse_distributed(path.parent)
@@ -146,22 +145,22 @@ def refuse_distributed_file(path: Path) -> None:
 
 
 def refuse_distributed(folder: Path) -> None:
-    """Stop at a folder that torch.distributed.checkpoint wrote.
+    """Refuse a folder that torch.distributed.checkpoint wrote.
 
     Raises:
-        TrainingState: with the commands that make one file of it.
+        TrainingState: with the commands that convert it to one file.
     """
     if not is_distributed(folder):
         return
     source = shlex.quote(str(folder))
     if holds_optimizer(folder):
         raise TrainingState(
-            f"{folder.name} holds the state of an optimizer, in parts, and no model",
+            f"{folder.name} contains the sharded state of an optimizer, and no model",
             saw=f"{folder / '.metadata'}",
             fix="name the folder of the model, such as pytorch_model_fsdp_0",
         )
     raise TrainingState(
-        f"{folder.name} is a distributed checkpoint (DCP, FSDP): the model is in parts",
+        f"{folder.name} is a distributed checkpoint (DCP, FSDP), which must be converted first",
         saw=", ".join(sorted(f.name for f in folder.glob("*.distcp"))[:5]) or str(folder),
         fix="python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
         f"{source} model.pt (for a checkpoint of accelerate or Trainer also: "
@@ -170,7 +169,7 @@ def refuse_distributed(folder: Path) -> None:
 
 
 def is_distributed(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of torch.distributed.checkpoint."""
+    """Whether torch.distributed.checkpoint wrote the folder."""
     metadata = folder / ".metadata"
     if not metadata.is_file():
         return False
@@ -202,14 +201,14 @@ _EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|shared)(\.|$)")
 
 
 def refuse_bare_adapter(path: Path, tensors: Iterable[TensorInfo]) -> None:
-    """Stop at an adapter that does not hold the head.
+    """Refuse an adapter that does not contain the head.
 
     Args:
         path: the file of weights.
-        tensors: all that it holds.
+        tensors: all of its tensors.
 
     Raises:
-        BadCheckpoint: with the line of Python that merges adapter and base model.
+        BadCheckpoint: with the line of Python that merges the adapter into its base model.
     """
     matrices = [t.name for t in tensors if len(t.shape) > 1]
     own = [name for name in matrices if _PARTS.search(name)]
@@ -219,17 +218,17 @@ def refuse_bare_adapter(path: Path, tensors: Iterable[TensorInfo]) -> None:
     config = _config(path.parent)
     base = config.get("base_model_name_or_path")
     raise BadCheckpoint(
-        f"{path.name} is a PEFT adapter; the head belongs to its base model, which lies elsewhere",
-        saw=clip(f"base model {base}" if base else f"only {own[0]} and its like", 200),
+        f"{path.name} is a PEFT adapter, and the head is in its base model",
+        saw=clip(f"base model {base}" if base else f"only tensors such as {own[0]}", 200),
         fix=_merge(path.parent, config),
     )
 
 
 def refuse_adapted_head(weight: str, tensors: Iterable[TensorInfo]) -> None:
-    """Stop at a head to which an adapter adds: W + B A changes less than W when only W grows.
+    """Refuse a head W with an adapter: in W + B A, scaling W alone is not enough.
 
     Raises:
-        BadHead: naming the adapter's matrix.
+        BadHead: lists the adapter's tensors.
     """
     layer = weight.removesuffix(".weight")
     if not layer.endswith(".base_layer"):
@@ -254,7 +253,7 @@ def _config(folder: Path) -> dict[str, object]:
 
 
 def _merge(folder: Path, config: dict[str, object]) -> str:
-    """The line that merges; the class of a text classifier is known, any other is the user's."""
+    """Return the line that merges; for other tasks than text, the user must load the base model."""
     load, first, where = "PeftModel", "base, ", " with base, the base model, loaded"
     if config.get("task_type") == "SEQ_CLS":
         load, first, where = "AutoPeftModelForSequenceClassification", "", ""

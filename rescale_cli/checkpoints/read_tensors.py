@@ -20,13 +20,13 @@ from rescale_cli.finding.find_head import HeadKeys
 
 T = TypeVar("T", bound=np.generic)
 
-#: Bytes of file that one block spans, at most (more only if one slice alone spans more).
+#: The maximum size of a block in the file, in bytes, unless a single slice is larger.
 BLOCK_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A slice of a tensor along the axis with the longest stride, and the bytes it spans."""
+    """A slice of a tensor along the axis with the longest stride, and its bytes in the file."""
 
     info: TensorInfo
     axis: int
@@ -36,7 +36,7 @@ class Block:
     stop: int
 
     def of(self, span: bytearray | memoryview) -> Bits:
-        """The elements as bit patterns: a view into the span's bytes, in the tensor's axes."""
+        """Return the elements as bit patterns: a view of the bytes, with the tensor's axes."""
         info, size = self.info, ITEM_SIZES[self.info.dtype]
         shape = [self.hi - self.lo if a == self.axis else n for a, n in enumerate(info.shape)]
         kind = bits_dtype(info.dtype, info.byteorder)
@@ -44,26 +44,26 @@ class Block:
         return np.ndarray(shape, kind, buffer=span, strides=strides)
 
     def along(self, axis: int) -> slice:
-        """Which indices of `axis` the block holds."""
+        """Return the indices of the block along `axis`."""
         return slice(self.lo, self.hi) if axis == self.axis else slice(None)
 
     def read(self, fd: int, shift: int = 0) -> Bits:
-        """The elements, from a file in which the tensor lies `shift` bytes further on."""
+        """Read the elements from a file in which the tensor starts `shift` bytes later."""
         span = read_at(fd, self.start + shift, self.stop - self.start)
         return np.array(self.of(bytearray(span)))
 
     def flat(self, bits: NDArray[T]) -> NDArray[T]:
-        """The elements in one row, in the order of their bytes in the file."""
+        """Flatten the elements in the order of their bytes in the file."""
         return bits.transpose(memory_order(self.info)).ravel()
 
 
 def memory_order(info: TensorInfo) -> list[int]:
-    """The axes from the longest stride to the shortest: the order of the bytes in the file."""
+    """Return the axes from the longest stride to the shortest, their order in the file."""
     return sorted(range(len(info.shape)), key=lambda axis: -info.strides[axis])
 
 
 def blocks(info: TensorInfo) -> Iterator[Block]:
-    """The whole tensor as blocks that follow one another in the file."""
+    """Split a tensor into blocks, in the order of the file."""
     if not info.numel:
         return
     size = ITEM_SIZES[info.dtype]
@@ -80,7 +80,7 @@ def blocks(info: TensorInfo) -> Iterator[Block]:
 
 
 def overlaps_itself(info: TensorInfo) -> bool:
-    """Whether two indices may be one element: a broadcast view, which cannot take rows apart."""
+    """Whether two indices may be the same element, as in a broadcast view."""
     reach = 1
     for axis in reversed(memory_order(info)):
         if info.shape[axis] > 1:
@@ -91,7 +91,7 @@ def overlaps_itself(info: TensorInfo) -> bool:
 
 
 def share_bytes(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors have at least one byte of one file in common."""
+    """Whether two tensors share at least one byte of a file."""
     if not one.numel or not other.numel:
         return False
     if one.file != other.file or one.stop <= other.start or other.stop <= one.start:
@@ -106,11 +106,11 @@ def share_bytes(one: TensorInfo, other: TensorInfo) -> bool:
 
 
 def _touch(mask: NDArray[np.bool_], info: TensorInfo, base: int, *, clear: bool = False) -> None:
-    """Mark (or clear) the bytes of a tensor in a mask that begins at byte `base` of the file."""
+    """Set or clear the bytes of a tensor in a mask that begins at byte `base` of the file."""
     if info.is_contiguous:
         mask[max(info.start - base, 0) : max(info.stop - base, 0)] = not clear
         return
-    # Along a stride of 0 all elements are one, of which a small file may declare any number.
+    # With a stride of 0, a small file may declare any number of elements that are all the same.
     axes = [axis for axis, stride in enumerate(info.strides) if stride]
     shape, strides = (tuple(of[axis] for axis in axes) for of in (info.shape, info.strides))
     distinct = replace(info, shape=shape or (1,), strides=strides or (1,))
@@ -129,9 +129,9 @@ def _touch(mask: NDArray[np.bool_], info: TensorInfo, base: int, *, clear: bool 
 
 
 def _repeat(spots: NDArray[np.bool_], count: int, step: int) -> None:
-    """Mark what is marked `count` times in all, each time `step` further on.
+    """Repeat the marks `count` times in total, each time `step` bytes later.
 
-    By doubling, so that overlapping strides take no longer than the bytes that they span.
+    Doubling makes the time depend on the size of the mask, however much the strides overlap.
     """
     done = 1
     while done < count:
@@ -141,22 +141,20 @@ def _repeat(spots: NDArray[np.bool_], count: int, step: int) -> None:
 
 
 def class_axis(keys: HeadKeys) -> int:
-    """The axis of the weight that counts the classes."""
+    """Return the axis of the weight along which the classes lie."""
     return 1 if keys.layout == "transposed" else 0
 
 
 def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
-    """The row norms, bias and gauge of a head.
-
-    The memory used is that of one block and a few vectors, however large the head.
+    """Read the row norms, bias and gauge of a head, with the memory of one block.
 
     Raises:
-        BadHead: a dtype that is no float of 16 bits or more, NaN or infinity in it, or bytes that
-            belong to two of its elements.
+        BadHead: the dtype is not a float of 16 bits or more, a value is NaN or infinite, or two
+            elements share bytes.
     """
     weight = checkpoint.tensor(keys.weight)
     refuse_adapted_head(keys.weight, checkpoint.contents.tensors)
-    # First of all: a broadcast view may declare more rows or columns than any memory holds.
+    # Checked first, because a broadcast view may declare more rows than fit in memory.
     _refuse_broadcast(weight)
     _refuse_dtype(weight)
     lengths_only = keys.layout == "weight_norm"
@@ -188,10 +186,10 @@ def read_head(checkpoint: Checkpoint, keys: HeadKeys) -> Head:
 
 
 def refuse_shared(checkpoint: Checkpoint, edited: list[TensorInfo]) -> None:
-    """Refuse a head that cannot change alone.
+    """Refuse a head whose bytes cannot be changed alone.
 
     Raises:
-        BadHead: one of its bytes is two of its elements, or belongs to a tensor that is no head.
+        BadHead: two of its elements share bytes, or it shares bytes with another tensor.
     """
     for info in edited:
         _refuse_broadcast(info)
@@ -205,10 +203,10 @@ def refuse_shared(checkpoint: Checkpoint, edited: list[TensorInfo]) -> None:
                 continue
             if share_bytes(info, other):
                 raise BadHead(
-                    f"{info.name} shares its bytes with {other.name}, which would change too",
+                    f"{info.name} shares bytes with {other.name}, which would also change",
                     saw=f"both lie in bytes {max(info.start, other.start):,} to "
                     f"{min(info.stop, other.stop):,} of {info.file.name}",
-                    fix="save the checkpoint with a .clone() of the head, then apply again",
+                    fix="save the checkpoint with a .clone() of the head, then run apply again",
                 )
 
 
@@ -228,9 +226,9 @@ def _read_bias(checkpoint: Checkpoint, keys: HeadKeys) -> Float64 | None:
 def _refuse_broadcast(info: TensorInfo) -> None:
     if overlaps_itself(info):
         raise BadHead(
-            f"{info.name} is a broadcast view: one byte of it is in several rows",
+            f"{info.name} is a broadcast view: several of its elements share bytes",
             saw=f"shape {info.shape}, strides {info.strides}",
-            fix="save the checkpoint with .contiguous() on this tensor",
+            fix="call .contiguous() on this tensor and save the checkpoint again",
         )
 
 
@@ -239,7 +237,7 @@ def _refuse_dtype(info: TensorInfo) -> None:
         raise BadHead(
             f"{info.name} is stored as {info.dtype}, which cannot be re-scaled without loss",
             saw=f"{info.name} {info.shape}",
-            fix=f"re-scale the checkpoint it was made from, in one of {', '.join(HEAD_DTYPES)}",
+            fix=f"re-scale the original checkpoint in one of {', '.join(HEAD_DTYPES)}",
         )
 
 
@@ -248,7 +246,7 @@ def _refuse_nan(info: TensorInfo, values: Float64, axis: int, first: int) -> Non
     if not finite.all():
         spot = tuple(np.argwhere(~finite)[0])
         raise BadHead(
-            f"class {int(spot[axis]) + first} of {info.name} holds {values[spot]}",
+            f"class {int(spot[axis]) + first} of {info.name} contains {values[spot]}",
             saw=f"{int((~finite).sum())} values that are not finite",
             fix="use a checkpoint from before the training diverged",
         )

@@ -245,7 +245,7 @@ def test_the_only_model_inside_a_folder_is_used_with_a_note(
     (tmp_path / marker).write_text("x: y")
     found = open_checkpoint(tmp_path)
     assert found.path == path
-    assert found.notes == (f"{tmp_path} holds one model, {model}, which is used",)
+    assert found.notes == (f"using {model}, the only model in {tmp_path}",)
 
 
 def test_the_only_model_inside_a_folder_may_not_be_a_link_out_of_it(tmp_path: Path) -> None:

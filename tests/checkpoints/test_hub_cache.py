@@ -88,7 +88,7 @@ def test_of_a_repository_in_the_cache_the_only_snapshot_is_used(made: Made, tmp_
     snapshot = cached(made.path, tmp_path / "hub")
     found = api.inspect(snapshot.parent.parent, COUNTS)
     assert found.checkpoint.path == snapshot
-    assert any("holds one model" in text for _, text in found.warnings)
+    assert any("the only model in" in text for _, text in found.warnings)
 
 
 @pytest.mark.parametrize("where", ["elsewhere", "another repository", "beside the blobs"])
