@@ -1,10 +1,11 @@
-"""A pickle machine that builds values and runs nothing.
+"""Read a pickle without importing or calling anything in it.
 
-The pickle language is a small stack machine; Python's own implementation imports what a pickle
-names and calls what it calls. This one reads the same opcodes (protocols 0 to 5) and builds
-`Global` where a name is asked for and `Built` where something is called. It is bounded: every
-length is checked against what is left, each opcode pays for the memory that it may take, nothing is
-copied twice, keys that could be made to collide are not hashed, and nothing recurses.
+A pickle is a program for a small stack machine; Python's own implementation imports what a pickle
+names and calls what it calls. This one reads the same opcodes (protocols 0 to 5), and builds a
+`Global` for each name and a `Built` for each call. Its time and memory are bounded: every length is
+compared with the remaining bytes, each opcode is charged for the memory that it may use, nothing is
+copied twice, keys whose hashes could be made to collide are not hashed, and nothing recurses.
+pickle._Unpickler has none of these bounds.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from rescale_cli.checkpoints.pickle_policy import (
 )
 from rescale_cli.errors import BadCheckpoint
 
-#: More opcodes than this are refused: a network of 50,000 tensors takes 1,500,000.
+#: The maximum number of opcodes; a network of 50,000 tensors needs 1,500,000.
 MAX_STEPS = 20_000_000
-#: More memory than this is refused: such a network takes a tenth of it.
+#: The maximum memory in bytes; such a network needs a tenth of it.
 MAX_MEMORY = 1 << 30
 _MAX_LINE = 4096
 _DICTS: tuple[str, ...] = (
@@ -39,13 +40,13 @@ _DICTS: tuple[str, ...] = (
 _DICTS += ("builtins.dict", "__builtin__.dict")
 _STEPS = tuple(OPCODES.get(code) for code in range(256))
 _COSTS = tuple(COSTS.get(code, ONE_PLACE) for code in range(256))
-#: Every way in which bytes that are no pickle can trip the machine.
+#: The exceptions that invalid bytes can cause in the machine.
 _TRIPS = (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """One pickle, read."""
+    """The result of reading one pickle."""
 
     value: Any
     stop: int
@@ -53,7 +54,7 @@ class Loaded:
     named: frozenset[str]
     """Every global, as `module.name`."""
     called: frozenset[str]
-    """Those of them that would have been called or instantiated."""
+    """Those globals that would have been called or instantiated."""
 
 
 def load_pickle(
@@ -65,18 +66,18 @@ def load_pickle(
     accept: Collection[str] = frozenset(),
     what: str = "the pickle",
 ) -> Loaded:
-    r"""Read one pickle and run nothing of it.
+    r"""Read one pickle without running anything in it.
 
     Args:
-        data: bytes that hold the pickle.
+        data: bytes that contain the pickle.
         start: where it begins.
-        stop: where it must have ended; the end of data if None.
-        persistent: turns a persistent id into a value, or raises BadCheckpoint; None refuses them.
-        accept: globals, `module.name`, that the user vouches for. They are not run either.
+        stop: where it must end at the latest; the end of the data if None.
+        persistent: converts a persistent ID to a value, or raises BadCheckpoint; None refuses them.
+        accept: globals, `module.name`, that the user accepts. They are not run either.
         what: the pickle's name in errors.
 
     Raises:
-        BadCheckpoint: the bytes are no pickle, or one beyond all bounds.
+        BadCheckpoint: the bytes are not a pickle, or exceed the bounds.
         UnsafePickle: it names or calls something that no checkpoint needs.
 
     Example:
@@ -97,7 +98,7 @@ def load_pickle(
 
 
 class Machine:
-    """The state of one run."""
+    """The state of the stack machine while it reads one pickle."""
 
     def __init__(
         self,
@@ -110,14 +111,14 @@ class Machine:
         self.data, self.at, self.end, self.op_at = data, at, end, at
         self.persistent, self.accept = persistent, accept
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # one stack a MARK, so that no opcode reaches past it
+        self.below: list[list[Any]] = []  # one stack per MARK, so that no opcode reaches below it
         self.memo: dict[int, Any] = {}
         self.named: set[str] = set()
         self.called: set[str] = set()
         self.may_copy = end - at
 
     def run(self) -> Any:
-        """Take steps until STOP, and give the value that is left."""
+        """Execute opcodes up to STOP, and return the remaining value."""
         data, end, table, costs, left = self.data, self.end, _STEPS, _COSTS, MAX_MEMORY
         for _ in range(MAX_STEPS):
             self.op_at = at = self.at
@@ -135,12 +136,12 @@ class Machine:
                 raise ValueError(f"unknown opcode 0x{code:02x}")
             left -= costs[code]
             if left < 0:
-                raise ValueError("more objects than the memory allowed to a checkpoint holds")
+                raise ValueError("its objects need more memory than a checkpoint may use")
             step(self)
         raise ValueError(f"more than {MAX_STEPS} steps")
 
     def take(self, count: int) -> bytes:
-        """The next bytes, if there are as many."""
+        """Return the next `count` bytes."""
         stop = self.at + count
         if count < 0 or stop > self.end:
             raise ValueError(f"a length of {count} with {self.end - self.at} bytes left")
@@ -149,7 +150,7 @@ class Machine:
         return piece
 
     def line(self, limit: int = _MAX_LINE) -> bytes:
-        """The next bytes up to a line feed, at most `limit` of them."""
+        """Return the bytes up to the next line feed, which must be within `limit` bytes."""
         stop = self.data.find(b"\n", self.at, min(self.end, self.at + limit))
         if stop < 0:
             raise ValueError("an unterminated line")
@@ -158,26 +159,26 @@ class Machine:
         return piece
 
     def since_mark(self) -> list[Any]:
-        """Take off the stack what was pushed since the last MARK."""
+        """Pop everything that was pushed since the last MARK."""
         items = self.stack
         self.stack = self.below.pop()
         return items
 
     def load_persistent(self, name: object) -> object:
-        """What the caller says a persistent id stands for."""
+        """Convert a persistent ID by the caller's function."""
         if self.persistent is None:
-            raise ValueError("an unexpected persistent id")
+            raise ValueError("an unexpected persistent ID")
         return self.persistent(name)
 
     def push_global(self, module: str, name: str) -> None:
-        """Push a name, if it may be named."""
+        """Push a global after checking that it may be named."""
         check_named(module, name, self.accept)
         found = Global(module, name)
         self.named.add(found.full)
         self.stack.append(found)
 
     def call(self, func: object, args: Any, kwargs: Any = None, *, new: bool = False) -> None:
-        """Push what the call would have built."""
+        """Push a `Built` or a dictionary instead of the result of the call."""
         if type(func) is not Global:
             raise not_a_name(f"a call of a {type(func).__name__} at byte {self.op_at}")
         if type(args) is not tuple:
@@ -196,7 +197,7 @@ class Machine:
         return None
 
     def as_dict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
-        """What OrderedDict(pairs), Counter(mapping), defaultdict(factory, pairs) hold."""
+        """Return the items of OrderedDict(pairs), Counter(mapping), defaultdict(factory, pairs)."""
         source = args[-1] if args else ()
         if source is None or type(source) in (Global, Built):
             return {}
@@ -204,13 +205,13 @@ class Machine:
             raise TypeError("a dictionary built from something other than pairs")
         self.may_copy -= len(source)
         if self.may_copy < 0:
-            raise ValueError("the same items are copied again and again")
+            raise ValueError("the same items are copied too often")
         if type(source) is dict:
             return dict(source)
         return {hashable(key): value for key, value in source}
 
     def set_items(self, flat: list[Any]) -> None:
-        """Set key, value, key, value ... on the top of the stack."""
+        """Add items (key, value, key, value ...) to the object on top of the stack."""
         target = self.stack[-1]
         if len(flat) % 2:
             raise ValueError("a key without a value")
@@ -223,7 +224,7 @@ class Machine:
             raise TypeError("items set on an object that is not a dictionary")
 
     def append(self, items: list[Any]) -> None:
-        """Append to, or add to, the top of the stack."""
+        """Append the items to the list, set or object on top of the stack."""
         target = self.stack[-1]
         if type(target) is list:
             target.extend(items)
@@ -235,10 +236,10 @@ class Machine:
             raise TypeError("elements appended to an object that is not a list")
 
     def build(self, state: object) -> None:
-        """Give the top of the stack its state; a plain dict's attributes are of no use to us."""
+        """Set the state of the object on top of the stack; the attributes of a dict are ignored."""
         target = self.stack[-1]
         if type(target) is Global:
-            raise not_a_name(f"a change of {target.full[:200]!r} itself at byte {self.op_at}")
+            raise not_a_name(f"a change to {target.full[:200]!r} itself at byte {self.op_at}")
         if type(target) is Built:
             if target.state is not None:
                 raise ValueError("the state of an object is set twice")

@@ -1,7 +1,7 @@
 """The opcodes of pickle protocols 0 to 5, each as one step of the machine.
 
-The list is that of CPython's pickletools; EXT1, EXT2, EXT4 (numbers for globals, agreed upon in a
-running process) and the two opcodes for buffers outside the file are refused.
+The list is that of CPython's pickletools. EXT1, EXT2 and EXT4 (globals by a number that is known
+only in the process that wrote the pickle) and the two opcodes for out-of-band buffers are refused.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 Literal = Callable[["Machine"], None]
 LITERALS: dict[int, Literal] = {}
 
-_MAX_INT_BYTES = 1024  # decimal text of a longer one takes quadratic time
-# Possessive: a way back for each character would take a hundred times the memory of the text.
+_MAX_INT_BYTES = 1024  # a longer integer takes quadratic time to print in decimal
+# Possessive quantifiers: backtracking would need a hundred times the memory of the text.
 _ESCAPED = re.compile(
     rb"(?:[^\\]++|\\[\\'\"abfnrtv]|\\x[0-9a-fA-F]{2}|\\[0-3][0-7]{2})*+", re.DOTALL
 )
 
 
-#: Bytes of memory that a step may take beyond those that it reads; any other takes `ONE_PLACE`.
+#: Bytes of memory that an opcode may use beyond those that it reads; any other uses `ONE_PLACE`.
 COSTS = dict.fromkeys(b"MJGILF\x8a\x8b", 40) | dict.fromkeys(b"XUTSVCB\x8c\x8d\x8e\x96", 64)
 COSTS |= dict.fromkeys(b"]l\x85\x86\x87", 72) | dict.fromkeys(b"}ds(rp\x94", 120)
 COSTS |= dict.fromkeys(b"c\x93PQ", 120) | dict.fromkeys(b"\x8f\x91R\x81\x92io", 256)
@@ -69,7 +69,7 @@ def _integer(raw: bytes) -> int:
 
 
 def text(raw: bytes) -> str:
-    """A text of protocol 1 and later; lone surrogates are legal in it."""
+    """Decode a text of protocol 1 or later, in which lone surrogates are legal."""
     return raw.decode("utf-8", "surrogatepass")
 
 
@@ -143,8 +143,8 @@ def _op(code: bytes) -> Callable[[Step], Step]:
     return note
 
 
-# The memo: the number is one byte, four bytes, or text. The first two are half of every checkpoint,
-# so they are spelled out; a byte taken from beyond the end is found out at the next step.
+# The memo: the number is one byte, four bytes, or text. The first two are half of all opcodes in a
+# checkpoint, so they skip the usual checks; reading past the end is noticed at the next step.
 
 
 @_op(b"q")
@@ -270,7 +270,7 @@ def _append_all(m: Machine) -> None:
     m.append(m.since_mark())
 
 
-# Names, calls, objects: nothing is looked up and nothing is called.
+# Names, calls, objects: nothing is imported and nothing is called.
 
 
 @_op(b"c")
@@ -294,7 +294,7 @@ def _extension(m: Machine) -> None:
     raise UnsafePickle(
         "the pickle refers to a global by a number (an EXT opcode)",
         saw=f"an EXT opcode at byte {m.op_at}",
-        fix="do not load this file; ask its maker for a plain state dict",
+        fix="do not load this file; ask its author for a plain state dict",
     )
 
 

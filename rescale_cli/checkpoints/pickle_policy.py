@@ -1,12 +1,11 @@
-"""What a checkpoint's pickle may name and call, and what stands for all else.
+"""Decide what a checkpoint's pickle may name and call, and define the stand-ins for these.
 
-Nothing of a pickle is ever run here, so this is no boundary: it is a second pair of eyes. A file
-that passes is one whose globals can be shown to a person; a file that does not would have done
-something on `torch.load` that no checkpoint needs. Three rules:
+Nothing in a pickle is ever run here, so this is not the security boundary but a second check: a
+file that is refused could do something in `torch.load` that no checkpoint needs. Three rules:
 
-1. Naming anything of a module that reaches outside (os, subprocess, importlib ...) is refused.
-2. Calling a function is refused unless `FUNCTIONS` has it; calling a class is listed.
-3. Names are judged whole and part by part, so `torch` + `serialization.os.system` is seen.
+1. Names in modules that reach outside (os, subprocess, importlib ...) are refused.
+2. Calls of functions are refused unless they are in `FUNCTIONS`; calls of classes are listed.
+3. Names are checked as a whole and by part, so that `torch` + `serialization.os.system` is found.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from rescale_cli.errors import UnsafePickle
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Global:
-    """A name that a pickle asks for, never looked up."""
+    """A class or function that a pickle names; it is never imported."""
 
     module: str
     name: str
@@ -37,7 +36,7 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-#: Modules (and everything below them) of which nothing may be named.
+#: Modules from which (and from whose submodules) nothing may be named.
 REFUSED = frozenset(
     _words("""
     os nt posix posixpath ntpath genericpath subprocess _posixsubprocess _winapi winreg _winreg
@@ -73,7 +72,7 @@ _CONTAINERS = _words("""
     set frozenset list dict tuple bytearray bytes complex object int float str bool
     slice range type NoneType Ellipsis NotImplemented unicode long xrange""")
 
-#: What may be named although its module may not.
+#: Names that are allowed although their module is refused.
 EXCEPTIONS = frozenset(
     [f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _CONTAINERS]
     + _words("""
@@ -89,7 +88,7 @@ EXCEPTIONS = frozenset(
     """)
 )
 
-#: The functions (and lower-case types) that may be called: they build plain data and no more.
+#: The functions (and lower-case types) that may be called, because they only build plain data.
 FUNCTIONS = frozenset(
     [name for name in EXCEPTIONS if not name.endswith((".getattr", ".getitem", ".type"))]
     + [
@@ -117,7 +116,7 @@ FUNCTIONS = frozenset(
     """)
 )
 
-#: Parts of the name (after the module) that betray a way out, wherever they turn up.
+#: Parts of a name (after the module) that are refused in any module.
 _WAYS_OUT = frozenset(
     _words("""
     eval exec execfile system popen Popen check_output check_call getoutput getstatusoutput
@@ -128,17 +127,17 @@ _WAYS_OUT = frozenset(
 _HIDDEN = REFUSED | _WAYS_OUT
 _TORCH_BASICS = ("Tensor", "Size", "device", "dtype", "strided")
 
-#: What cloudpickle names where it stores code. It calls what these return, so that accepting them
-#: one by one would lead nowhere.
+#: The names with which cloudpickle stores code. It calls their results, so that accepting the names
+#: one by one would not help.
 _STORES_CODE = frozenset(
     f"cloudpickle.cloudpickle.{name}"
     for name in _words("_make_function _make_skeleton_class _make_skeleton_enum _builtin_type")
 )
-_NOT_FOR_US = "do not load this file with torch either; ask its maker for a plain state dict"
+_NOT_FOR_US = "do not load this file with torch either; ask its author for a plain state dict"
 
 
 def _below(path: str, roots: Collection[str]) -> bool:
-    """Whether the dotted path is one of the roots, or lies below one."""
+    """Whether the dotted path is one of the roots or below one."""
     parts = path.split(".")
     return any(".".join(parts[: count + 1]) in roots for count in range(len(parts)))
 
@@ -148,7 +147,7 @@ def _refuse(what: str, full: str) -> UnsafePickle:
     return UnsafePickle(
         what,
         saw=shown,
-        fix=f"if you trust its maker: --accept-global {shown} (still nothing of it is run)",
+        fix=f"if you trust its author: --accept-global {shown} (the code is still not run)",
     )
 
 
@@ -156,10 +155,10 @@ def check_named(module: str, name: str, accept: Collection[str]) -> None:
     """Refuse a global that no checkpoint needs.
 
     Args:
-        module: the part before the name; only its leading parts are judged, so that
+        module: the part before the name; only its leading parts are checked, so that
             `mycompany.code.Config` is an ordinary class.
-        name: may be dotted, and then each part is an attribute of the one before.
-        accept: full names that the user vouches for.
+        name: the name; if it is dotted, each part is an attribute of the part before.
+        accept: full names that the user accepts.
 
     Raises:
         UnsafePickle: with the name, and the option that accepts it.
@@ -175,7 +174,7 @@ def check_named(module: str, name: str, accept: Collection[str]) -> None:
         return
     if full in _STORES_CODE:
         raise UnsafePickle(
-            "the pickle holds the code of a class or function, stored by cloudpickle",
+            "the pickle contains the code of a class or function, stored by cloudpickle",
             saw=full,
             fix="where the model loads, save its weights: torch.save(model.state_dict(), 'w.pth');"
             " or import its class from a module (not a notebook or script) and save it again",
@@ -185,8 +184,8 @@ def check_named(module: str, name: str, accept: Collection[str]) -> None:
     plain = full.isprintable() and all(module.split("."))
     plain = plain and all(part.isidentifier() for part in parts)
     if spelled != full or not plain:
-        raise _refuse("the pickle names something in disguise", full)
-    # A part that is not the last is walked through: a class is ordinary, a module is a detour.
+        raise _refuse("the pickle contains a disguised or invalid name", full)
+    # A name inside a class is ordinary; a name that leads through another module is suspicious.
     detour = any(not _is_class(part) for part in parts[:-1])
     hidden = any(
         part in _HIDDEN or (part.startswith("__") and part.endswith("__")) for part in parts
@@ -201,10 +200,10 @@ def check_called(
     """Refuse a call that does more than build a value.
 
     Args:
-        called: what would be called; it has passed `check_named`.
-        args: the arguments, for the three functions that depend on them.
-        accept: full names that the user vouches for.
-        new: whether it is `cls.__new__`, which only a class has.
+        called: the global that would be called; it has passed `check_named`.
+        args: the arguments, which matter for three functions.
+        accept: full names that the user accepts.
+        new: whether the call is `cls.__new__`, which only classes have.
 
     Raises:
         UnsafePickle: with the name, and the option that accepts it.
@@ -227,7 +226,7 @@ def check_called(
 
 
 def _is_enum_member(args: Sequence[object]) -> bool:
-    """Whether getattr's arguments are a class and a plain name: how Python 3.11.0 wrote enums."""
+    """Whether getattr's arguments are a class and a plain name, as Python 3.11.0 wrote enums."""
     if len(args) != 2 or not isinstance(args[0], Global) or not isinstance(args[1], str):
         return False
     owner, member = args[0].name.rpartition(".")[2], args[1]
@@ -236,12 +235,12 @@ def _is_enum_member(args: Sequence[object]) -> bool:
 
 
 def not_a_name(saw: str) -> UnsafePickle:
-    """The error for a call of what is not a name: a method, or the result of another call."""
+    """Return the error for a call of anything but a global, such as the result of another call."""
     return UnsafePickle("the pickle calls something that it has built", saw=saw, fix=_NOT_FOR_US)
 
 
 def is_ordinary(full: str) -> bool:
-    """Whether the name is a matter of course in checkpoints: tensors and plain containers."""
+    """Whether the name is common to all checkpoints: tensors and plain containers."""
     module, _, name = full.rpartition(".")
     if module in ("builtins", "__builtin__"):
         return name in _CONTAINERS
@@ -253,7 +252,7 @@ def is_ordinary(full: str) -> bool:
 
 
 def _is_class(name: str) -> bool:
-    """Whether it is spelled like a class, or like Cython's function that makes one again."""
+    """Whether it is spelled like a class, or like the function with which Cython rebuilds one."""
     return name.removeprefix("__pyx_unpickle_").lstrip("_")[:1].isupper()
 
 
@@ -261,9 +260,9 @@ _HASHED_INTS = 1 << 60  # beyond, integers can be made to collide (hash is modul
 
 
 class Built:
-    """What a pickle would have got from calling `func` with `args`; nothing was called.
+    """The stand-in for the result of calling `func` with `args`; nothing was called.
 
-    Not frozen: a pickle fills an object after it has named it (that is how cycles are written).
+    Not frozen, because a pickle may fill an object after referring to it (to store cycles).
     """
 
     __slots__ = ("args", "func", "keyed", "kwargs", "listed", "state")
@@ -272,9 +271,9 @@ class Built:
         self.func, self.args, self.kwargs = func, args, kwargs
         self.state: Any = None
         self.keyed: list[tuple[Any, Any]] = []
-        """Items set on it, if it is a kind of dict."""
+        """Items set on it, as on a dict."""
         self.listed: list[Any] = []
-        """Elements appended or added, if it is a kind of list or set."""
+        """Elements appended or added, as to a list or set."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -285,7 +284,7 @@ class OddKey:
 
 
 def hashable(key: object) -> Any:
-    """The key itself if hashing it is cheap and safe, otherwise an `OddKey` of it."""
+    """Return the key itself if hashing it is cheap and safe, otherwise an `OddKey` of it."""
     kind = type(key)
     if kind is str or kind is bytes or key is None or kind is bool or kind is float:
         return key

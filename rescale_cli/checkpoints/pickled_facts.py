@@ -1,4 +1,4 @@
-"""What a pickled checkpoint says about itself in plain values: names of classes, its network.
+"""Extract plain facts from a pickled checkpoint: class names, the network, the library.
 
 Nothing is imported: an `argparse.Namespace`, a Lightning `AttributeDict` or an OmegaConf node is
 read as the dictionary inside it.
@@ -12,8 +12,7 @@ from typing import Any
 from rescale_cli.checkpoints.pickle_policy import Built
 from rescale_cli.checkpoints.pickled_tensors import is_tensor, walk
 
-#: Top-level keys under which training programs describe the network; numbers and texts are read
-#: under every key.
+#: Top-level keys whose tables describe the network; numbers and texts are read under any key.
 _DESCRIBES = frozenset({"args", "hyper_parameters", "hparams", "meta", "config", "cfg"})
 _MAX_DEPTH = 8
 _MAX_VALUES = 20_000
@@ -22,14 +21,14 @@ _SCALARS = (str, int, float, bool, type(None))
 
 
 def plain_facts(value: object) -> dict[str, Any]:
-    """The top-level entries of a checkpoint that are plain values, read without running anything.
+    """Return the top-level entries of a checkpoint that are plain values.
 
     Args:
-        value: what `load_pickle` built.
+        value: the value from `load_pickle`.
 
     Returns:
-        numbers and texts under their keys, and nested tables under the keys that describe a
-        network (`args`, `hyper_parameters`, `meta` ...). Tensors and unknown objects are None.
+        numbers and texts by key, and nested tables for the keys that describe a network (`args`,
+        `hyper_parameters`, `meta` ...). Tensors and unknown objects are None.
 
     Example:
         >>> plain_facts({"arch": "resnet18", "epoch": 3, "state_dict": {"fc.bias": 1.0}})
@@ -61,7 +60,7 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
 
 
 def _inside(found: Built) -> Any:
-    """The dictionary, list or value that an object wraps."""
+    """Return the dictionary, list or value that an object wraps."""
     state = found.state if type(found.state) is dict else {}
     for key in ("_content", "_val"):  # OmegaConf
         if key in state:
@@ -83,10 +82,10 @@ _MOST = 1_000_000
 
 
 def find_class_names(value: object) -> tuple[tuple[str, ...], ...]:
-    """Every list of distinct names under a key that speaks of classes, in row order.
+    """Return every list of distinct names under a key for class names, in row order.
 
-    `{"cat": 0, "dog": 1}` under `class_to_idx`, `{0: "cat", 1: "dog"}` or a list under `names` and
-    the like; attributes of a pickled module count as keys.
+    Examples are `{"cat": 0, "dog": 1}` under `class_to_idx`, and `{0: "cat", 1: "dog"}` or a list
+    under `names`; attributes of a pickled module count as keys.
     """
     found: dict[tuple[str, ...], None] = {}
     seen: set[int] = set()  # a list that a thousand keys share is read once
@@ -102,10 +101,10 @@ def find_class_names(value: object) -> tuple[tuple[str, ...], ...]:
 
 
 def find_tool(value: object) -> str:
-    """What trained a checkpoint, as the `args` in it say: timm, torchvision, or "".
+    """Return the library that trained a checkpoint, from its `args`: timm, torchvision, or "".
 
-    Their scripts save their argparse.Namespace. It decides how class folders were sorted: by
-    timm's reader, or by ImageFolder, which torchvision's references and scripts like DeiT's use.
+    The training scripts save their argparse.Namespace. The library determines how class folders
+    were sorted: by timm's reader, or by ImageFolder, as in torchvision's references and DeiT.
     """
     args = value.get("args") if type(value) is dict else None
     state = args.state if type(args) is Built else args
@@ -121,7 +120,7 @@ def find_tool(value: object) -> str:
 
 
 def _unwrapped(candidate: Any) -> Any:
-    """The dict or list inside: a list-like object keeps its elements in itself or in `items`."""
+    """Return the dict or list in an object: its own elements, or those in `items` and the like."""
     for _ in range(4):
         if type(candidate) is not Built:
             break
@@ -133,7 +132,7 @@ def _unwrapped(candidate: Any) -> Any:
 
 
 def _in_row_order(candidate: Any) -> tuple[str, ...]:
-    """The names in a dict, in its pairs or in a list, or () if it is it is not a list of names."""
+    """Return the names in a dict, in pairs or in a list; () if these are not class names."""
     if type(candidate) not in (dict, list, tuple) or not 1 < len(candidate) <= _MOST:
         return ()
     if type(candidate) is dict:
@@ -166,7 +165,7 @@ def _text(value: Any) -> object:
 
 
 def _distinct(names: list[Any]) -> tuple[str, ...]:
-    """The names, if they are texts, at least two, and each is another."""
+    """Return the names if they are at least two distinct texts, otherwise ()."""
     if len(names) < 2 or any(type(name) is not str for name in names):
         return ()
     return tuple(names) if len(set(names)) == len(names) else ()

@@ -1,7 +1,7 @@
-"""From the inert value of a pickle to the tensors in it, by dotted path.
+"""List the tensors in the value of a pickle by their dotted paths.
 
-Checkpoints nest as their authors liked: dictionaries in dictionaries, whole modules, trainers.
-Every container is walked once, in the order of the file, and every tensor on the way is listed:
+Checkpoints may be nested in any way: dictionaries in dictionaries, whole modules, trainers. Every
+container is visited once, in the order of the file, and every tensor is listed by its path:
 `state_dict.module.fc.weight`, or `model.fc.weight` for a whole module under the key `model`.
 """
 
@@ -18,10 +18,10 @@ from rescale_cli.core.floats import ITEM_SIZES
 from rescale_cli.errors import BadCheckpoint
 from rescale_cli.files.contents import MAX_DIMS
 
-#: So many wrappers around one tensor are looked through; torch writes one or two.
+#: The maximum number of wrappers around one tensor; torch writes one or two.
 MAX_WRAPS = 8
 _REBUILD = "torch._utils._rebuild_"
-#: Calls that give their first argument, perhaps with another Python type.
+#: Calls that return their first argument, perhaps with another Python type.
 WRAPPERS = frozenset(
     [f"{_REBUILD}parameter", f"{_REBUILD}parameter_with_state", "torch.nn.parameter.Parameter"]
     + ["torch.nn.parameter.Buffer", "torch.jit._pickle.restore_type_tag"]
@@ -40,21 +40,21 @@ _STORAGE_DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What a persistent id of torch stands for: a run of elements outside the pickle."""
+    """The meaning of a persistent ID of torch: a run of elements outside the pickle."""
 
     key: str
     dtype: str
     numel: int
-    """Of the whole run in the file."""
+    """Number of elements of the whole run in the file."""
     first: int = 0
     """Where this storage begins in the run, in elements (only pre-1.6 files have such views)."""
     length: int | None = None
-    """How many elements of the run it has; all if None."""
+    """Number of elements of this storage; None for the whole run."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor: some elements of a storage, with strides."""
+    """A tensor as a strided view of a storage."""
 
     storage: Storage
     offset: int
@@ -63,10 +63,10 @@ class View:
     dtype: str
 
     def span(self) -> tuple[int, int]:
-        """First and one past the last byte that the view touches, from the start of the run.
+        """Return the first byte of the view and one past the last, from the start of the run.
 
         Raises:
-            ValueError: it reaches beyond its storage.
+            ValueError: the view extends beyond its storage.
         """
         item, unit = ITEM_SIZES[self.dtype], ITEM_SIZES[self.storage.dtype]
         length = self.storage.numel if self.storage.length is None else self.storage.length
@@ -82,13 +82,13 @@ class View:
 
 
 def storage_of(name: object) -> Storage:
-    """The storage that torch's persistent id names: ('storage', type, key, location, numel).
+    """Parse torch's persistent ID of a storage: ('storage', type, key, location, numel).
 
     Raises:
-        ValueError: it is none, or of a type that torch does not have.
+        ValueError: it is not a storage, or its type is unknown.
     """
     if type(name) is not tuple or len(name) < 5 or name[0] not in ("storage", b"storage"):
-        raise ValueError("a persistent id that is no storage")
+        raise ValueError("a persistent ID that is not a storage")
     kind, key, numel = name[1], name[2], name[4]
     dtype = _STORAGE_DTYPES.get(kind.name) if type(kind) is Global else None
     if dtype is None or type(key) is not str or type(numel) is not int or numel < 0:
@@ -97,10 +97,10 @@ def storage_of(name: object) -> Storage:
 
 
 def view_of(call: Built) -> View | None:
-    """The view that one of torch's rebuild functions would have made, if it is a plain one.
+    """Return the view that one of torch's rebuild functions would create; None if it is not plain.
 
     Raises:
-        IndexError, TypeError, ValueError: its arguments make no tensor.
+        IndexError, TypeError, ValueError: the arguments are invalid.
     """
     full, args = call.func.full, call.args
     for _ in range(MAX_WRAPS):
@@ -138,7 +138,7 @@ def view_of(call: Built) -> View | None:
 
 def _whole(value: object) -> int:
     if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError("an offset, size or stride that is no natural number")
+        raise ValueError("an offset, size or stride that is not a non-negative integer")
     return value
 
 
@@ -146,12 +146,12 @@ def _sizes(value: object) -> tuple[int, ...]:
     if type(value) is Built and value.func.full == "torch.Size" and value.args:
         value = value.args[0]
     if not isinstance(value, tuple | list) or len(value) > MAX_DIMS:
-        raise TypeError("a shape that is no tuple, or a long one")
+        raise TypeError("a shape that is not a tuple, or has too many dimensions")
     return tuple(map(_whole, value))
 
 
 def is_tensor(full: str) -> bool:
-    """Whether a function of that name makes a tensor."""
+    """Whether a function of that name creates a tensor."""
     return full.startswith((_REBUILD, "torch._tensor._rebuild_from_type")) or (
         full == "torch.tensor._rebuild_from_type"
     )
@@ -166,14 +166,14 @@ _INSIDES = ("_parameters", "_buffers", "_modules")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Path:
-    """A place in nested containers, as a link to the place above, so that depth costs nothing."""
+    """A position in nested containers, linked to the one above, so that deep nesting is cheap."""
 
     above: Path | None
     key: object
     depth: int
 
     def name(self) -> str:
-        """The keys from the top, joined by dots."""
+        """Join the keys from the top with dots."""
         keys: list[str] = []
         here: Path | None = self
         while here is not None and here.depth:
@@ -183,9 +183,9 @@ class Path:
 
 
 def walk(value: object) -> Iterator[tuple[Path, Any, list[tuple[object, Any]]]]:
-    """Every container and every tensor with its path and what it holds, without recursion.
+    """Yield every container and every tensor with its path and its children, without recursion.
 
-    A container that is reached twice is entered once, and so are its parts: a hundred thousand
+    A container that is reached twice is visited once, and so are its parts: a hundred thousand
     objects may share one state of a hundred thousand entries.
     """
     seen: set[int] = set()
@@ -202,7 +202,7 @@ def walk(value: object) -> Iterator[tuple[Path, Any, list[tuple[object, Any]]]]:
         if type(found) is Built and is_tensor(found.func.full):
             yield path, found, []
         elif type(found) in (dict, list, tuple, Built) and path.depth <= _MAX_DEPTH:
-            if not fresh(found):  # deeper is a linked list of objects, no checkpoint's nesting
+            if not fresh(found):
                 continue
             children = list(_children(found, fresh))
             yield path, found, children
@@ -211,10 +211,10 @@ def walk(value: object) -> Iterator[tuple[Path, Any, list[tuple[object, Any]]]]:
 
 
 def list_views(value: object, path: FilePath) -> list[tuple[str, View]]:
-    """Every tensor of a pickle by its name; sparse, nested and lazily negated ones are left out.
+    """Return every tensor of a pickle by name, except sparse, nested and lazily negated ones.
 
     Raises:
-        BadCheckpoint: a tensor whose parts make no tensor, or more of them than any network has.
+        BadCheckpoint: a tensor is invalid, or there are more than any network has.
     """
     views: dict[str, View] = {}
     again: dict[str, int] = {}
@@ -233,7 +233,7 @@ def list_views(value: object, path: FilePath) -> list[tuple[str, View]]:
         if len(views) >= _MAX_TENSORS or len(name) > _MAX_NAME or length > _MAX_NAMES:
             saw = f"tensor number {len(views):,}, a name of {len(name):,} characters"
             raise bad_tensor(path, name, saw)
-        while name in views:  # two paths that are spelled alike: {"a.b": ..., "a": {"b": ...}}
+        while name in views:  # two paths with the same spelling: {"a.b": ..., "a": {"b": ...}}
             base = name.partition("#")[0]
             again[base] = again.get(base, 1) + 1
             name = f"{base}#{again[base]}"
@@ -242,7 +242,7 @@ def list_views(value: object, path: FilePath) -> list[tuple[str, View]]:
 
 
 def module_classes(value: object) -> dict[str, str]:
-    """The full class name of every pickled module that has a weight of its own, by its name."""
+    """Return the full class name of each pickled module that has a weight, by module name."""
     return {
         place.name(): found.func.full
         for place, found, children in walk(value)
@@ -251,7 +251,7 @@ def module_classes(value: object) -> dict[str, str]:
 
 
 def bad_tensor(path: FilePath, name: str, saw: str) -> BadCheckpoint:
-    """The error for a tensor that cannot be where the file says it is."""
+    """Return the error for a tensor that cannot be where the file says."""
     return BadCheckpoint(
         f"{path.name} contains an invalid tensor: {ascii(name[:200])[1:-1]}",
         saw=saw,
@@ -267,7 +267,7 @@ def _unwrapped(found: Any) -> Any:
 
 
 def _children(found: Any, fresh: Callable[[object], bool]) -> Iterator[tuple[object, Any]]:
-    """What a container holds, each with its key; a module's own containers are seen through."""
+    """Yield the children of a container with their keys, skipping a module's own containers."""
     if type(found) is dict:
         yield from found.items()
     elif type(found) in (list, tuple):
@@ -287,7 +287,7 @@ def _children(found: Any, fresh: Callable[[object], bool]) -> Iterator[tuple[obj
 
 
 def _attributes(state: Any, fresh: Callable[[object], bool]) -> Iterator[tuple[object, Any]]:
-    """The attributes that an object's state would set, whichever way it is written."""
+    """Yield the attributes that an object's state would set, in any of its forms."""
     with_slots = type(state) is tuple and len(state) == 2 and type(state[1]) is dict
     for part in state if with_slots else (state,):
         if type(part) is dict and fresh(part):
@@ -304,5 +304,5 @@ def _as_text(key: object) -> str:
         texts = [str(part)[:_MAX_NAME] for part in parts if type(part) in (str, bool)]
         return ",".join(texts) or "?"
     text = key.decode("latin-1") if type(key) is bytes else str(key)
-    # A lone surrogate is legal in a pickle and nowhere else. A key too long makes a name too long.
+    # A lone surrogate is legal only in a pickle. A key that is too long makes the name too long.
     return text[: _MAX_NAME + 1].encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The checkpoint formats, one module each; `files.contents` says what each of them provides."""
+"""The checkpoint formats, one module each; `files.contents` describes what a module provides."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _FOLDER = "sharded_folder"
 
 
 def all_formats() -> list[ModuleType]:
-    """Every format; this folder is the registry."""
+    """Return every format; this folder is the registry."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return [named_format(name) for name in names]
 
 
 def named_format(name: str) -> ModuleType:
-    """The format of that module name, such as `torch_zip`."""
+    """Return the format with that module name, such as `torch_zip`."""
     return import_module(f"{__name__}.{name}")
 
 
 def file_format(path: Path) -> ModuleType | None:
-    """The format of one file, by its content; None if no format claims it."""
+    """Return the format of a file, by its content; None if no format claims it."""
     modules = (m for m in all_formats() if m.__name__.rpartition(".")[2] != _FOLDER)
     return next((module for module in modules if module.matches(path)), None)

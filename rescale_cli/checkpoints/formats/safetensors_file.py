@@ -1,7 +1,8 @@
-"""safetensors: an 8-byte header size, a JSON header, the raw data; and the record in the header.
+"""Read safetensors files, and edit the record in their header.
 
-Source: the format's description in the safetensors project. The header is edited as text, so that
-every character of it but the record stays as it was.
+A file has an 8-byte header size, a JSON header, and the raw data. Source: the description of the
+format in the safetensors project. The header is edited as text, so that every character except the
+record is unchanged.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from rescale_cli.json_text import clip, parse_json
 
 NAME = "safetensors"
 MAX_HEADER = 100_000_000
-#: A tensor has about nine: half a million tensors.
+#: The maximum number of JSON values: nine per tensor, for half a million tensors.
 MAX_VALUES = 4_000_000
 RECORD_KEY = "rescale_cli"
 
-#: safetensors' dtype -> torch's name and bits of one element; what torch lacks keeps its own name.
+#: safetensors' dtype -> torch's name, or its own where torch has none, and bits per element.
 DTYPES = {
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16),
     "BF16": ("bfloat16", 16), "F8_E4M3": ("float8_e4m3fn", 8), "F8_E5M2": ("float8_e5m2", 8),
@@ -46,7 +47,7 @@ def matches(path: Path) -> bool:
 
 
 def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
-    """Read the header, and refuse every file that the format's own rules refuse."""
+    """Read the header, and refuse every file that violates the rules of the format."""
     raw, size = read_header(path)
     header = parse_json(raw, f"the header of {path.name}", most=MAX_VALUES)
     if not isinstance(header, dict):
@@ -61,7 +62,7 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
 
 
 def read_header(path: Path) -> tuple[bytes, int]:
-    """The header as it stands, padding included, and the size of the file."""
+    """Return the unchanged header, with its padding, and the size of the file."""
     with opened(path) as fd:
         size = os.fstat(fd).st_size
         if size < 8:
@@ -70,7 +71,7 @@ def read_header(path: Path) -> tuple[bytes, int]:
         if 2 <= length <= min(MAX_HEADER, size - 8):
             return read_at(fd, 8, length), size
         if 2 <= length <= MAX_HEADER and read_at(fd, 8, min(size - 8, 1)) in (b"{", b""):
-            saw = f"its header alone has {length:,} bytes"
+            saw = f"its header alone needs {length:,} bytes"
             raise _damaged(path, f"truncated after {size:,} of {8 + length:,} bytes or more", saw)
         what = f"invalid header length {length:,} in a file of {size:,} bytes"
         raise _damaged(path, what, f"its first bytes are {read_at(fd, 0, min(size, 16))!r}")
@@ -91,13 +92,13 @@ def _tensor(path: Path, name: str, entry: object, base: int) -> TensorInfo:
     dtype, bits = DTYPES[kind]
     if math.prod(shape) * bits != 8 * (stop - start):
         saw = f"shape {clip(str(shape))}, {kind}, {stop - start} bytes"
-        raise _damaged(path, f"the size of {clip(name)} does not fit its shape", saw)
+        raise _damaged(path, f"the size of {clip(name)} does not match its shape", saw)
     dims = tuple(shape)
     return TensorInfo(name, dims, row_major(dims), dtype, path, base + start, base + stop)
 
 
 def _check_cover(path: Path, tensors: tuple[TensorInfo, ...], base: int, size: int) -> None:
-    """The data must follow one another and fill the file: no overlap, no gap, nothing behind."""
+    """Check that the tensors fill the file without gaps, overlaps or trailing bytes."""
     end = base
     for info in sorted(tensors, key=lambda info: (info.start, info.stop)):
         if info.start != end:
@@ -121,43 +122,43 @@ def _damaged(path: Path, what: str, saw: str) -> BadCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class HeaderEdit:
-    """How a header takes the record, and how it gives it back to the letter."""
+    """How to insert the record into a header, and how to restore the header exactly."""
 
     at: int
-    """Offset in the header where the record goes in."""
+    """Offset in the header where the record is inserted."""
     size: int
-    """Length of the header before, padding included."""
+    """Length of the original header, with padding."""
     spaces: int
     """How many of these bytes are padding."""
     replaced: bytes
-    """What stands there before: nothing, or the record of an earlier re-scaling."""
+    """The bytes that the record replaces: none, or the record of an earlier re-scaling."""
     before: bytes = b""
     after: bytes = b""
 
     def insert(self, header: bytes, record: str) -> bytes:
-        """The header with the record in it.
+        """Return the header with the record.
 
         It grows by whole blocks of 4 KiB, so that file systems with reflinks can share the data
-        behind it instead of copying them.
+        after it instead of copying them.
         """
         inserted = self.before + json.dumps(record).encode() + self.after
         new = header[: self.at] + inserted + header[self.at + len(self.replaced) :]
         return new + b" " * ((len(header) - len(new)) % 4096)
 
     def remove(self, header: bytes) -> bytes:
-        """The header as it was before `insert`."""
+        """Return the header as it was before `insert`."""
         tail = self.size - self.spaces - self.at - len(self.replaced)
         text = header.rstrip(b" ")
         return text[: self.at] + self.replaced + text[len(text) - tail :] + b" " * self.spaces
 
 
 def plan_edit(header: bytes) -> HeaderEdit | None:
-    """Where the record of a re-scaling goes: into `__metadata__`, beside what stands there.
+    """Plan how to insert the record into `__metadata__`, beside its other entries.
 
-    None if the file has no metadata. It stays without: loaders take such a file as it is, but
-    require a `format` as soon as there is any metadata.
+    Returns None if the file has no metadata. None is added, because loaders accept a file without
+    metadata, but require a `format` in any metadata.
     """
-    # latin-1 maps bytes to characters one to one, and no byte of a UTF-8 sequence is structural.
+    # latin-1 maps each byte to one character, and no byte of a UTF-8 sequence is JSON syntax.
     text = header.decode("latin-1")
     start, _ = _members(text, 0).get("__metadata__", (0, 0))
     inner = _members(text, start) if start else {}
@@ -172,7 +173,7 @@ def plan_edit(header: bytes) -> HeaderEdit | None:
 
 
 def _members(text: str, brace: int) -> dict[str, tuple[int, int]]:
-    """Where each value of the JSON object that opens at `brace` begins and ends."""
+    """Return where each value of the JSON object that opens at `brace` begins and ends."""
     decode, skip = json.JSONDecoder().raw_decode, re.compile(r"[\s:,]*")
     found: dict[str, tuple[int, int]] = {}
     position = skip.match(text, brace + 1).end()  # type: ignore[union-attr]

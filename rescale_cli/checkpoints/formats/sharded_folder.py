@@ -1,4 +1,4 @@
-"""A folder of weights: Hugging Face, timm, a training run; one file, or shards with an index."""
+"""Read a folder of weights (Hugging Face, timm, a training run): one file, or indexed shards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_CONFIG = 64 << 20
 
 
 def matches(path: Path) -> bool:
-    """Whether it is a folder, or the index of one."""
+    """Whether it is a folder, or the index of its shards."""
     if path.is_dir():
         return True
     if not path.is_file() or path.suffix != ".json":
@@ -32,7 +32,7 @@ def matches(path: Path) -> bool:
 
 
 def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
-    """The tensors of all shards in one table, and the config beside them."""
+    """Read the tensors of all shards into one table, with the config beside them."""
     folder = path if path.is_dir() else path.parent
     weights = path if path.is_file() else weights_of(folder)
     refuse_link_out(folder, weights)
@@ -55,7 +55,7 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
 
 
 def _shards(folder: Path, index: Path, accept: frozenset[str]) -> list[Contents]:
-    """Every shard that the index names, each held against the index."""
+    """Read every shard that the index names, and compare it with the index."""
     table = parse_json(read_whole(index, MAX_INDEX), index.name)
     weight_map = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -101,7 +101,7 @@ def _list_file(file: Path, accept: frozenset[str]) -> Contents:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json; an empty table if there is none."""
+    """Read the folder's config.json; an empty dict if there is none."""
     path = folder / "config.json"
     if not path.exists():
         return {}
@@ -115,7 +115,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def names_in_config(config: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """The class names of a config.json, in row order: id2label, sorted as numbers, and others."""
+    """Return the class names in config.json in row order: id2label sorted by number, and others."""
     found = []
     ids = config.get("id2label")
     if isinstance(ids, dict) and all(re.fullmatch("[0-9]{1,9}", str(key)) for key in ids):

@@ -1,8 +1,7 @@
-"""The files of torch.save before 1.6: five pickles, then the storages' raw bytes.
+"""Read files of torch.save before 1.6: five pickles, then the raw bytes of the storages.
 
-Big-endian machines wrote these files, too, and say so in `sys_info`; but torch has always turned
-the storages into little-endian ones on the way (`THPStorage_writeFileRaw`), and ignores that entry
-on reading. So do we.
+Big-endian machines note their byte order in `sys_info`, but torch has always written the storages
+as little-endian (`THPStorage_writeFileRaw`) and ignores that entry when reading, as we do here.
 """
 
 from __future__ import annotations
@@ -50,11 +49,11 @@ def matches(path: Path) -> bool:
 
 
 def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
-    """Read the pickles and each storage's length; no storage is read and nothing is run.
+    """Read the pickles and each storage's length, without reading storages or running code.
 
     Raises:
-        BadCheckpoint: the pickles, or what lies behind them, is not right.
-        UnsafePickle: a pickle calls or names what no checkpoint needs, and `accept` lacks.
+        BadCheckpoint: the pickles or the storages after them are damaged.
+        UnsafePickle: a pickle calls or names something that no checkpoint needs and `accept` lacks.
     """
     with opened(path) as fd:
         size = os.fstat(fd).st_size
@@ -80,7 +79,7 @@ def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
 
 @dataclass(frozen=True, slots=True)
 class _Pickles:
-    """What the five pickles say."""
+    """The contents of the five pickles."""
 
     value: Any
     keys: list[str]
@@ -122,7 +121,7 @@ def _read_pickles(data: mmap.mmap, accept: frozenset[str], path: Path) -> _Pickl
 
 
 def _persistent(name: object, storages: dict[str, Storage]) -> object:
-    """A storage, or the class of a module: the two kinds of persistent ids of these files."""
+    """Convert a persistent ID: a storage, or the class of a module."""
     if type(name) is tuple and name and name[0] == "module":
         if len(name) != 4 or type(name[1]) is not Global:
             raise ValueError("a module without a class")
@@ -140,13 +139,13 @@ def _persistent(name: object, storages: dict[str, Storage]) -> object:
 
 
 def _find_storages(fd: int, size: int, pickles: _Pickles, path: Path) -> dict[str, int]:
-    """Where each storage begins; together they must fill the file."""
+    """Return where each storage begins; together they must fill the file."""
     starts: dict[str, int] = {}
     at = pickles.stop
     for key in pickles.keys:
         storage = pickles.storages.get(key)
         if storage is None or key in starts or storage.dtype not in ITEM_SIZES:
-            raise _bad(path, f"its list of storages contains {key[:40]!r}, unknown or twice")
+            raise _bad(path, f"{key[:40]!r} in its list of storages is unknown or a duplicate")
         if at + 8 > size:
             raise _bad(path, f"it ends before storage {key[:40]}: it is truncated")
         numel = int.from_bytes(read_at(fd, at, 8), "little", signed=True)

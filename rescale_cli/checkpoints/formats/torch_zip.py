@@ -1,4 +1,4 @@
-"""The zip files of torch.save and of TorchScript: a pickle, and one record a storage."""
+"""Read zip files of torch.save and TorchScript: a pickle, and one record per storage."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FIRST = re.compile(rb"[^/]+/(data\.pkl|data/\d+|constants/\d+|byteorder|version
 
 
 def matches(path: Path) -> bool:
-    """Whether the file is a zip with `<folder>/data.pkl`, or the beginning of one cut short."""
+    """Whether the file is a zip with `<folder>/data.pkl`, perhaps truncated."""
     if not path.is_file():
         return False
     with opened(path) as fd:
@@ -46,36 +46,36 @@ def matches(path: Path) -> bool:
     try:
         return bool(_roots(list_names(path)))
     except BadCheckpoint:
-        # Claimed all the same, so that the error says what is wrong with it.
+        # Claimed anyway, so that the error describes the damage.
         name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
         return _FIRST.fullmatch(name) is not None
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a file is an archive of torch.export: a zip, too, with another inside."""
+    """Whether a file is an archive of torch.export, which is also a zip."""
     with opened(path) as fd:
         if path.stat().st_size < 4 or read_at(fd, 0, 4) != b"PK\x03\x04":
             return False
     try:
         return any(name.endswith("/archive_format") for name in list_names(path))
     except BadCheckpoint:
-        return False  # whoever opens it says what is wrong with it
+        return False  # damaged; opening it reports the damage
 
 
 def list_tensors(path: Path, accept: frozenset[str] = frozenset()) -> Contents:
-    """Read the zip's directory and its pickles; no storage is read and nothing is run.
+    """Read the zip's directory and its pickles, without reading storages or running code.
 
     Raises:
-        BadCheckpoint: the archive, a pickle or a tensor's place in it is not right.
-        UnsafePickle: a pickle calls or names what no checkpoint needs, and `accept` lacks.
+        BadCheckpoint: the archive, a pickle or the place of a tensor is invalid.
+        UnsafePickle: a pickle calls or names something that no checkpoint needs and `accept` lacks.
     """
     table = read_zip_table(path)
     roots = _roots(table.entries)
     if len(roots) != 1:
         raise BadCheckpoint(
-            f"{path.name} holds {len(roots)} pickles that could be the checkpoint",
+            f"{path.name} contains {len(roots)} pickles that could be the checkpoint",
             saw=", ".join(f"{root}/data.pkl" for root in roots) or "no data.pkl",
-            fix="unpack it, and name the file that is meant",
+            fix="save the model again with torch.save",
         )
     root = roots[0]
     script = f"{root}/constants.pkl" in table.entries
@@ -126,7 +126,7 @@ def _load(table: ZipTable, name: str, accept: frozenset[str]) -> Loaded:
     loaded = load_pickle(data, persistent=storage_of, accept=accept, what=name)
     if loaded.stop != len(data):
         raise BadCheckpoint(
-            f"{name} holds more than one pickle",
+            f"{name} contains more than one pickle",
             saw=f"{len(data) - loaded.stop} bytes after its end",
             fix="fetch the file again, or save it again with torch.save",
         )
@@ -136,7 +136,7 @@ def _load(table: ZipTable, name: str, accept: frozenset[str]) -> Loaded:
 def _place(
     views: list[tuple[str, View]], table: ZipTable, folder: str, order: str
 ) -> list[TensorInfo]:
-    """Each view as bytes of the file, proven to lie in its record."""
+    """Convert each view to bytes of the file, and check that they are inside its record."""
     placed = []
     for name, view in views:
         entry = stored_entry(table, folder + view.storage.key)
