@@ -2,29 +2,42 @@
 
     python tests/mutants.py core patching/plan.py --number 40 --seed 0
 
-A mutant is a copy of the package in which one comparison, operator, constant or condition is
-changed. The tests of its area run on the copy: the folder of `tests/` with the same name, or, for a
-module outside all folders, the test files that import it. A mutant that passes them survives and is
-printed. This is run by hand; a hundred mutants take about an hour.
+A mutant is the package with one comparison, operator, constant or condition changed. The tests of
+its area run on it: the doctests of the file, and the folder of `tests/` with the same name or, for
+a module outside all folders, the test files that import it. A mutant that passes them survives and
+is printed. Only tests that call the changed function run, the fastest first; the first run finds
+out which those are. This is run by hand; a hundred mutants take about twenty minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib
+import importlib.util
+import json
 import os
 import random
 import re
 import shutil
-import subprocess
+import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rescale_cli"
+#: Imported once, before the process is forked for each mutant.
+_LIBRARIES = ("torch", "hypothesis.extra.numpy", "jsonschema", "safetensors.torch", "typer",
+              "sklearn.metrics", "rich.console", "imblearn.metrics", "torchmetrics", "scipy.stats",
+              "torchvision", "timm", "transformers")  # fmt: skip
 
 _COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -36,11 +49,16 @@ _OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 }  # fmt: skip
 
 
+_ERRORS = re.compile(r"class (\w+)").findall((PACKAGE / "errors.py").read_text(encoding="utf-8"))
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One change of one file."""
 
     line: int
+    function: int
+    """The first line of the function that it is in; 0 outside all functions."""
     change: str
     apply: Callable[[], None]
     """Makes the change in the tree that it was found in."""
@@ -48,87 +66,190 @@ class Mutant:
 
 def mutants_of(tree: ast.Module) -> Iterator[Mutant]:
     """Every change of a tree; see `_code` for what is left alone."""
-    for node in _code(tree):
+    for node, function in _code(tree):
         line = getattr(node, "lineno", 0)
+
+        def made(old: Any, new: Any, name: str, value: object) -> Mutant:
+            names = [n if isinstance(n, str) else type(n).__name__ for n in (old, new)]
+            change = " -> ".join(names)
+            return Mutant(line, function, change, lambda: setattr(node, name, value))  # noqa: B023
+
         match node:
-            case ast.Compare(ops=[op, *_]) if type(op) in _COMPARISONS:
+            case ast.Compare(ops=[op, *more]) if type(op) in _COMPARISONS:
                 new = _COMPARISONS[type(op)]()
-                yield Mutant(line, _names(op, new), _replacing(node, "ops", [new, *node.ops[1:]]))
+                yield made(op, new, "ops", [new, *more])
             case ast.BinOp(op=op) if type(op) in _OPERATORS:
                 other = _OPERATORS[type(op)]()
-                yield Mutant(line, _names(op, other), _replacing(node, "op", other))
+                yield made(op, other, "op", other)
             case ast.BoolOp(op=op):
                 both = ast.Or() if isinstance(op, ast.And) else ast.And()
-                yield Mutant(line, _names(op, both), _replacing(node, "op", both))
+                yield made(op, both, "op", both)
             case ast.Constant(value=bool(value)):
-                yield Mutant(line, f"{value} -> {not value}", _replacing(node, "value", not value))
-            case ast.Constant(value=int(value) | float(value)):
-                yield Mutant(line, f"{value} -> {value + 1}", _replacing(node, "value", value + 1))
+                yield made(str(value), str(not value), "value", not value)
+            case ast.Constant(value=int(value) | float(value)) if value + 1 != value:
+                yield made(str(value), str(value + 1), "value", value + 1)
             case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
-                negated = ast.UnaryOp(ast.Not(), test)
-                yield Mutant(line, "condition negated", _replacing(node, "test", negated))
+                yield made(ast.unparse(test), "negated", "test", ast.UnaryOp(ast.Not(), test))
 
 
-def _code(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that decide something: no annotation, error, f-string or limit (1 << 20)."""
-    todo: list[ast.AST] = [tree]
+def _code(tree: ast.AST) -> Iterator[tuple[ast.AST, int]]:
+    """The nodes that decide something, each with the first line of its function.
+
+    Left out are annotations, errors, f-strings, choices between two texts, and limits (1 << 20).
+    """
+    todo: list[tuple[ast.AST, int]] = [(tree, 0)]
     while todo:
-        node = todo.pop()
-        limit = isinstance(node, ast.BinOp) and isinstance(node.op, ast.LShift)
-        if limit or isinstance(node, ast.Raise | ast.JoinedStr):
+        node, function = todo.pop()
+        if isinstance(node, ast.FunctionDef):
+            function = min(part.lineno for part in (node, *node.decorator_list))
+        if _is_no_code(node):
             continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        yield node
+        yield node, function
         for name, value in ast.iter_fields(node):
             if name not in ("annotation", "returns", "decorator_list"):
                 parts = value if isinstance(value, list) else [value]
-                todo += [part for part in parts if isinstance(part, ast.AST)]
+                todo += [(part, function) for part in parts if isinstance(part, ast.AST)]
 
 
-def _names(old: ast.AST, new: ast.AST) -> str:
-    return f"{type(old).__name__} -> {type(new).__name__}"
+def _is_no_code(node: ast.AST) -> bool:
+    match node:
+        case ast.Raise() | ast.JoinedStr() | ast.FunctionDef(name="__str__" | "__repr__"):
+            return True
+        case ast.BinOp(op=ast.LShift()) | ast.If(test=ast.Name("TYPE_CHECKING")):
+            return True
+        case ast.Call(func=ast.Name(name)):
+            return name in _ERRORS
+        case ast.IfExp(body=one, orelse=other):
+            texts = (isinstance(part, ast.JoinedStr) or _is_text(part) for part in (one, other))
+            return all(texts)
+    return False
 
 
-def _replacing(node: ast.AST, name: str, value: object) -> Callable[[], None]:
-    return lambda: setattr(node, name, value)
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-def tests_of(file: Path) -> list[str]:
-    """The mirrored folder, in which the test file of the same name goes first."""
-    place = file.relative_to(PACKAGE)
-    if len(place.parts) > 1:
-        files = sorted((ROOT / "tests" / place.parts[0]).rglob("test_*.py"))
+def tests_of(place: Path) -> list[str]:
+    """The tests of a file of the package: its doctests, and the files of its area."""
+    if len(place.parts) > 2:
+        files = sorted((ROOT / "tests" / place.parts[1]).rglob("test_*.py"))
     else:
-        word = re.compile(rf"\brescale_cli(\.| import [^\n]*\b){file.stem}\b")
+        word = re.compile(rf"\brescale_cli(\.| import [^\n]*\b){place.stem}\b")
         files = sorted((ROOT / "tests").rglob("test_*.py"))
         files = [test for test in files if word.search(test.read_text(encoding="utf-8"))]
-    return [str(test) for test in sorted(files, key=lambda test: file.stem not in test.stem)]
+    return [place.as_posix(), *(test.relative_to(ROOT).as_posix() for test in files)]
 
 
-def survives(file: Path, source: str, timeout: float) -> bool:
-    """Whether the tests of a file pass with that source; a run past the timeout has noticed it."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "rescale_cli"
-        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / file.relative_to(PACKAGE)).write_text(source, encoding="utf-8")
-        options = ["-x", "-q", "-p", "no:cacheprovider"]
-        # -P: not the package in the current folder, but the copy.
-        run = [sys.executable, "-P", "-m", "pytest", *options, *tests_of(file)]
-        environment = {**os.environ, "PYTHONPATH": folder}
+class Calls:
+    """Which functions of the package each test calls, and how long it takes: a pytest plugin."""
+
+    def __init__(self, work: Path) -> None:
+        self._prefix, self.found = f"{work / 'rescale_cli'}/", dict[str, Any]()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """Trace one test with its fixtures."""
+        seen: set[tuple[str, int]] = set()
+        prefix, began = self._prefix, time.monotonic()
+
+        def trace(frame: FrameType, event: str, arg: Any) -> None:
+            code = frame.f_code
+            if code.co_filename.startswith(prefix):
+                seen.add((f"rescale_cli/{code.co_filename[len(prefix) :]}", code.co_firstlineno))
+
+        threading.settrace(trace)
+        sys.settrace(trace)
         try:
-            done = subprocess.run(
-                run, cwd=ROOT, env=environment, timeout=timeout, capture_output=True, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return False
-    return done.returncode == 0
+            return (yield)
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+            self.found[item.nodeid] = time.monotonic() - began, sorted(seen)
+
+
+def forked(work: Path, options: list[str], timeout: float, plugin: Calls | None = None) -> int:
+    """The exit code of pytest in a copy of this process, in that folder; 1 past the timeout."""
+    child = os.fork()
+    if not child:
+        os.setsid()
+        os.chdir(work)
+        sys.path[0] = os.environ["PYTHONPATH"] = str(work)
+        log = os.open(work / "mutant.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        options += ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        code = pytest.main(options, [plugin] if plugin else [])
+        if plugin and not code:
+            (work / "calls.json").write_text(json.dumps(plugin.found))
+        os._exit(code)
+    ends = time.monotonic() + timeout
+    while time.monotonic() < ends:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return 1
+
+
+def callers(mutant: Mutant, place: Path, calls: dict[str, Any]) -> list[str]:
+    """The tests of the area that can notice a mutant, the fastest first.
+
+    A mutant outside all functions may be noticed by any; so may each by a test that calls nothing
+    of the package, as it starts another process.
+    """
+    file, area = place.as_posix(), tests_of(place)
+
+    def distance(test: str) -> int:
+        functions = [line for name, line in calls[test][1] if name == file]
+        if not functions:
+            return 2 if not mutant.function or not calls[test][1] else 9
+        return 0 if mutant.function in (0, *functions) else 9
+
+    near = {test: distance(test) for test in calls if test.partition("::")[0] in area}
+    tests = [test for test, far in near.items() if far < 9]
+    return sorted(tests, key=lambda test: (near[test], calls[test][0]))
+
+
+def survives(work: Path, place: Path, source: str, tests: list[str], timeout: float) -> bool:
+    """Whether these tests pass with that source of a file."""
+    file = work / place
+    original = file.read_text(encoding="utf-8")
+    compiled = Path(importlib.util.cache_from_source(str(file)))
+    try:
+        file.write_text(source, encoding="utf-8")
+        compiled.unlink(missing_ok=True)
+        return not tests or forked(work, tests, timeout) == 0
+    finally:
+        file.write_text(original, encoding="utf-8")
+        compiled.unlink(missing_ok=True)
 
 
 def files_of(area: str) -> list[Path]:
     """The modules of a folder, or the one file; both named below the package."""
     place = PACKAGE / area
-    return sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    return [file.relative_to(ROOT) for file in files]
+
+
+def prepared(work: Path, files: list[Path], timeout: float) -> dict[str, Any]:
+    """Copy the tree, and find out which tests call which functions."""
+    for name in ("rescale_cli", "tests", "examples"):
+        ignored = shutil.ignore_patterns("__pycache__", ".hypothesis")
+        shutil.copytree(ROOT / name, work / name, ignore=ignored, dirs_exist_ok=True)
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, work)
+    for library in _LIBRARIES:
+        importlib.import_module(library)
+    found = work / "calls.json"
+    if not found.exists():
+        tests = list(dict.fromkeys(test for file in files for test in tests_of(file)))
+        if forked(work, tests, 20 * timeout, Calls(work)):
+            raise SystemExit(f"the tests fail without a mutant: see {work / 'mutant.log'}")
+    calls: dict[str, Any] = json.loads(found.read_text())
+    return calls
 
 
 def main() -> int:
@@ -137,23 +258,30 @@ def main() -> int:
     parser.add_argument("areas", nargs="+", help="folders or files of the package")
     parser.add_argument("--number", type=int, default=100, help="mutants to try (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds per mutant")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds per mutant")
+    parser.add_argument("--work", type=Path, default="/tmp/mutants/tree", help="where they run")
     given = parser.parse_args()
+    files = list(dict.fromkeys(file for area in given.areas for file in files_of(area)))
+    given.work.mkdir(parents=True, exist_ok=True)
+    calls = prepared(given.work, files, given.timeout)
     places = [
         (file, number)
-        for file in dict.fromkeys(file for area in given.areas for file in files_of(area))
-        for number, _ in enumerate(mutants_of(ast.parse(file.read_text(encoding="utf-8"))))
+        for file in files
+        for number, _ in enumerate(mutants_of(ast.parse((ROOT / file).read_text("utf-8"))))
     ]
     sample = random.Random(given.seed).sample(places, min(given.number, len(places)))
     killed = 0
     for file, number in sample:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = ast.parse((ROOT / file).read_text("utf-8"))
         mutant = list(mutants_of(tree))[number]
         mutant.apply()
-        lives = survives(file, ast.unparse(ast.fix_missing_locations(tree)), given.timeout)
+        source = ast.unparse(ast.fix_missing_locations(tree))
+        tests, began = callers(mutant, file, calls), time.monotonic()
+        lives = survives(given.work, file, source, tests, given.timeout)
         killed += not lives
         word = "survived" if lives else "killed"
-        print(f"{word:9} {file.relative_to(ROOT)}:{mutant.line}: {mutant.change}", flush=True)
+        seconds = f"{len(tests)} tests, {time.monotonic() - began:.0f} s"
+        print(f"{word:9} {file}:{mutant.line}: {mutant.change} ({seconds})", flush=True)
     print(f"{killed} of {len(sample)} mutants were killed")
     return 0 if killed >= 0.95 * len(sample) else 1
 
