@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,13 +68,7 @@ class Mutant:
 def mutants_of(tree: ast.Module) -> Iterator[Mutant]:
     """Every change of a tree; see `_code` for what is left alone."""
     for node, function in _code(tree):
-        line = getattr(node, "lineno", 0)
-
-        def made(old: Any, new: Any, name: str, value: object) -> Mutant:
-            names = [n if isinstance(n, str) else type(n).__name__ for n in (old, new)]
-            change = " -> ".join(names)
-            return Mutant(line, function, change, lambda: setattr(node, name, value))  # noqa: B023
-
+        made = partial(_made, node, function)
         match node:
             case ast.Compare(ops=[op, *more]) if type(op) in _COMPARISONS:
                 new = _COMPARISONS[type(op)]()
@@ -90,6 +85,14 @@ def mutants_of(tree: ast.Module) -> Iterator[Mutant]:
                 yield made(str(value), str(value + 1), "value", value + 1)
             case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
                 yield made(ast.unparse(test), "negated", "test", ast.UnaryOp(ast.Not(), test))
+
+
+def _made(
+    node: ast.AST, function: int, old: object, new: object, name: str, value: object
+) -> Mutant:
+    names = [part if isinstance(part, str) else type(part).__name__ for part in (old, new)]
+    line = getattr(node, "lineno", 0)
+    return Mutant(line, function, " -> ".join(names), partial(setattr, node, name, value))
 
 
 def _code(tree: ast.AST) -> Iterator[tuple[ast.AST, int]]:

@@ -570,3 +570,14 @@ def test_numbers_that_are_taken_as_rows_are_noted_only_beside_real_names():
     named = align(Classes(("cat", "dog"), (0, 1)), HeadRows(2))
     assert "0 = cat, 1 = dog" in named.notes[0]
     assert align(Classes(("class_0", "class_1"), (0, 1)), HeadRows(2)).notes == ()
+
+
+@given(st.permutations(["n1", "n2", "n10", "N3"]), st.permutations(range(4)), st.sampled_from(
+    [("timm", "natural"), ("torchvision", "imagefolder")]))  # fmt: skip
+def test_numbers_are_rows_unless_the_training_tool_sorts_the_names_otherwise(names, rows, tool):
+    classes, head = Classes((*names,), (*rows,)), HeadRows(4, tool=tool[0])
+    if ranks(names, tool[1]) == (*rows,):
+        assert align(classes, head).rows == (*rows,)
+    else:
+        with pytest.raises(UnknownClassOrder):
+            align(classes, head)

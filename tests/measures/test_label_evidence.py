@@ -177,3 +177,43 @@ def test_a_few_guesses_give_no_alarm_and_a_few_exchanged_samples_do():
     guesses = [np.array(bits) for bits in itertools.product([0, 1], repeat=6)]
     alarms = [g for g in guesses if (found := label_evidence(g, labels, 2)) and found.wrong]
     assert [alarm.tolist() for alarm in alarms] == [(1 - labels).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("each", "elsewhere", "right", "found"),
+    [(20, 17, 0, True), (20, 16, 0, False), (20, 19, 1, False), (40, 39, 1, True),
+     (3, 3, 0, True), (2, 2, 0, False)],
+)  # fmt: skip
+def test_a_swap_is_four_fifths_elsewhere_a_twentieth_right_and_three_samples(
+    each, elsewhere, right, found
+):
+    rest = each - elsewhere - right
+    answers = [[other] * elsewhere + [own] * right + [2] * rest for own, other in ((0, 1), (1, 0))]
+    predicted = np.array([*answers[0], *answers[1], *[2] * each])
+    moved = swapped(predicted, np.repeat(np.arange(3), each), 3)
+    rate = elsewhere / each
+    assert moved == ((Moved(0, 1, rate), Moved(1, 0, rate)) if found else ())
+
+
+def test_an_alarm_needs_a_fifth_more_and_an_interval_above_a_tenth():
+    for permuted, low, wrong in ((0.2, 0.11, True), (0.19, 0.11, False), (0.2, 0.10, False)):
+        assert module.LabelEvidence(0.0, permuted, (low, 0.5), (), None).wrong == wrong
+
+
+@given(st.lists(st.sampled_from([0, 1, 2]), min_size=4, max_size=30))
+def test_the_interval_of_the_gain_is_that_of_a_mean_where_classes_are_of_one_size(predicted):
+    predicted = np.array(predicted)[: len(predicted) // 2 * 2]
+    labels, rows = np.arange(len(predicted)) % 2, np.array([1, 0])
+    gain = 1.0 * (predicted == 1 - labels) - (predicted == labels)
+    error = 1.96 * gain.std() / np.sqrt(len(gain))
+    assert module._gain(predicted, labels, rows) == pytest.approx(
+        (gain.mean() - error, gain.mean() + error)
+    )
+
+
+@pytest.mark.parametrize("size", [5, 6])
+def test_halves_are_equal_and_an_odd_sample_is_in_the_first(size):
+    labels = np.tile(np.arange(3), size)
+    first = module._first_half(labels, seed=1)
+    assert np.bincount(labels[first]).tolist() == [(size + 1) // 2] * 3
+    assert not np.array_equal(first, module._first_half(labels, seed=2))

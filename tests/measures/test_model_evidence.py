@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, cohen_kappa_score
+from sklearn.preprocessing import StandardScaler
 
 import rescale_cli
 from rescale_cli.core.counts import ClassCounts
@@ -133,3 +136,44 @@ def test_infinite_and_constant_logits_are_no_problem() -> None:
     assert model_evidence(logits, labels).poor == "chance"
     logits[:, 3] = -np.inf
     assert model_evidence(logits, labels).poor == "chance"
+
+
+def test_accuracy_and_confidence_are_those_of_scikit_learn_and_torch() -> None:
+    random = np.random.default_rng(5)
+    labels = np.arange(300) % 6
+    logits = random.normal(size=(300, 6)) + 0.3 * np.eye(6)[labels]
+    found = model_evidence(logits, labels)
+    predicted = logits.argmax(1)
+    assert found.accuracy == pytest.approx(accuracy_score(labels, predicted))
+    softmax = torch.from_numpy(logits).softmax(1)
+    assert found.confidence == pytest.approx(softmax.amax(1).mean().item())
+    p, q = (np.bincount(x, minlength=6) / 300 for x in (labels, predicted))
+    assert found.chance == pytest.approx(max(p @ q, 1 / 6))
+
+    def over_maximum(predicted: Any) -> float:
+        # The largest kappa of these margins: of predictions that agree wherever they can.
+        q = np.bincount(predicted, minlength=6) / 300
+        most = (np.minimum(p, q).sum() - p @ q) / (1 - p @ q)
+        return float(cohen_kappa_score(labels, predicted) / most)
+
+    standard = StandardScaler().fit_transform(logits).argmax(1)
+    assert found.known == pytest.approx(max(over_maximum(predicted), over_maximum(standard)))
+
+
+@pytest.mark.parametrize(
+    ("right", "samples", "upper"), [(50, 100, 0.5962), (0, 100, 0.0370), (9, 40, 0.3750)]
+)
+def test_the_upper_bound_is_wilsons(right: int, samples: int, upper: float) -> None:
+    """(p + z^2 / 2n + z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), worked out by hand."""
+    labels = np.repeat([0, 1], [samples // 2, samples - samples // 2])
+    predicted = np.where(np.arange(samples) < right, labels, 1 - labels)
+    found = model_evidence(np.eye(2)[predicted], labels)
+    assert found.upper == pytest.approx(upper, abs=2e-4)
+
+
+def test_thirty_samples_are_enough_to_be_at_chance() -> None:
+    def verdict(samples: int) -> str:
+        labels = np.arange(samples) % 3
+        return model_evidence(np.eye(3)[(labels + 1) % 3], labels).poor
+
+    assert (verdict(29), verdict(30)) == ("", "chance")
