@@ -98,7 +98,8 @@ def _made(
 def _code(tree: ast.AST) -> Iterator[tuple[ast.AST, int]]:
     """The nodes that decide something, each with the first line of its function.
 
-    Left out are annotations, errors, f-strings, choices between two texts, and limits (1 << 20).
+    Left out are annotations, errors and checks, f-strings, choices between two texts, and limits
+    such as 1 << 20.
     """
     todo: list[tuple[ast.AST, int]] = [(tree, 0)]
     while todo:
@@ -122,6 +123,8 @@ def _is_no_code(node: ast.AST) -> bool:
             return True
         case ast.Call(func=ast.Name(name)):
             return name in _ERRORS
+        case ast.keyword(arg="strict"):  # of zip, which is a check
+            return True
         case ast.IfExp(body=one, orelse=other):
             texts = (isinstance(part, ast.JoinedStr) or _is_text(part) for part in (one, other))
             return all(texts)
@@ -180,7 +183,7 @@ def forked(work: Path, options: list[str], timeout: float, plugin: Calls | None 
         log = os.open(work / "mutant.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        options += ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+        options += ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--timeout=60"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         code = pytest.main(options, [plugin] if plugin else [])
         if plugin and not code:
@@ -249,7 +252,7 @@ def prepared(work: Path, files: list[Path], timeout: float) -> dict[str, Any]:
     found = work / "calls.json"
     if not found.exists():
         tests = list(dict.fromkeys(test for file in files for test in tests_of(file)))
-        if forked(work, tests, 20 * timeout, Calls(work)):
+        if forked(work, tests, 10 * timeout, Calls(work)):
             raise SystemExit(f"the tests fail without a mutant: see {work / 'mutant.log'}")
     calls: dict[str, Any] = json.loads(found.read_text())
     return calls
@@ -261,7 +264,7 @@ def main() -> int:
     parser.add_argument("areas", nargs="+", help="folders or files of the package")
     parser.add_argument("--number", type=int, default=100, help="mutants to try (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds per mutant")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds per mutant")
     parser.add_argument("--work", type=Path, default="/tmp/mutants/tree", help="where they run")
     given = parser.parse_args()
     files = list(dict.fromkeys(file for area in given.areas for file in files_of(area)))
