@@ -5,8 +5,8 @@
 A mutant is the package with one comparison, operator, constant or condition changed. The tests of
 its area run on it: the doctests of the file, and the folder of `tests/` with the same name or, for
 a module outside all folders, the test files that import it. A mutant that passes them survives and
-is printed. Only tests that call the changed function run, the fastest first; the first run finds
-out which those are. This is run by hand; a hundred mutants take about twenty minutes.
+is printed. Only tests that call the changed function run, the fastest first, for a minute at most;
+the first run finds out which those are. This is run by hand; a hundred mutants take about twenty minutes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -200,8 +201,8 @@ def forked(work: Path, options: list[str], timeout: float, plugin: Calls | None 
     return 1
 
 
-def callers(mutant: Mutant, place: Path, calls: dict[str, Any]) -> list[str]:
-    """The tests of the area that can notice a mutant, the fastest first.
+def callers(mutant: Mutant, place: Path, calls: dict[str, Any], seconds: float) -> list[str]:
+    """The tests of the area that can notice a mutant, the fastest first, up to so many seconds.
 
     A mutant outside all functions may be noticed by any; so may each by a test that calls nothing
     of the package, as it starts another process.
@@ -216,7 +217,9 @@ def callers(mutant: Mutant, place: Path, calls: dict[str, Any]) -> list[str]:
 
     near = {test: distance(test) for test in calls if test.partition("::")[0] in area}
     tests = [test for test, far in near.items() if far < 9]
-    return sorted(tests, key=lambda test: (near[test], calls[test][0]))
+    tests.sort(key=lambda test: (near[test], calls[test][0]))
+    ends = accumulate(calls[test][0] for test in tests)
+    return [test for test, end in zip(tests, ends, strict=True) if end <= seconds]
 
 
 def survives(work: Path, place: Path, source: str, tests: list[str], timeout: float) -> bool:
@@ -265,6 +268,7 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=100, help="mutants to try (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
     parser.add_argument("--timeout", type=float, default=900, help="seconds per mutant")
+    parser.add_argument("--seconds", type=float, default=60, help="of the tests of each mutant")
     parser.add_argument("--work", type=Path, default="/tmp/mutants/tree", help="where they run")
     given = parser.parse_args()
     files = list(dict.fromkeys(file for area in given.areas for file in files_of(area)))
@@ -282,7 +286,7 @@ def main() -> int:
         mutant = list(mutants_of(tree))[number]
         mutant.apply()
         source = ast.unparse(ast.fix_missing_locations(tree))
-        tests, began = callers(mutant, file, calls), time.monotonic()
+        tests, began = callers(mutant, file, calls, given.seconds), time.monotonic()
         lives = survives(given.work, file, source, tests, given.timeout)
         killed += not lives
         word = "survived" if lives else "killed"

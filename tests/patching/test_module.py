@@ -73,6 +73,9 @@ def test_the_layer_alone_gets_what_the_model_gets(dtype: torch.dtype) -> None:
     rescale_(other.fc, COUNTS, GAMMA)
     assert torch.equal(one.fc.weight, other.fc.weight)
     assert not torch.equal(one.fc.weight, net(2).to(dtype).fc.weight)
+    layer = nn.Conv2d(D, C, 1, dtype=dtype)
+    layer.weight.data = net(2).fc.weight.detach().to(dtype)[:, :, None, None]
+    assert torch.equal(rescale_(layer, COUNTS, GAMMA).weight[:, :, 0, 0], one.fc.weight)
 
 
 def test_resnet18_equals_its_checkpoint(tmp_path: Path) -> None:
@@ -138,9 +141,10 @@ def test_wrong_counts_are_an_error_and_change_nothing() -> None:
     assert torch.equal(layer.weight, before)
 
 
-def test_a_large_kernel_is_no_head() -> None:
+@pytest.mark.parametrize("kernel", [3, 2, (1, 3)])
+def test_a_large_kernel_is_no_head(kernel: Any) -> None:
     with pytest.raises(NoClassifier, match="kernel"):
-        rescale_(nn.Conv2d(D, C, 3), COUNTS, GAMMA)
+        rescale_(nn.Conv2d(D, C, kernel), COUNTS, GAMMA)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 60000.0])
