@@ -317,7 +317,7 @@ def warnings_of(
         ))  # fmt: skip
     if counts is None or (rho := correlation(head, counts)) is None:
         return found
-    clear = CLEAR / math.sqrt(max(counts.num_classes - len(counts.skipped) - 1, 1))
+    clear = CLEAR / math.sqrt(counts.kept.sum() - 1)
     if rho < -max(clear, 0.2):
         found.append((
             "norms-run-against-counts",

@@ -62,7 +62,7 @@ def fit_temperature(logits: NDArray[Any], labels: Labels, adjust: Adjust | None 
 def _slope(
     logits: NDArray[Any], labels: Labels, adjust: Adjust | None, beta: float
 ) -> tuple[float, float, float]:
-    """The first and second derivatives of the mean NLL by beta, and the first one's limit.
+    """The first and second derivatives of the mean NLL by beta, and N times the first one's limit.
 
     The limit is that for beta -> infinity. Samples with infinite logits at the top add nothing,
     because their NLL is the same at every beta.
@@ -81,7 +81,7 @@ def _slope(
         bend += float((np.einsum("nc,nc->n", weight, z) - mean**2).sum())
         steepest += float(-own.sum())
     n = len(labels)
-    return rise / n, bend / n, steepest / n
+    return rise / n, bend / n, steepest
 
 
 def _no_temperature(why: str, saw: str) -> BadInput:

@@ -201,6 +201,17 @@ def test_logits_of_any_size_give_finite_errors(scale: float, case: Any) -> None:
     assert found.nll >= 0
 
 
+@given(arrays.arrays(np.float64, (12, 2), elements=st.integers(-3, 3)))
+def test_two_classes_are_ranked_by_the_difference_of_their_logits(logits: Any) -> None:
+    labels = np.arange(12) % 2
+    found, margin = measure_logits(logits, labels), logits[:, 1] - logits[:, 0]
+    assert found.roc_auc == pytest.approx(oracle.roc_auc_score(labels, margin))
+    wanted = oracle.average_precision_score(labels, margin)
+    assert found.average_precision == pytest.approx(wanted)
+    alone = measure_logits(logits[::2], labels[::2])
+    assert (alone.roc_auc, alone.average_precision) == (None, None)
+
+
 def test_few_classes_have_no_top_5() -> None:
     assert measure_logits(np.eye(5), np.arange(5)).top_5 is None
     assert measure_logits(np.zeros((6, 6)), np.arange(6)).top_5 == 1.0  # none is strictly above

@@ -55,6 +55,19 @@ def test_real_logits_get_the_temperature_that_scipy_finds(fashion: Any) -> None:
     assert after.predicted.tolist() == before.predicted.tolist()
 
 
+def test_a_dozen_passes_over_the_logits_are_enough(fashion: Any) -> None:
+    for scale in (0.01, 1.0, 100.0):
+        seen: list[int] = []
+
+        def counted(z: Any, scale: float = scale, seen: list[int] = seen) -> Any:
+            seen.append(len(z))
+            return scale * z
+
+        found = fit_temperature(*fashion, counted)
+        assert found == pytest.approx(scale * fit_temperature(*fashion), rel=2e-6)
+        assert sum(seen) <= 12 * len(fashion[1])
+
+
 @given(seed=st.integers(0, 2**32))
 def test_no_neighbour_is_likelier(seed: int) -> None:
     logits, labels = noisy(seed)

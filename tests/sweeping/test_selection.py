@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.metrics import balanced_accuracy_score
 
 from rescale_cli.errors import UsageError
+from rescale_cli.measures.significance import drawn_again
 from rescale_cli.sweeping import selection as module
 from rescale_cli.sweeping.decisions import DecisionPath
 from rescale_cli.sweeping.selection import (
@@ -21,6 +22,7 @@ from rescale_cli.sweeping.selection import (
     distance_to,
     first_within,
     halves,
+    standard_error,
     thinned,
     widest_plateau,
 )
@@ -141,6 +143,18 @@ def test_a_bounded_choice_costs_the_frequent_classes_no_more(
     assert lost(found.gamma) <= drop + 1e-12
     best = max(balanced_accuracy_score(labels, path.predicted(gamma)) for gamma in allowed)
     assert found.value == pytest.approx(best)
+
+
+@settings(max_examples=10)
+@given(paths())
+def test_the_standard_error_is_that_of_the_metric_at_its_best_strength(path: DecisionPath) -> None:
+    objective = Objective("balanced_accuracy", GROUPS)
+    best = path.predicted(widest_plateau(*objective.along(path), path.limit).gamma)
+    drawn = [
+        balanced_accuracy_score(path.labels, best, sample_weight=times)
+        for times in drawn_again(path.labels, 100, 1)
+    ]
+    assert standard_error(path, objective) == pytest.approx(np.std(drawn))
 
 
 @given(st.integers(1, 40), st.integers(1, 40))

@@ -27,7 +27,7 @@ from rescale_cli.cli import main
 from rescale_cli.commands.schema import schema_text
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.sweeping.selection import Objective
-from rescale_cli.sweeping.verdict import NEGLIGIBLE, Verdict, reach_verdict
+from rescale_cli.sweeping.verdict import NEGLIGIBLE, Gain, Verdict, reach_verdict
 
 Capture = pytest.CaptureFixture[str]
 Ints = NDArray[np.int64]
@@ -186,6 +186,12 @@ def test_a_metric_without_a_value_is_undecided() -> None:
     assert (found.kind, found.why) == ("undecided", "no-value")
     assert found.gain is not None
     assert (found.gain.before, found.gain.difference, found.gain.interval) == (None, None, None)
+
+
+def test_a_difference_needs_both_values() -> None:
+    ends = [(None, 0.5), (0.5, None), (None, None), (0.25, 0.75)]
+    found = [Gain("few", before, after, None, 1.0).difference for before, after in ends]
+    assert found == [None, None, None, 0.5]
 
 
 def test_classes_of_one_sample_are_drawn_together() -> None:
