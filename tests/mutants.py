@@ -203,12 +203,12 @@ def forked(work: Path, options: list[str], timeout: float, plugin: Calls | None 
 
 
 def callers(mutant: Mutant, place: Path, calls: dict[str, Any], seconds: float) -> list[str]:
-    """The tests of the area that can notice a mutant, the fastest first, up to so many seconds.
+    """The tests that can notice a mutant, the fastest first, up to so many seconds.
 
     A mutant outside all functions may be noticed by any; so may each by a test that calls nothing
     of the package, as it starts another process.
     """
-    file, area = place.as_posix(), tests_of(place)
+    file = place.as_posix()
 
     def distance(test: str) -> int:
         functions = [line for name, line in calls[test][1] if name == file]
@@ -216,7 +216,7 @@ def callers(mutant: Mutant, place: Path, calls: dict[str, Any], seconds: float) 
             return 2 if not mutant.function or not calls[test][1] else 9
         return 0 if mutant.function in (0, *functions) else 9
 
-    near = {test: distance(test) for test in calls if test.partition("::")[0] in area}
+    near = {test: distance(test) for test in calls}
     tests = [test for test, far in near.items() if far < 9]
     tests.sort(key=lambda test: (near[test], calls[test][0]))
     ends = accumulate(calls[test][0] for test in tests)
