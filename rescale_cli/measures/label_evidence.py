@@ -258,7 +258,7 @@ def _undisputed(rates: Rates, num_classes: int) -> Labels:
     order = np.lexsort((actual == row, rate, row))
     last = np.append(row[order][1:] != row[order][:-1], True)
     best = order[last]
-    second = np.where(np.append(True, last[:-1]), 0.0, np.append(0.0, rate[order][:-1]))[last]
+    second = np.where(np.roll(last, 1), 0.0, np.roll(rate[order], 1))[last]
     sure = best[(2 * rate[best] - 1 > second) | (rate[best] == 1)]
     rows = np.full(num_classes, -1)
     rows[actual[sure]] = row[sure]

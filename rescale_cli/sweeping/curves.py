@@ -63,8 +63,10 @@ class Basis(NamedTuple):
 
         if self.table is None:
             return torch.zeros_like(gamma) if order else torch.ones_like(gamma)
-        near = (gamma / self.step).round().clamp_(0, len(self.table) - 1).long()
+        near = (gamma / self.step).round().clamp_(0, len(self.table) - 1)
+        # In float64: a whole number times a Python float would be float32.
         away, total = gamma - near * self.step, torch.zeros_like(gamma)
+        near = near.long()
         for power in reversed(range(order, self.table.shape[1])):
             total = total * away + self.table[near, power] * math.perm(power, order)
         return total
