@@ -14,7 +14,7 @@ from conftest import COUNTS, GAMMA, C, net
 from safetensors.torch import save_file
 
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
-from rescale_cli.checkpoints.read_tensors import ANY_HEAD
+from rescale_cli.checkpoints.locate_head import ANY_HEAD
 from rescale_cli.core.classes import HeadRows, RowHints
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import BadCounts, UnknownClassOrder
