@@ -29,13 +29,13 @@ def test_an_unknown_name_is_an_error_that_lists_the_names_and_the_closest():
     assert caught.value.fix == "did you mean fashion-mnist?"
 
 
-def test_an_unknown_name_like_no_other_is_answered_with_all_names():
+def test_an_unknown_name_without_a_close_match_lists_all_names():
     with pytest.raises(UsageError) as caught:
         shelf()["x" * 5000]
     assert "fashion-mnist, folder" in caught.value.fix
     assert len(caught.value.what) < 200
 
 
-def test_one_name_for_two_things_is_refused():
+def test_registering_a_name_twice_is_refused():
     with pytest.raises(RescaleError, match="two things"):
         shelf().register("folder")(min)

@@ -81,7 +81,7 @@ class Checkpoint:
         """
         if not self.is_folder:
             return ()
-        return left_behind(self.path, self.contents.files, run=self.tool == "rescale")
+        return tuple(left_behind(self.path, self.contents.files, run=self.tool == "rescale"))
 
     def names_of(self, num_classes: int) -> tuple[str, ...] | None:
         """Return the class names in row order, or None if no list has that length."""

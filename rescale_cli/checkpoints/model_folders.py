@@ -255,8 +255,8 @@ _BACKUP = ".bak"
 _TORCH = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 
-def left_behind(folder: Path, used: tuple[Path, ...], *, run: bool) -> tuple[Path, ...]:
-    """Return the files and folders that are not copied with a re-scaled model, in order.
+def left_behind(folder: Path, used: tuple[Path, ...], *, run: bool) -> Iterator[Path]:
+    """Yield the files and folders that are not copied with a re-scaled model, in order.
 
     Args:
         folder: the folder of the model.
@@ -266,17 +266,13 @@ def left_behind(folder: Path, used: tuple[Path, ...], *, run: bool) -> tuple[Pat
     Raises:
         OSError: a folder cannot be listed.
     """
-    return tuple(_stale(folder, used, run))
-
-
-def _stale(folder: Path, used: tuple[Path, ...], run: bool) -> Iterator[Path]:
     for entry in sorted(folder.iterdir()):
         if entry in used or entry.name.startswith(MARK):
             continue
         if _is_named(entry, run) or (entry.suffix == _BACKUP and entry.with_suffix("") in used):
             yield entry
         elif entry.is_dir() and not entry.is_symlink():
-            inner = list(_stale(entry, used, run=False))
+            inner = list(left_behind(entry, used, run=False))
             whole = _CHECKPOINT.fullmatch(entry.name) or set(entry.iterdir()) == set(inner)
             yield from [entry] if inner and whole else inner
         elif entry.suffix in _TORCH and entry.is_file() and _holds_optimizer(entry):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rescale_cli.checkpoints.pickle_machine import Machine
 
 
-Literal = Callable[["Machine"], None]
-LITERALS: dict[int, Literal] = {}
+Step = Callable[["Machine"], None]
+OPCODES: dict[int, Step] = {}
 
 _MAX_INT_BYTES = 1024  # a longer integer takes quadratic time to print in decimal
 # Possessive quantifiers: backtracking would need a hundred times the memory of the text.
@@ -38,25 +38,22 @@ ONE_PLACE = 8
 # Constants and values of a fixed size.
 
 
-def _constant(value: Any) -> Literal:
-    return lambda m: m.stack.append(value)
-
-
-def _fresh(make: Callable[[], Any]) -> Literal:
+def _fresh(make: Callable[[], Any]) -> Step:
     return lambda m: m.stack.append(make())
 
 
-def _fixed(form: str) -> Literal:
+def _fixed(form: str) -> Step:
     packed = struct.Struct(form)
     return lambda m: m.stack.append(packed.unpack(m.take(packed.size))[0])
 
 
-for _code, _value in ((b"N", None), (b"\x88", True), (b"\x89", False), (b")", ())):
-    LITERALS[_code[0]] = _constant(_value)
-for _code, _make in ((b"}", dict), (b"]", list), (b"\x8f", set)):
-    LITERALS[_code[0]] = _fresh(_make)
+OPCODES[ord("N")] = lambda m: m.stack.append(None)
+OPCODES[0x88] = lambda m: m.stack.append(True)
+OPCODES[0x89] = lambda m: m.stack.append(False)
+for _code, _make in ((b")", tuple), (b"}", dict), (b"]", list), (b"\x8f", set)):
+    OPCODES[_code[0]] = _fresh(_make)
 for _code, _form in ((b"K", "<B"), (b"M", "<H"), (b"J", "<i"), (b"G", ">d")):
-    LITERALS[_code[0]] = _fixed(_form)
+    OPCODES[_code[0]] = _fixed(_form)
 
 
 # Values after their length.
@@ -80,7 +77,7 @@ def _python2_text(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
-def _sized(form: str, convert: Callable[[bytes], Any]) -> Literal:
+def _sized(form: str, convert: Callable[[bytes], Any]) -> Step:
     packed = struct.Struct(form)
 
     def step(m: Machine) -> None:
@@ -95,7 +92,7 @@ for _code, _form, _convert in (
     (b"U", "<B", _python2_text), (b"T", "<i", _python2_text),
     (b"C", "<B", bytes), (b"B", "<I", bytes), (b"\x8e", "<Q", bytes), (b"\x96", "<Q", bytearray),
 ):  # fmt: skip
-    LITERALS[_code[0]] = _sized(_form, _convert)
+    OPCODES[_code[0]] = _sized(_form, _convert)
 
 
 # Values on a line of text (protocol 0).
@@ -121,18 +118,14 @@ def _line_unicode(raw: bytes) -> str:
     return str(raw, "raw-unicode-escape")
 
 
-def _on_a_line(convert: Callable[[bytes], Any], *limit: int) -> Literal:
+def _on_a_line(convert: Callable[[bytes], Any], *limit: int) -> Step:
     return lambda m: m.stack.append(convert(m.line(*limit)))
 
 
 for _code, _parse in ((b"I", _line_integer), (b"L", _line_long), (b"F", float)):
-    LITERALS[_code[0]] = _on_a_line(_parse)
+    OPCODES[_code[0]] = _on_a_line(_parse)
 for _code, _read in ((b"S", _line_quoted), (b"V", _line_unicode)):
-    LITERALS[_code[0]] = _on_a_line(_read, 1 << 30)
-
-
-Step = Callable[["Machine"], None]
-OPCODES: dict[int, Step] = dict(LITERALS)
+    OPCODES[_code[0]] = _on_a_line(_read, 1 << 30)
 
 
 def _op(code: bytes) -> Callable[[Step], Step]:

@@ -92,7 +92,7 @@ def find_class_names(value: object) -> tuple[tuple[str, ...], ...]:
     for _, _, children in walk(value):
         for key, candidate in children:
             if type(key) is str and key in _KEYS:
-                inner = _unwrapped(candidate)
+                inner = _elements_of(candidate)
                 if not {id(candidate), id(inner)} & seen:
                     seen |= {id(candidate), id(inner)}
                     found[_in_row_order(inner)] = None
@@ -119,7 +119,7 @@ def find_tool(value: object) -> str:
     return "torchvision" if folder and state.get("data_set", "IMNET") == "IMNET" else ""
 
 
-def _unwrapped(candidate: Any) -> Any:
+def _elements_of(candidate: Any) -> Any:
     """Return the dict or list in an object: its own elements, or those in `items` and the like."""
     for _ in range(4):
         if type(candidate) is not Built:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
-from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +18,9 @@ from rescale_cli.files.folders import exchange, sync_folder
 from rescale_cli.files.leftovers import Claim, locked, remove, sync_names
 from rescale_cli.files.reading import kind_of
 from rescale_cli.signals import committed, undisturbed
+
+#: Errors that mean that there is no such file.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 #: The main targets that the running command has written, in order.
 written: ContextVar[tuple[Path, ...]] = ContextVar("written", default=())
@@ -172,7 +174,7 @@ def status(path: Path) -> os.stat_result | None:
     try:
         return path.lstat()
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno not in _ABSENT:
             raise
         return None
 
@@ -341,7 +343,7 @@ def identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
         try:
             status = path.stat()
         except OSError as error:  # unlike with exists(), a failing disk is an error
-            if error.errno not in (ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP):
+            if error.errno not in (*_ABSENT, errno.ENAMETOOLONG):
                 raise
         else:
             found.add((status.st_dev, status.st_ino))

@@ -171,36 +171,26 @@ def find_heads(
         refuse_parametrized(names, model)
         winners = named_heads(upright(model), upright(leading), names, num_classes)
         others: list[Scored] = []
-        warnings: tuple[str, ...] = ()
-        left_out = _left_out(winners, leading, config or {})
-        if left_out and not only:
-            raise ambiguous(
-                [*winners, *left_out],
-                f"--head leaves out other final layers with {winners[0].matrix.rows} rows",
-            )
-        if left_out:
-            names_left = ", ".join(s.matrix.weight.name for s in left_out)
-            warnings = (
-                f"--only leaves {names_left} unchanged; if the model adds its logits, they still "
-                "affect the predictions",
-            )
+        warnings = _warn_of_left_out(winners, leading, config or {}, only=only)
     else:
         # Checked even if the number of classes is given: a regression may have as many outputs.
         warnings = refuse_by_config(config or {})
-        winners, others = _decide(
-            _evidence(leading, config or {}, num_classes), leading, num_classes
-        )
+        scored = _evidence(leading, config or {}, num_classes)
+        winners, others = _decide(scored, leading, num_classes)
+        if winners[0].matrix.rows == 1:
+            warnings = ()  # a multi-label model with one row is a binary classifier
     for winner in winners:
         refuse_unfit(winner.matrix, leading)
-    if winners[0].matrix.rows == 1:
-        warnings = ()  # a multi-label model with one row is a binary classifier
     heads = [_keys(s, model, owners or {}) for s in winners]
     inside = {t.name for t in leading}
     if any(head.weight in inside for head in heads):
         heads = [replace(head, is_copy=head.weight not in inside) for head in heads]
     heads += _copied(heads, roots, model)
     listed = tuple(Candidate(s.matrix.weight.name, s.matrix.weight.shape, s.why) for s in others)
-    return FoundHeads(tuple(heads), listed, (*warnings, *_warnings(winners, heads)))
+    if len(heads) > len(winners):
+        copies_held = f"the file contains {len(heads) // len(winners)} copies of the model"
+        warnings = (*warnings, copies_held)
+    return FoundHeads(tuple(heads), listed, warnings)
 
 
 def _evidence(
@@ -220,21 +210,40 @@ def _scored(graph: Graph, config: Mapping[str, object], k: int | None) -> list[S
     return sorted(scored, key=lambda s: -s.points)
 
 
-def _left_out(
-    named: Sequence[Scored], tensors: Sequence[TensorInfo], config: Mapping[str, object]
-) -> list[Scored]:
-    """Return the other final layers with as many rows, if the named ones are final layers too."""
-    scored = [s for s in _evidence(tensors, config, named[0].matrix.rows) if s.end]
+def _warn_of_left_out(
+    named: Sequence[Scored],
+    tensors: Sequence[TensorInfo],
+    config: Mapping[str, object],
+    *,
+    only: bool,
+) -> tuple[str, ...]:
+    """Warn of final layers that have as many rows as the named ones; refuse them without `only`.
+
+    Raises:
+        AmbiguousHead: the names leave out final layers, and `only` is not set.
+    """
+    rows = named[0].matrix.rows
+    scored = [s for s in _evidence(tensors, config, rows) if s.end]
     weights = {s.matrix.weight.name for s in named}
     likely = [s for s in scored if s.points > ENOUGH - 1 and not s.excluded]
     mine = [s for s in likely if s.matrix.weight.name in weights]
-    left = [
+    left_out = [
         s
         for s in scored
         if s.matrix.weight.name not in weights
         and any(s.matrix.rows == m.matrix.rows and (s in likely or _partners(m, s)) for m in mine)
     ]
-    return sorted(left, key=_place)
+    if not left_out:
+        return ()
+    left_out.sort(key=_place)
+    if not only:
+        what = f"--head leaves out other final layers with {rows} rows"
+        raise ambiguous([*named, *left_out], what)
+    names = ", ".join(s.matrix.weight.name for s in left_out)
+    return (
+        f"--only leaves {names} unchanged; if the model adds its logits, they still affect the "
+        "predictions",
+    )
 
 
 def _with_rows(scored: list[Scored], k: int) -> list[Scored]:
@@ -341,13 +350,6 @@ def _keys(s: Scored, tensors: Sequence[TensorInfo], owners: Mapping[str, str]) -
         direction=m.direction.name if m.direction else None,
         no_effect=sign_of_no_effect(m, tensors, owners),
     )
-
-
-def _warnings(winners: Sequence[Scored], heads: Sequence[HeadKeys]) -> list[str]:
-    found = []
-    if len(heads) > len(winners):
-        found.append(f"the file holds {len(heads) // len(winners)} copies of the model")
-    return found
 
 
 def _copied(

@@ -1,4 +1,4 @@
-"""A safetensors file without metadata stays without it: its record stands beside it."""
+"""A safetensors file without metadata gets none: its record is a file beside it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def sidecar(file: Path) -> Path:
     return file.with_name(file.name + ".rescale.json")
 
 
-def test_the_record_stands_beside_the_file_and_the_size_stays(bare: Path, tmp_path: Path) -> None:
+def test_the_record_is_beside_the_file_and_the_size_does_not_change(
+    bare: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out.safetensors"
     api.apply(bare, COUNTS, GAMMA, output=output)
     assert metadata_of(output) is None
@@ -55,7 +57,7 @@ def test_the_record_stands_beside_the_file_and_the_size_stays(bare: Path, tmp_pa
     assert torch.equal(head_of(output), wanted)
 
 
-def test_verify_revert_compose_and_detection_work_by_the_record_beside(
+def test_verify_revert_and_compose_use_the_record_beside_the_file(
     bare: Path, tmp_path: Path
 ) -> None:
     once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
@@ -73,7 +75,9 @@ def test_verify_revert_compose_and_detection_work_by_the_record_beside(
     assert not sidecar(first).exists()
 
 
-def test_in_place_and_force_keep_file_and_record_together(bare: Path, tmp_path: Path) -> None:
+def test_in_place_and_force_keep_the_file_and_its_record_together(
+    bare: Path, tmp_path: Path
+) -> None:
     before = bare.read_bytes()
     api.apply(bare, COUNTS, GAMMA, in_place=True)
     assert metadata_of(bare) is None
@@ -101,7 +105,7 @@ def test_a_forced_output_with_metadata_loses_the_record_of_one_without(
     verify(output, containers("safetensors float32").path)
 
 
-def test_metadata_is_kept_and_gains_one_key(containers: Containers, tmp_path: Path) -> None:
+def test_metadata_is_kept_with_one_more_key(containers: Containers, tmp_path: Path) -> None:
     source, output = containers("safetensors float32").path, tmp_path / "out.safetensors"
     api.apply(source, COUNTS, GAMMA, output=output)
     after = metadata_of(output) or {}
@@ -150,7 +154,7 @@ def test_a_folder_without_metadata_loads_before_and_after(
     assert all((tmp_path / "back" / n).read_bytes() == (source / n).read_bytes() for n in names)
 
 
-def test_the_command_says_where_the_record_is(
+def test_the_command_prints_where_the_record_is(
     bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counts, output = tmp_path / "counts.json", tmp_path / "out.safetensors"

@@ -1,4 +1,4 @@
-"""What is no checkpoint is called by its name, with the next step; damage gets a diagnosis."""
+"""The errors for files that are not checkpoints name the format, the damage and the next step."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ def deepspeed(root: Path, stage: int = 2, tag: str = "global_step500") -> Path:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeed_files_and_folders_name_the_command_of_its_documentation(
-    stage: int, tmp_path: Path
-) -> None:
+def test_deepspeed_errors_give_the_command_of_its_documentation(stage: int, tmp_path: Path) -> None:
     root = deepspeed(tmp_path / "run", stage)
     folder = root / "global_step500"
     for path in (root, folder, *folder.iterdir()):
@@ -86,7 +84,7 @@ def test_deepspeed_files_and_folders_name_the_command_of_its_documentation(
         assert " -t " not in error.fix
 
 
-def test_an_older_tag_is_named_and_missing_shards_are_asked_for(tmp_path: Path) -> None:
+def test_the_deepspeed_error_names_an_older_tag_and_missing_shards(tmp_path: Path) -> None:
     root = deepspeed(tmp_path / "run", tag="global_step400")
     (root / "latest").write_text("global_step500")
     model = root / "global_step400" / "mp_rank_00_model_states.pt"
@@ -105,7 +103,7 @@ def test_a_converted_deepspeed_folder_is_read_and_its_state_is_mentioned(
     assert any(entry.name.startswith("global_step") for entry in plan.left_behind)
 
 
-def test_deepspeed_without_zero_holds_the_model_itself(tmp_path: Path) -> None:
+def test_a_deepspeed_file_without_zero_contains_the_model(tmp_path: Path) -> None:
     value = {
         "module": net().state_dict(), "param_shapes": None, "dp_world_size": 1,
         "mp_world_size": 1, "ds_config": {"zero_optimization": {"stage": 0}}, "ds_version": "1",
@@ -138,7 +136,9 @@ def test_a_distributed_checkpoint_is_refused_with_commands_that_work(tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_of_an_fsdp_folder_the_model_is_named_and_never_the_optimizer(tmp_path: Path) -> None:
+def test_the_error_for_an_fsdp_folder_names_the_model_and_never_the_optimizer(
+    tmp_path: Path,
+) -> None:
     root = tmp_path / "checkpoint-500"
     root.mkdir()
     model = distributed(root / "pytorch_model_fsdp_0", {"model": net().state_dict()})
@@ -157,7 +157,7 @@ def test_the_fsdp_shard_of_one_rank_is_refused(tmp_path: Path) -> None:
     assert "full_state_dict=True" in refusal(path).fix
 
 
-def test_megatron_shards_name_the_converter(tmp_path: Path) -> None:
+def test_the_error_for_megatron_shards_names_the_converter(tmp_path: Path) -> None:
     shards = tmp_path / "run" / "iter_0000100"
     for rank in range(2):
         folder = shards / f"mp_rank_0{rank}"
@@ -207,7 +207,7 @@ def training_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_two_models_of_accelerate_are_both_named(name: str, tmp_path: Path) -> None:
+def test_the_error_names_both_models_of_accelerate(name: str, tmp_path: Path) -> None:
     first = put(tmp_path / name)
     stem, _, suffix = name.partition(".")
     second = put(tmp_path / f"{stem}_1.{suffix}")
@@ -217,7 +217,7 @@ def test_two_models_of_accelerate_are_both_named(name: str, tmp_path: Path) -> N
     assert open_checkpoint(second).contents.files == (second,)
 
 
-def test_the_checkpoints_of_a_training_run_are_named_in_order(tmp_path: Path) -> None:
+def test_the_error_lists_the_checkpoints_of_a_training_run_in_order(tmp_path: Path) -> None:
     for step in (1000, 500):
         put(tmp_path / f"checkpoint-{step}" / "model.safetensors")
         training_files(tmp_path / f"checkpoint-{step}")
@@ -256,7 +256,7 @@ def test_the_only_model_inside_a_folder_may_not_be_a_link_out_of_it(tmp_path: Pa
         open_checkpoint(tmp_path / "run")
 
 
-def test_the_versions_of_a_triton_repository_are_named_the_newest_first_in_the_fix(
+def test_the_fix_names_the_newest_version_of_a_triton_repository(
     tmp_path: Path,
 ) -> None:
     for version in (2, 10, 1):
@@ -267,7 +267,7 @@ def test_the_versions_of_a_triton_repository_are_named_the_newest_first_in_the_f
     assert error.fix.endswith("net/10/model.pt")
 
 
-def test_several_files_are_named_but_no_optimizer(tmp_path: Path) -> None:
+def test_the_error_lists_several_models_but_no_optimizer(tmp_path: Path) -> None:
     put(tmp_path / "a.pth")
     training_files(tmp_path)
     assert open_checkpoint(tmp_path).contents.files == (tmp_path / "a.pth",)
@@ -297,7 +297,7 @@ def test_apply_mentions_every_other_model_of_a_folder(tmp_path: Path) -> None:
     assert others(tmp_path / "alone.pth") == []
 
 
-def test_an_index_stands_for_its_shards(containers: Containers, tmp_path: Path) -> None:
+def test_an_index_represents_its_shards(containers: Containers, tmp_path: Path) -> None:
     root = tmp_path / "hf"
     shutil.copytree(containers("Hugging Face shards").path, root)
     assert others(root) == []
@@ -362,7 +362,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("name", "data", "kind", "fix"), FOREIGN, ids=lambda v: str(v)[:20])
-def test_other_formats_are_named_with_the_next_step(
+def test_the_error_names_other_formats_and_the_next_step(
     name: str, data: bytes, kind: str, fix: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -397,7 +397,7 @@ def test_flax_is_recognized_at_any_depth(tmp_path: Path) -> None:
     assert "from_flax=True" in refusal(tmp_path).fix, "the folder is one of transformers"
 
 
-def test_the_line_for_npz_files_makes_a_checkpoint(tmp_path: Path) -> None:
+def test_the_command_in_the_npz_error_creates_a_checkpoint(tmp_path: Path) -> None:
     arrays = {
         "head/kernel": np.ones((8, 3), np.float32), "head/bias": np.zeros(3, np.float32),
         "embedding/kernel": np.ones((4, 4, 3, 8), np.float32),
@@ -413,13 +413,13 @@ def test_the_line_for_npz_files_makes_a_checkpoint(tmp_path: Path) -> None:
     assert after.tolist() == [[1.0, 2.0, 4.0]] * 8
 
 
-def test_a_file_of_logits_is_sent_to_its_option(tmp_path: Path) -> None:
+def test_the_error_for_a_file_of_logits_names_its_option(tmp_path: Path) -> None:
     np.savez(tmp_path / "l.npz", logits=np.ones((4, 3)), labels=np.zeros(4, int))
     assert "--logits" in refusal(tmp_path / "l.npz").fix
 
 
 @pytest.mark.parametrize("compress", [0, 3, ("gzip", 3)])
-def test_scikit_learn_models_are_named(compress: Any, tmp_path: Path) -> None:
+def test_scikit_learn_models_are_recognized(compress: Any, tmp_path: Path) -> None:
     joblib, linear = pytest.importorskip("joblib"), pytest.importorskip("sklearn.linear_model")
     model = linear.LogisticRegression().fit(np.eye(6, 4), np.repeat([0, 1, 2], 2))
     joblib.dump(model, tmp_path / "m.joblib", compress=compress)
@@ -430,7 +430,7 @@ def test_scikit_learn_models_are_named(compress: Any, tmp_path: Path) -> None:
         assert "coef_" in error.fix
 
 
-def test_other_pickles_are_named_by_what_they_hold(tmp_path: Path) -> None:
+def test_other_pickles_are_recognized_by_their_contents(tmp_path: Path) -> None:
     path = tmp_path / "m.pkl"
     path.write_bytes(pickle.dumps({"fc.weight": torch.ones(3, 4)}))
     assert "torch tensors" in refusal(path).what
@@ -440,7 +440,7 @@ def test_other_pickles_are_named_by_what_they_hold(tmp_path: Path) -> None:
     assert "a pickle of plain objects" in refusal(path).what
 
 
-def test_folders_of_other_frameworks_are_named(tmp_path: Path) -> None:
+def test_folders_of_other_frameworks_are_recognized(tmp_path: Path) -> None:
     for name, inside, kind in (
         ("saved", "saved_model.pb", "SavedModel"),
         ("ml.mlpackage", "Data/com.apple.CoreML/model.mlmodel", "Core ML"),
@@ -473,7 +473,7 @@ def adapter(folder: Path, shapes: dict[str, tuple[int, ...]], **config: object) 
     return folder
 
 
-def test_an_adapter_without_the_head_is_to_be_merged_first(tmp_path: Path) -> None:
+def test_an_adapter_without_the_head_must_be_merged_first(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", LORA, task_type="SEQ_CLS")
     for path in (folder, folder / "adapter_model.safetensors"):
         error = refusal(path)
@@ -488,7 +488,7 @@ def test_an_adapter_without_the_head_is_to_be_merged_first(tmp_path: Path) -> No
     assert "PeftModel" in refusal(adapter(tmp_path / "b", {**LORA, **on_head, **embedding})).fix
 
 
-def test_an_adapter_that_holds_the_head_is_re_scaled(tmp_path: Path) -> None:
+def test_an_adapter_that_contains_the_head_is_re_scaled(tmp_path: Path) -> None:
     head = {f"{ROOT}.classifier.weight": (C, D), f"{ROOT}.classifier.bias": (C,)}
     folder = adapter(tmp_path / "a", {**LORA, **head}, modules_to_save=["classifier"])
     api.apply(folder, COUNTS, GAMMA, output=tmp_path / "out")
@@ -499,7 +499,7 @@ def test_an_adapter_that_holds_the_head_is_re_scaled(tmp_path: Path) -> None:
         assert np.array_equal(after[name], wanted.astype(np.float32))
 
 
-def test_a_head_to_which_an_adapter_adds_is_refused(tmp_path: Path) -> None:
+def test_a_head_with_an_adapter_is_refused(tmp_path: Path) -> None:
     state = {f"m.{k}": v for k, v in net().state_dict().items() if not k.startswith("fc")}
     state |= {"m.fc.base_layer.weight": torch.randn(C, D), "m.fc.base_layer.bias": torch.randn(C)}
     state |= {"m.fc.lora_A.default.weight": torch.randn(2, D)}
@@ -519,7 +519,7 @@ def good(suffix: str, tmp_path: Path) -> bytes:
 
 @pytest.mark.parametrize("share", [0.0, 0.004, 0.01, 0.2, 0.5, 0.99])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_truncated_file_says_so(suffix: str, share: float, tmp_path: Path) -> None:
+def test_a_truncated_file_is_called_truncated(suffix: str, share: float, tmp_path: Path) -> None:
     data = good(suffix, tmp_path)
     cut = data[: int(len(data) * share)]
     path = tmp_path / f"cut{suffix}"
@@ -559,7 +559,7 @@ def test_a_damaged_safetensors_header_gets_a_diagnosis(
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin", ".ckpt"])
-def test_what_a_failed_download_leaves_is_recognized(suffix: str, tmp_path: Path) -> None:
+def test_the_result_of_a_failed_download_is_recognized(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"m{suffix}"
     for data, word in (
         (b"", "empty"),
@@ -580,7 +580,7 @@ def test_what_a_failed_download_leaves_is_recognized(suffix: str, tmp_path: Path
         assert word in refusal(folder).what, "the same in a folder"
 
 
-def test_a_truncated_legacy_file_says_so(tmp_path: Path) -> None:
+def test_a_truncated_legacy_file_is_called_truncated(tmp_path: Path) -> None:
     torch.save(net().state_dict(), tmp_path / "m.pt", _use_new_zipfile_serialization=False)
     data = (tmp_path / "m.pt").read_bytes()
     for size in (3, 10, 300, len(data) - 9):
@@ -588,7 +588,7 @@ def test_a_truncated_legacy_file_says_so(tmp_path: Path) -> None:
         assert "damaged" in refusal(tmp_path / "m.pt").what
 
 
-def test_a_text_file_beside_the_model_points_to_the_folder(tmp_path: Path) -> None:
+def test_the_error_for_a_text_file_names_the_folder_of_the_model(tmp_path: Path) -> None:
     put(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     assert refusal(tmp_path / "config.json").fix == f"name the folder of the model: {tmp_path}"

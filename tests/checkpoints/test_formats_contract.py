@@ -1,4 +1,4 @@
-"""Every container keeps the laws: only the head changes, provably, and there is a way back."""
+"""Every format obeys the laws: only the head changes, this is proven, and it can be reverted."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_exactly_one_format_claims_it(made: Made) -> None:
     assert len(claiming) == 1, claiming
 
 
-def test_sizes_and_dtypes_are_those_of_the_owning_library(made: Made) -> None:
+def test_sizes_and_dtypes_agree_with_the_owning_library(made: Made) -> None:
     contents = open_checkpoint(made.path).contents
     mine = {t.name: (tuple(t.shape), f"torch.{t.dtype}") for t in contents.tensors}
     theirs = {name: (tuple(t.shape), str(t.dtype)) for name, t in made.load(made.path).items()}
@@ -190,7 +190,7 @@ def test_the_head_is_found_with_every_copy(made: Made) -> None:
 @pytest.mark.parametrize(
     ("gamma", "counts"), [(0.0, COUNTS), (0.8, [30] * C)], ids=["gamma zero", "equal counts"]
 )
-def test_what_changes_no_row_changes_no_byte(
+def test_a_method_that_changes_no_row_changes_no_byte(
     made: Made, tmp_path: Path, gamma: float, counts: list[int]
 ) -> None:
     output = apply(made, patched_path(made, tmp_path), gamma, counts=counts)
@@ -260,7 +260,7 @@ def test_the_owning_library_opens_it(made: Made, tmp_path: Path) -> None:
     [{}, {"bias": "scale"}, {"normalize": True}, {"undo": False}, {"temperature": 1.7}],
     ids=["plain", "bias scaled", "normalized", "without undo", "temperature"],
 )
-def test_it_is_proven_and_taken_back_bit_for_bit(
+def test_the_output_is_proven_and_reverted_bit_for_bit(
     made: Made, tmp_path: Path, more: dict[str, Any]
 ) -> None:
     output = apply(made, patched_path(made, tmp_path), **more)
@@ -277,7 +277,7 @@ def test_it_is_proven_and_taken_back_bit_for_bit(
 
 
 @pytest.mark.parametrize("size", [1, 100])
-def test_a_head_of_many_blocks_is_the_same(
+def test_a_head_of_many_blocks_gives_the_same_result(
     made: Made, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = apply(made, patched_path(made, tmp_path, "whole"), bias="scale")
@@ -293,7 +293,7 @@ def test_a_head_of_many_blocks_is_the_same(
     assert files_of(back.output) == files_of(made.path)
 
 
-def test_a_second_time_is_refused_and_composes_when_asked(made: Made, tmp_path: Path) -> None:
+def test_a_second_apply_is_refused_unless_compose_is_given(made: Made, tmp_path: Path) -> None:
     once = apply(made, patched_path(made, tmp_path, "once"))
     with pytest.raises(AlreadyRescaled) as refused:
         apply(made, patched_path(made, tmp_path, "twice"), 0.2, source=once)
@@ -337,7 +337,7 @@ def test_the_source_is_not_touched(made: Made, tmp_path: Path) -> None:
     assert files_of(made.path) == before
 
 
-def test_every_format_module_is_met(containers: Containers) -> None:
+def test_every_format_module_has_a_fixture(containers: Containers) -> None:
     met = {
         module.__name__
         for name in CONTAINERS
@@ -347,13 +347,13 @@ def test_every_format_module_is_met(containers: Containers) -> None:
     assert met == {module.__name__ for module in all_formats()}
 
 
-def test_the_dimensions_are_told_apart() -> None:
+def test_the_dimensions_are_distinguished() -> None:
     assert C != D
 
 
 @pytest.mark.parametrize("what", ["another tensor", "other factors", "the bias"])
 @pytest.mark.parametrize("name", ["safetensors float32", "state dict", "legacy state dict"])
-def test_a_record_that_owns_up_to_other_changes_is_not_proven(
+def test_a_record_that_admits_other_changes_is_not_proven(
     name: str, what: str, containers: Containers, tmp_path: Path
 ) -> None:
     """Only the head may change, and only by the method: whatever else the record may say."""

@@ -1,4 +1,4 @@
-"""The Hugging Face cache is made of links; a snapshot is patched like any other folder."""
+"""Snapshots in the Hugging Face cache, which consist of links, are patched like other folders."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_local_folder_of_links_into_the_cache_is_patched(made: Made, tmp_path:
     assert blobs(tmp_path / "hub") == before
 
 
-def test_of_a_repository_in_the_cache_the_only_snapshot_is_used(made: Made, tmp_path: Path) -> None:
+def test_the_only_snapshot_of_a_cached_repository_is_used(made: Made, tmp_path: Path) -> None:
     snapshot = cached(made.path, tmp_path / "hub")
     found = api.inspect(snapshot.parent.parent, COUNTS)
     assert found.checkpoint.path == snapshot

@@ -1,4 +1,4 @@
-"""No pickle runs; what no checkpoint needs is refused by name; what checkpoints hold is read."""
+"""No pickle is run; the names that no checkpoint needs are refused; the usual ones are read."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ LIVE = {
 
 
 @pytest.mark.parametrize("name", LIVE)
-def test_a_live_payload_is_refused_and_not_run(name: str) -> None:
+def test_a_malicious_payload_is_refused_and_not_run(name: str) -> None:
     for framed in (LIVE[name] + b".", b"\x80\x04" + LIVE[name] + b"."):
         with pytest.raises((UnsafePickle, BadCheckpoint)) as caught:
             load_pickle(framed)
@@ -205,14 +205,14 @@ def test_almost_every_payload_is_refused_as_unsafe_by_name() -> None:
     assert damaged == ["second state", "persistent id", "persistent id in text"]
 
 
-def test_the_error_says_what_to_type() -> None:
+def test_the_error_gives_the_option_to_type() -> None:
     with pytest.raises(UnsafePickle) as caught:
         load_pickle(LIVE["os.system"] + b".")
     assert caught.value.saw == "os.system"
     assert "--accept-global os.system" in caught.value.fix
 
 
-def test_an_accepted_global_goes_on_and_still_runs_nothing() -> None:
+def test_an_accepted_global_is_still_not_run() -> None:
     loaded = load_pickle(LIVE["os.system"] + b".", accept=frozenset({"os.system"}))
     assert isinstance(loaded.value, Built)
     assert loaded.called == {"os.system"}
@@ -225,7 +225,7 @@ def test_the_result_of_an_accepted_call_is_not_called() -> None:
         load_pickle(LIVE["getattr chain"] + b".", accept=accept)
 
 
-def test_code_stored_by_cloudpickle_is_refused_with_the_way_out() -> None:
+def test_code_stored_by_cloudpickle_is_refused_with_a_fix() -> None:
     cloudpickle = pytest.importorskip("cloudpickle", reason="needs cloudpickle, as MLflow uses it")
 
     class Network:  # a class of a function, notebook or script is stored with its code
@@ -264,7 +264,7 @@ HARMLESS: list[Any] = [
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_what_checkpoints_carry_passes(protocol: int) -> None:
+def test_the_usual_contents_of_checkpoints_are_accepted(protocol: int) -> None:
     for value in HARMLESS:
         data = pickle.dumps([value], protocol)
         loaded = load_pickle(data)
@@ -272,7 +272,7 @@ def test_what_checkpoints_carry_passes(protocol: int) -> None:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_plain_values_are_those_of_pickle(protocol: int) -> None:
+def test_plain_values_equal_those_of_pickle(protocol: int) -> None:
     value = {
         "ints": [0, 1, -1, 255, 256, 65536, -(2**31), 2**31, 2**80, -(2**80)],
         "floats": [0.5, -1e300, float("inf")], "texts": ["", "é\n\\'", "x" * 70000],
@@ -296,7 +296,7 @@ def test_several_pickles_follow_one_another() -> None:
     assert load_pickle(data, first.stop).value == "two"
 
 
-def test_a_class_is_stood_in_for_and_listed() -> None:
+def test_a_class_is_replaced_by_a_stand_in_and_listed() -> None:
     state = b"}" + text("fc") + b"K\x01sb"
     loaded = load_pickle(b"\x80\x02" + named("__main__", "Net") + b")\x81" + state + b".")
     assert isinstance(loaded.value, Built)
@@ -314,7 +314,7 @@ def test_a_class_is_stood_in_for_and_listed() -> None:
         ("transformers_modules.a-b.modeling", "Model"), ("typing", "Any"),
     ],
 )  # fmt: skip
-def test_naming_without_calling_is_listed(module: str, name: str) -> None:
+def test_a_global_that_is_not_called_is_listed(module: str, name: str) -> None:
     if name.startswith("___"):
         module, name = f"{module}.___torch_mangle_0", "Linear"
     loaded = load_pickle(named(module, name) + b".")
@@ -323,7 +323,7 @@ def test_naming_without_calling_is_listed(module: str, name: str) -> None:
     assert loaded.called == frozenset()
 
 
-def test_the_enum_members_of_python_3_11_pass() -> None:
+def test_the_enum_members_of_python_3_11_are_accepted() -> None:
     loaded = load_pickle(call("builtins", "getattr", named("my", "Mode"), text("TRAIN")) + b".")
     assert "my.Mode" in loaded.named
 
@@ -345,7 +345,7 @@ def test_the_enum_members_of_python_3_11_pass() -> None:
         b"ccopyreg\n_reconstructor\n)R.",
     ],
 )  # fmt: skip
-def test_what_is_no_pickle_is_a_bad_checkpoint(data: bytes) -> None:
+def test_bytes_that_are_not_a_pickle_are_a_bad_checkpoint(data: bytes) -> None:
     with pytest.raises((BadCheckpoint, UnsafePickle)) as caught:
         load_pickle(data)
     assert caught.value.saw
@@ -359,7 +359,7 @@ def test_every_opcode_is_known() -> None:
     assert set(OPCODES) < set(codes)
 
 
-def test_a_memo_index_of_four_billion_costs_nothing() -> None:
+def test_a_memo_index_of_four_billion_needs_no_memory() -> None:
     assert load_pickle(b"Nr\xf0\xff\xff\xff0j\xf0\xff\xff\xff.").value is None
 
 
@@ -370,14 +370,14 @@ def within(seconds: float, data: bytes) -> None:
     assert time.process_time() - began < seconds
 
 
-def test_deep_nesting_is_no_recursion() -> None:
+def test_deep_nesting_does_not_recurse() -> None:
     deep = load_pickle(b"]" * 100_000 + b"a" * 99_999 + b".").value
     assert deep
     load_pickle(b"N" + b"\x85" * 100_000 + b".")
     assert load_pickle(named("my", "C") * 50_000 + b")R" + b"\x85R" * 49_999 + b".").value
 
 
-def test_no_bomb_takes_long() -> None:
+def test_no_bomb_takes_a_long_time() -> None:
     # A tuple that holds the one before twice, used as a key: hashing it takes 2**60 steps.
     within(5, b"}" + b"N" + b"2\x86" * 60 + b"Ns.")
     # The same list turned into a dictionary again and again.
@@ -406,7 +406,7 @@ def peak_of(data: bytes) -> int:
 
 
 @pytest.mark.parametrize("piece", [b"a", rb"\n", rb"\x41", rb"\101"])
-def test_a_quoted_text_takes_memory_by_its_length(piece: bytes) -> None:
+def test_a_quoted_text_takes_memory_in_proportion_to_its_length(piece: bytes) -> None:
     count = 2_000_000
     quoted = b"S'" + piece * count + b"'\n."
     assert peak_of(quoted) < 8 * len(quoted)
@@ -414,7 +414,7 @@ def test_a_quoted_text_takes_memory_by_its_length(piece: bytes) -> None:
 
 
 @pytest.mark.parametrize("flood", [b"\x8f", b"]", b"}", b"(", b"N\x94", b"N\x85", b"cmy\nC\n)R"])
-def test_a_flood_of_objects_ends_at_the_memory_allowed(
+def test_too_many_objects_are_refused_at_the_memory_limit(
     flood: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allowed = 1 << 22
@@ -424,7 +424,7 @@ def test_a_flood_of_objects_ends_at_the_memory_allowed(
         load_pickle(flood * 500_000 + b".")
 
 
-def test_a_key_that_cannot_be_hashed_safely_stands_for_itself() -> None:
+def test_a_key_that_cannot_be_hashed_safely_is_wrapped() -> None:
     (key,) = load_pickle(b"}K\x01K\x02\x86Ns.").value
     assert isinstance(key, OddKey)
     assert key.value == (1, 2)
@@ -432,7 +432,7 @@ def test_a_key_that_cannot_be_hashed_safely_stands_for_itself() -> None:
 
 @settings(max_examples=1000, deadline=None)
 @given(st.binary(max_size=200))
-def test_random_bytes_make_no_other_error(data: bytes) -> None:
+def test_random_bytes_raise_no_other_error(data: bytes) -> None:
     with contextlib.suppress(BadCheckpoint, UnsafePickle):
         load_pickle(data)
 
@@ -442,14 +442,14 @@ CODES = sorted(OPCODES)
 
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(CODES), st.integers(0, 10)), max_size=60))
-def test_random_opcodes_make_no_other_error(codes: list[int]) -> None:
+def test_random_opcodes_raise_no_other_error(codes: list[int]) -> None:
     with contextlib.suppress(BadCheckpoint, UnsafePickle):
         load_pickle(bytes(codes) + b".")
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.integers(0, 5), st.data())
-def test_a_damaged_pickle_makes_no_other_error(protocol: int, data: st.DataObject) -> None:
+def test_a_damaged_pickle_raises_no_other_error(protocol: int, data: st.DataObject) -> None:
     raw = bytearray(pickle.dumps(HARMLESS[:30], protocol))
     for _ in range(data.draw(st.integers(1, 5))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))

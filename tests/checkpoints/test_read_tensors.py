@@ -1,4 +1,4 @@
-"""A tensor in a file: its blocks hold each element once, and sharing is found exactly."""
+"""The blocks of a tensor contain each element once, and shared bytes are found exactly."""
 
 from __future__ import annotations
 
@@ -140,14 +140,14 @@ def test_blocks_follow_one_another_in_the_file(info: TensorInfo, size: int) -> N
 
 
 @given(info=st.one_of(tensors(), views()))
-def test_overlaps_itself_never_misses_an_element_that_is_two(info: TensorInfo) -> None:
+def test_overlaps_itself_never_misses_a_shared_element(info: TensorInfo) -> None:
     twice = len(set(elements(info).values())) < info.numel
     if twice:
         assert overlaps_itself(info)
 
 
 @given(info=views())
-def test_what_slicing_and_transposing_makes_does_not_overlap(info: TensorInfo) -> None:
+def test_slices_and_transposed_tensors_do_not_overlap_themselves(info: TensorInfo) -> None:
     assert len(bytes_of(info)) == info.numel * ITEM_SIZES[info.dtype]
     assert not overlaps_itself(info)
 
@@ -157,7 +157,7 @@ def test_what_slicing_and_transposing_makes_does_not_overlap(info: TensorInfo) -
     other=st.one_of(tensors(), views()),
     size=st.sampled_from(SIZES),
 )
-def test_sharing_is_what_the_sets_of_bytes_say(
+def test_share_bytes_agrees_with_the_sets_of_bytes(
     one: TensorInfo, other: TensorInfo, size: int
 ) -> None:
     read_tensors.BLOCK_BYTES = size
@@ -176,7 +176,7 @@ def test_sharing_is_what_the_sets_of_bytes_say(
         ((2,) * 60, (1,) * 60),
     ],
 )
-def test_elements_without_number_in_a_few_bytes_are_compared_at_once(
+def test_a_huge_broadcast_view_is_compared_quickly(
     shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> None:
     many, head = info_of(shape, strides, 80, "float32"), info_of((5, 16), (16, 1), 0, "float32")
@@ -188,7 +188,7 @@ def test_elements_without_number_in_a_few_bytes_are_compared_at_once(
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("rows", [(5, 1 << 24), (5, 1 << 55), (1 << 40, 16)])
-def test_a_broadcast_head_is_refused_before_anything_of_its_size_is_made(
+def test_a_broadcast_head_is_refused_before_memory_is_allocated(
     tmp_path: Path, rows: tuple[int, int]
 ) -> None:
     net = {"layer.weight": torch.ones(16, 8), "fc.weight": torch.ones(1, 1).expand(*rows)}
@@ -211,7 +211,7 @@ def test_a_tensor_without_elements_has_no_blocks_and_shares_nothing() -> None:
 
 
 @given(info=views(), size=st.sampled_from(SIZES), data=st.data())
-def test_regions_change_the_elements_and_leave_every_other_byte(
+def test_regions_change_only_the_bytes_of_the_elements(
     info: TensorInfo, size: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     assume(info.dtype == "float32")
@@ -243,5 +243,5 @@ def test_regions_change_the_elements_and_leave_every_other_byte(
     assert np.array_equal(after, wanted)
 
 
-def test_the_order_of_the_file_is_from_the_longest_stride_down() -> None:
+def test_the_order_in_the_file_is_from_the_longest_stride_to_the_shortest() -> None:
     assert memory_order(info_of((3, 4, 5), (1, 15, 3), 0, "float32")) == [1, 2, 0]

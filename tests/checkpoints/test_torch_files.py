@@ -1,4 +1,4 @@
-"""Files of torch.save and TorchScript, new and old: the table's bytes are torch.load's values."""
+"""The tables of old and new files of torch.save and TorchScript agree with torch.load."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_parameters_and_their_wrappers_are_tensors(tmp_path: Path, new: bool) ->
 
 
 @BOTH
-def test_what_is_no_plain_tensor_is_left_out(tmp_path: Path, new: bool) -> None:
+def test_tensors_that_are_not_plain_are_left_out(tmp_path: Path, new: bool) -> None:
     value = {
         "sparse": torch.eye(3).to_sparse(), "meta": torch.empty(3, device="meta"),
         "conj": torch.ones(2, dtype=torch.complex64).conj(), "fc": torch.ones(2),
@@ -271,7 +271,7 @@ def repacked(path: Path, change: Callable[[str, bytes], bytes | None], **options
 
 
 @pytest.mark.parametrize("name", ["run_12:30:00.pt", "C:m.pt", "..pt", "..."])
-def test_a_file_is_read_whatever_torch_was_told_to_call_it(name: str, tmp_path: Path) -> None:
+def test_a_file_is_read_under_any_record_folder_name(name: str, tmp_path: Path) -> None:
     weight = torch.randn(3, 4)
     torch.save({"fc.weight": weight}, str(tmp_path / name))
     found = by_name(tmp_path / name)
@@ -284,14 +284,14 @@ def test_the_zip_of_another_writer_is_read(tmp_path: Path) -> None:
         assert same(by_name(path)[name], tensor)
 
 
-def test_a_compressed_zip_is_refused_with_a_way_out(tmp_path: Path) -> None:
+def test_a_compressed_zip_is_refused_with_a_fix(tmp_path: Path) -> None:
     path = save({"a": torch.zeros(100)}, tmp_path / "v.pt")
     path = repacked(path, lambda _, data: data, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(BadCheckpoint, match="compressed"):
         listed(path)
 
 
-def test_a_big_endian_zip_says_so(tmp_path: Path) -> None:
+def test_the_byte_order_of_a_big_endian_zip_is_read(tmp_path: Path) -> None:
     path = save({"fc": torch.ones(3)}, tmp_path / "v.pt")
     swap = {"v/byteorder": b"big", "v/data/0": np.ones(3, ">f4").tobytes()}
     path = repacked(path, lambda name, data: swap.get(name, data))
@@ -326,7 +326,7 @@ def test_a_legacy_file_is_little_endian_whatever_its_header_says(tmp_path: Path)
     ],
     ids=["missing", "short", "long", "two pickles", "half a pickle"],
 )
-def test_records_that_do_not_fit_are_refused(
+def test_records_of_the_wrong_size_are_refused(
     tmp_path: Path, change: Callable[[str, bytes], bytes | None]
 ) -> None:
     path = repacked(save({"fc": torch.ones(3)}, tmp_path / "v.pt"), change)
@@ -480,7 +480,7 @@ def test_class_names_are_found(
     assert listed(save(value, tmp_path / "n.pt", new=new)).class_names == tuple(names)
 
 
-def test_paths_that_are_spelled_alike_stay_apart(tmp_path: Path) -> None:
+def test_paths_with_the_same_spelling_get_different_names(tmp_path: Path) -> None:
     one, two = torch.zeros(1), torch.ones(1)
     value = {"a.b": one, "a": {"b": two}, 1: one, "1": two, (1, "k"): one, None: two}
     table = by_name(save(value, tmp_path / "alike.pt"))

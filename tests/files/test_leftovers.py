@@ -1,4 +1,4 @@
-"""What a killed process leaves is removed by the next run that writes there; nothing else is."""
+"""The next run removes the temporary files of a killed process, and nothing else."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_file_of_a_killed_process_is_removed_and_named_with_its_size(
     assert f"{left} (1,000 bytes)" in said
 
 
-def test_the_file_of_a_live_process_stays(
+def test_the_file_of_a_running_process_is_kept(
     tmp_path: Path, writer: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = marked(tmp_path)
@@ -95,7 +95,7 @@ def test_the_file_of_a_live_process_stays(
     assert "removed" not in capsys.readouterr().err
 
 
-def test_a_recycled_process_number_does_not_protect_a_file(tmp_path: Path) -> None:
+def test_a_reused_process_id_does_not_protect_a_file(tmp_path: Path) -> None:
     claim = Claim(tmp_path)
     claim.name("tmp").write_bytes(b"x")  # by this process, which lives
     assert claim._lock is not None
@@ -104,7 +104,7 @@ def test_a_recycled_process_number_does_not_protect_a_file(tmp_path: Path) -> No
     assert marked(tmp_path) == []
 
 
-def test_a_lock_protects_a_file_whose_process_number_is_not_known_here(tmp_path: Path) -> None:
+def test_a_lock_protects_a_file_whose_process_id_is_unknown_here(tmp_path: Path) -> None:
     stem = f"{MARK}999999999-{leftovers._machine()}abc"
     (tmp_path / f"{stem}-1.tmp").write_bytes(b"x")
     with (tmp_path / f"{stem}.lock").open("wb") as lock:
@@ -115,7 +115,7 @@ def test_a_lock_protects_a_file_whose_process_number_is_not_known_here(tmp_path:
     assert marked(tmp_path) == []
 
 
-def test_a_file_of_another_machine_stays_for_a_day(tmp_path: Path) -> None:
+def test_a_file_of_another_machine_is_kept_for_a_day(tmp_path: Path) -> None:
     files = [tmp_path / f"{MARK}999999999-00000000abc{end}" for end in ("-1.tmp", ".lock")]
     for file in files:
         file.write_bytes(b"x")
@@ -127,7 +127,7 @@ def test_a_file_of_another_machine_stays_for_a_day(tmp_path: Path) -> None:
     assert marked(tmp_path) == []
 
 
-def test_without_a_lock_file_the_process_number_decides(tmp_path: Path) -> None:
+def test_without_a_lock_file_the_process_id_decides(tmp_path: Path) -> None:
     gone, alive = f"{MARK}999999999-abcdef.tmp", f"{MARK}{os.getpid()}-abcdef.tmp"
     for name in (gone, alive, f"{MARK}notes.tmp"):
         (tmp_path / name).write_bytes(b"x")
@@ -151,7 +151,7 @@ def test_a_replaced_file_is_removed_only_if_it_has_another_name(
     assert f"rename or remove it yourself: {only}, {folder}" in capsys.readouterr().err
 
 
-def test_two_last_names_of_one_replaced_file_do_not_both_go(tmp_path: Path) -> None:
+def test_of_two_last_links_to_a_replaced_file_one_is_kept(tmp_path: Path) -> None:
     one, other = (tmp_path / f"{MARK}999999999-{n}-1.old" for n in ("aa", "bb"))
     one.write_bytes(b"x")
     other.hardlink_to(one)
@@ -159,7 +159,7 @@ def test_two_last_names_of_one_replaced_file_do_not_both_go(tmp_path: Path) -> N
     assert marked(tmp_path) == [other.name]
 
 
-def test_what_a_file_name_of_ours_links_to_is_not_touched(tmp_path: Path) -> None:
+def test_the_target_of_a_link_with_a_temporary_name_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_bytes(b"x")
     (tmp_path / f"{MARK}999999999-aa-1.tmp").symlink_to(tmp_path / "folder")
@@ -171,7 +171,7 @@ def test_what_a_file_name_of_ours_links_to_is_not_touched(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may remove every file")
-def test_what_cannot_be_removed_is_passed_over_in_silence(
+def test_files_that_cannot_be_removed_are_silently_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / f"{MARK}999999999-aa-1.tmp").write_bytes(b"x")

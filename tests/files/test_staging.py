@@ -1,4 +1,4 @@
-"""An output is there whole or not at all, and the source stays as it was, whatever happens.
+"""Whatever happens, an output is complete or missing, and the source is unchanged.
 
 `fault_runner.py` does the same from outside, at every system call, under strace.
 """
@@ -150,7 +150,7 @@ def attempts(make: Callable[[], Plan], target: Target, error: int) -> Iterator[t
         ("folder", True, errno.EIO),
     ],
 )
-def test_whichever_call_fails_the_output_is_whole_or_as_before(
+def test_whichever_call_fails_the_output_is_complete_or_unchanged(
     place: Path, kind: str, force: bool, error: int
 ) -> None:
     source, output = place / "in" / NAMES[kind], place / "out" / NAMES[kind]
@@ -248,7 +248,7 @@ print(sorted(codes))
     [("SIGKILL", ""), ("SIGKILL", "--force"), ("SIGTERM", ""), ("SIGINT", "--force")],
 )
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-def test_a_signal_at_any_time_leaves_nothing_or_a_whole_file(
+def test_a_signal_at_any_time_leaves_no_file_or_a_complete_one(
     place: Path, name: str, force: str
 ) -> None:
 
@@ -263,7 +263,7 @@ def test_a_signal_at_any_time_leaves_nothing_or_a_whole_file(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_once_the_output_has_its_name_comes_too_late(
+def test_a_signal_after_the_output_is_renamed_is_ignored(
     place: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rename, output = Path.rename, place / "out" / "m.pth"
@@ -281,7 +281,7 @@ def test_a_signal_once_the_output_has_its_name_comes_too_late(
     assert not leftovers(place)
 
 
-def test_a_signal_while_the_result_is_printed_makes_no_second_document(
+def test_a_signal_while_the_result_is_printed_causes_no_second_document(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = Screen._document
@@ -297,7 +297,9 @@ def test_a_signal_while_the_result_is_printed_makes_no_second_document(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_an_output_that_takes_nothing_is_one_clear_error(place: Path, options: list[str]) -> None:
+def test_an_output_that_cannot_be_written_is_one_clear_error(
+    place: Path, options: list[str]
+) -> None:
     words = [sys.executable, "-m", "rescale_cli", "inspect", str(place / "in" / "m.pth"), *options]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -338,7 +340,9 @@ print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child i
     ("kind", "force"), [("zip", False), ("zip", True), ("safetensors", True), ("folder", False)]
 )
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-def test_of_runs_on_one_target_one_wins_whole(place: Path, kind: str, force: bool) -> None:
+def test_of_several_runs_on_one_target_one_wins_completely(
+    place: Path, kind: str, force: bool
+) -> None:
     source, output = place / "in" / NAMES[kind], place / "out" / NAMES[kind]
     options = ["-o", str(output), *(["--force"] if force else [])]
     words = ["apply", source, "--counts", place / "in" / "counts.json", *options]
@@ -433,7 +437,7 @@ def test_the_record_is_safe_from_the_revert_that_reads_it(place: Path) -> None:
     assert main(["revert", str(output), "-o", str(back)]) == 0
 
 
-def test_a_folder_that_holds_the_counts_is_not_replaced(place: Path) -> None:
+def test_a_folder_that_contains_the_counts_is_not_replaced(place: Path) -> None:
     source, output = place / "in" / "hf", place / "out" / "hf"
     shutil.copytree(source, output)
     shutil.copy(place / "in" / "counts.json", output / "c.json")
@@ -441,7 +445,7 @@ def test_a_folder_that_holds_the_counts_is_not_replaced(place: Path) -> None:
     assert (output / "c.json").exists()
 
 
-def test_a_linked_output_is_replaced_and_what_it_leads_to_is_not(place: Path) -> None:
+def test_a_linked_output_is_replaced_but_its_target_is_not(place: Path) -> None:
     source, output = place / "in" / "m.pth", place / "out" / "m.pth"
     other = place / "other"
     for content in ("of others", None):
@@ -477,7 +481,7 @@ def test_only_files_and_folders_are_replaced(place: Path) -> None:
     assert not leftovers(place)
 
 
-def test_a_folder_with_folders_of_others_is_not_replaced(place: Path) -> None:
+def test_a_folder_with_unrelated_folders_is_not_replaced(place: Path) -> None:
     source, output = place / "in" / "hf", place / "out" / "hf"
     (output / "another-model").mkdir(parents=True)
     (output / "another-model" / "weights").write_text("precious")
@@ -550,7 +554,7 @@ def test_a_folder_that_may_not_be_written_to_is_copied_and_cleaned_up(
     assert os.access(place / "out" / "hf" / "sub", os.W_OK)
 
 
-def test_a_link_that_leads_to_itself_is_copied_as_it_is(place: Path) -> None:
+def test_a_link_to_itself_is_copied_unchanged(place: Path) -> None:
     source = place / "in" / "hf"
     (source / "loop").symlink_to("loop")
     assert apply(source, "-o", place / "out" / "hf") == 0
@@ -566,13 +570,13 @@ def test_an_index_that_is_a_link_out_of_its_folder_is_refused(place: Path) -> No
     assert apply(index, "-o", place / "out" / "hf") == 3
 
 
-def test_an_index_with_a_shard_of_an_endless_name_is_refused(place: Path) -> None:
+def test_an_index_with_a_very_long_shard_name_is_refused(place: Path) -> None:
     index = place / "in" / "hf" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"fc.weight": "n" * 5000}}))
     assert apply(place / "in" / "hf", "-o", place / "out" / "hf") == 3
 
 
-def test_names_that_are_long_or_no_text(place: Path) -> None:
+def test_long_names_and_names_that_are_not_text_are_handled(place: Path) -> None:
     source, odd = place / "in" / "m.pth", os.fsdecode(b"caf\xe9.pth")
     assert apply(source, "-o", place / "out" / odd) == 0
     verify(place / "out" / odd, source)
@@ -613,7 +617,7 @@ def small_disk(place: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("force", [False, True], ids=["new", "force"])
-def test_a_full_disk_leaves_what_was_there(
+def test_a_full_disk_leaves_existing_files_unchanged(
     place: Path, small_disk: Path, kind: str, force: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, output = place / "in" / NAMES[kind], small_disk / NAMES[kind]
@@ -628,7 +632,7 @@ def test_a_full_disk_leaves_what_was_there(
     assert not leftovers(small_disk)
 
 
-def test_a_source_that_changes_meanwhile_is_noticed(
+def test_a_change_to_the_source_during_apply_is_noticed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = place / "in" / "m.safetensors"
@@ -655,7 +659,7 @@ def test_a_forced_output_loses_the_record_of_its_predecessor(place: Path) -> Non
     assert [p.name for p in (place / "out").iterdir()] == ["m.pth"]
 
 
-def test_without_exchange_and_second_names_files_and_folders_are_replaced_too(
+def test_files_and_folders_are_replaced_without_exchange_and_hard_links_too(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_links(*args: object, **more: object) -> None:

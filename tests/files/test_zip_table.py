@@ -1,4 +1,4 @@
-"""A zip archive is read strictly: what two readers could read differently is refused."""
+"""A zip archive that two readers could read differently is refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_checksum_is_written_where_the_table_says(archive: Path) -> None:
         assert [int.from_bytes(data[at : at + 4], "little") for at in checksum.at] == [crc, crc]
 
 
-def test_a_record_that_follows_its_length_is_read(tmp_path: Path) -> None:
+def test_a_record_with_a_data_descriptor_is_read(tmp_path: Path) -> None:
     class Pipe:
         """A target that cannot seek, so that zipfile writes descriptors behind the data."""
 
@@ -117,7 +117,7 @@ def test_leading_bytes_with_mended_offsets_are_refused(archive: Path) -> None:
     assert "before" in refused(archive)
 
 
-def test_a_cut_archive_is_refused(archive: Path) -> None:
+def test_a_truncated_archive_is_refused(archive: Path) -> None:
     data = archive.read_bytes()
     for size in range(len(data)):
         archive.write_bytes(data[:size])
@@ -195,7 +195,7 @@ def test_a_damaged_record_is_refused_on_reading(archive: Path) -> None:
         read_record(table, "a/data.pkl", 100)
 
 
-def test_all_zero_checksums_mean_none(archive: Path) -> None:
+def test_checksums_that_are_all_zero_are_ignored(archive: Path) -> None:
     data = bytearray(archive.read_bytes())
     for checksum in read_zip_table(archive).checksums():
         for at in checksum.at:
@@ -237,7 +237,7 @@ def test_a_sparse_file_of_64_gib_ends_at_once(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_no_flipped_byte_makes_another_error(data: st.DataObject) -> None:
+def test_no_changed_byte_raises_another_error(data: st.DataObject) -> None:
     raw = bytearray(FUZZ_ARCHIVE.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))

@@ -1,4 +1,4 @@
-"""The head is found by shapes and generic words, or the reason for not finding it is given."""
+"""The head is found from shapes and generic words, or the error says why not."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_both_heads_of_a_distilled_model_are_found_the_labelled_one_first() -> N
     assert weights(found) == ["head.weight", "head_dist.weight"]
 
 
-def test_the_heads_on_two_tokens_decide_together() -> None:
+def test_the_heads_on_two_tokens_are_both_final() -> None:
     found = find_heads(backbone() + head("distillation_classifier") + head("cls_classifier"))
     assert weights(found) == ["cls_classifier.weight", "distillation_classifier.weight"]
 
@@ -142,7 +142,7 @@ def test_every_copy_of_the_head_is_found_the_raw_one_first() -> None:
 
 
 @pytest.mark.parametrize("names", [("rgb", "flow"), ("net1", "net2"), ("model_a", "model_b")])
-def test_two_whole_networks_that_may_decide_together_are_refused_together(
+def test_two_networks_that_the_model_may_combine_are_ambiguous(
     names: tuple[str, str],
 ) -> None:
     tensors = [t for name in names for t in backbone(f"{name}.") + head(f"{name}.fc")]
@@ -157,21 +157,21 @@ def test_two_whole_networks_that_may_decide_together_are_refused_together(
 
 
 @pytest.mark.parametrize("other", ["best", "best_model", "ema", "teacher", "state_dict"])
-def test_a_branch_that_is_called_a_version_of_the_model_is_a_copy(other: str) -> None:
+def test_a_branch_named_as_a_version_of_the_model_is_a_copy(other: str) -> None:
     tensors = [t for name in ("model", other) for t in backbone(f"{name}.") + head(f"{name}.fc")]
     found = find_heads(tensors)
     assert weights(found) == ["model.fc.weight", f"{other}.fc.weight"]
     assert [head.is_copy for head in found.heads] == [False, True]
 
 
-def test_an_optimizer_state_of_the_same_shape_is_no_head() -> None:
+def test_an_optimizer_state_of_the_same_shape_is_not_a_head() -> None:
     state = [info("optimizer.state.60.exp_avg", 10, 64), info("optimizer.state.61.exp_avg", 10)]
     metrics = [info("val_confmat.confmat", 10, 10, dtype="int64"), info("criterion.weight", 10)]
     found = find_heads(backbone("state_dict.") + head("state_dict.fc") + state + metrics)
     assert weights(found) == ["state_dict.fc.weight"]
 
 
-def test_an_auxiliary_head_is_listed_but_not_taken() -> None:
+def test_an_auxiliary_head_is_listed_but_not_chosen() -> None:
     aux = [info("aux1.conv.weight", 32, 64, 1, 1), *head("aux1.fc1", 99), *head("aux1.fc2", 10, 99)]
     found = find_heads(backbone() + head("fc") + aux)
     assert weights(found) == ["fc.weight"]
@@ -205,7 +205,7 @@ def test_the_class_count_decides_between_two_heads() -> None:
 
 
 @pytest.mark.parametrize("classes", [11, 64, 256])
-def test_a_class_count_that_is_not_the_heads_is_refused_with_its_rows(classes: int) -> None:
+def test_a_wrong_class_count_is_refused_with_the_rows_of_the_head(classes: int) -> None:
     with pytest.raises(BadInput, match=f"has {classes} rows") as caught:
         find_heads(backbone() + head("fc"), num_classes=classes)
     assert "fc.weight (10, 64)" in caught.value.saw
@@ -229,7 +229,7 @@ def test_an_unknown_name_lists_close_ones() -> None:
 
 
 @pytest.mark.parametrize("told", [None, 5])
-def test_a_file_without_a_matrix_is_said_to_have_none(told: int | None) -> None:
+def test_the_error_for_a_file_without_a_matrix_says_so(told: int | None) -> None:
     for tensors in ([], [info("a", 3), info("b", 5)]):
         with pytest.raises(NoClassifier, match="no final linear layer") as caught:
             find_heads(tensors, num_classes=told)
@@ -246,7 +246,7 @@ def test_a_named_layer_with_other_rows_than_classes_is_refused() -> None:
         find_heads(backbone() + head("fc"), names=["fc"], num_classes=11)
 
 
-def test_a_weight_norm_head_is_its_lengths() -> None:
+def test_the_weight_of_a_weight_norm_head_is_g() -> None:
     for g, v in (
         ("fc.weight_g", "fc.weight_v"),
         ("fc.parametrizations.weight.original0", "fc.parametrizations.weight.original1"),
@@ -262,7 +262,7 @@ def test_a_one_by_one_convolution_is_a_head() -> None:
     assert find_heads(backbone() + conv).heads[0].layout == "conv1x1"
 
 
-def test_a_transposed_head_is_plain_with_a_bias_and_doubtful_without_one() -> None:
+def test_a_transposed_head_is_clear_with_a_bias_and_doubtful_without_one() -> None:
     stored = [info("fc.weight", 64, 10), info("fc.bias", 10)]
     keys = find_heads(backbone() + stored).heads[0]
     assert (keys.layout, keys.num_classes, keys.feature_dim) == ("transposed", 10, 64)
@@ -293,7 +293,7 @@ def test_a_quantized_head_is_refused_with_the_reason() -> None:
     assert "quantized" in caught.value.saw
 
 
-def test_what_config_json_says_of_the_task_is_believed() -> None:
+def test_the_task_in_config_json_decides() -> None:
     tensors = backbone() + head("classifier")
     with pytest.raises(NoClassifier, match="regression"):
         find_heads(tensors, config={"problem_type": "regression"})
@@ -311,7 +311,7 @@ def test_what_config_json_says_of_the_task_is_believed() -> None:
         {"num_classes": 0, "pretrained_cfg": {}},
     ],
 )
-def test_a_model_that_classifies_nothing_is_refused_whatever_count_is_told(
+def test_a_model_that_is_not_a_classifier_is_refused_with_any_class_count(
     config: dict[str, object],
 ) -> None:
     tensors = backbone() + head("classifier")
@@ -321,7 +321,7 @@ def test_a_model_that_classifies_nothing_is_refused_whatever_count_is_told(
     assert weights(find_heads(tensors, config=config, names=["classifier"]))
 
 
-def test_a_multi_label_model_is_warned_of_whatever_count_is_told() -> None:
+def test_a_multi_label_model_causes_a_warning_with_any_class_count() -> None:
     tensors = backbone() + head("classifier")
     multi = {"problem_type": "multi_label_classification"}
     assert "multi-label" in find_heads(tensors, config=multi, num_classes=10).warnings[0]
@@ -332,7 +332,7 @@ def test_the_reason_is_in_words() -> None:
     assert why == "no other tensor has a dimension of 10; a bias of the same length; named fc"
 
 
-def test_names_of_final_layers_sound_final_and_others_do_not() -> None:
+def test_only_names_of_final_layers_get_positive_points() -> None:
     for path in (("fc",), ("head", "fc"), ("classifier", "6"), ("box_predictor", "cls_score")):
         assert opinion(path).points > 0, path
     for path in (("mlp", "fc2"), ("attn", "proj"), ("pooler", "dense"), ("embed_tokens",)):
@@ -346,7 +346,7 @@ def test_names_of_final_layers_sound_final_and_others_do_not() -> None:
     st.booleans(),
     st.randoms(use_true_random=False),
 )
-def test_shapes_alone_find_the_head_or_an_honest_refusal(widths, classes, convolutional, random):
+def test_shapes_alone_find_the_head_or_raise_an_error(widths, classes, convolutional, random):
     """Layer names are random letters; only the chain of widths tells which one is the last."""
     names = random.sample([a + b for a in "uvwxyz" for b in "uvwxyz"], len(widths))
     tensors = []
@@ -362,14 +362,14 @@ def test_shapes_alone_find_the_head_or_an_honest_refusal(widths, classes, convol
         assert weights(found) == [f"{names[-1]}.weight"] or classes in widths
 
 
-def test_the_copy_that_a_module_keeps_of_a_normed_weight_is_no_second_head() -> None:
+def test_the_stored_copy_of_a_normed_weight_is_not_a_second_head() -> None:
     normed = [info("fc.weight_g", 10, 1), info("fc.weight_v", 10, 64), info("fc.weight", 10, 64)]
     found = find_heads([*backbone(), *normed, info("fc.bias", 10)])
     assert weights(found) == ["fc.weight_g"]
     assert found.heads[0].layout == "weight_norm"
 
 
-def test_a_weight_norm_that_is_not_by_rows_gives_no_head() -> None:
+def test_a_weight_norm_that_is_not_by_rows_is_not_a_head() -> None:
     normed = [info("fc.weight_g", 1, 64), info("fc.weight_v", 10, 64), info("fc.bias", 10)]
     with pytest.raises(NoClassifier):
         find_heads([*backbone(), *normed])
@@ -396,7 +396,7 @@ def test_a_named_layer_whose_weight_is_computed_is_refused_by_its_name() -> None
         find_heads([*backbone(), *computed], names=["fc"])
 
 
-def test_an_inner_layer_is_not_taken_where_the_last_one_is_no_matrix() -> None:
+def test_an_inner_layer_is_not_chosen_if_the_last_layer_is_not_a_matrix() -> None:
     with pytest.raises(NoClassifier, match="is not linear"):
         find_heads([
             *(info(f"conv_layers.{i}.weight", 40, 40, 3) for i in range(3)),
@@ -405,9 +405,17 @@ def test_an_inner_layer_is_not_taken_where_the_last_one_is_no_matrix() -> None:
         ])  # fmt: skip
 
 
-def test_a_head_with_the_shape_of_a_table_of_words_is_a_question() -> None:
+def test_a_head_with_the_shape_of_a_token_table_is_ambiguous() -> None:
     model = [info("decoder.tok_embedding.weight", 137, 64), *head("decoder.fc_out", 137)]
     with pytest.raises(AmbiguousHead):
         find_heads([*backbone(), *model])
     found = find_heads([*backbone(), *model], num_classes=137)
     assert weights(found) == ["decoder.fc_out.weight"]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_only_warns_of_the_final_layers_that_it_leaves_out(rows: int) -> None:
+    tensors = backbone() + head("heads.0", rows) + head("heads.1", rows)
+    found = find_heads(tensors, names=["heads.0"], only=True)
+    assert [h.weight for h in found.heads] == ["heads.0.weight"]
+    assert any("heads.1.weight" in warning for warning in found.warnings)

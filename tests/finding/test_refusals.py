@@ -1,4 +1,4 @@
-"""Heads that scaling does not change, and heads that decide together, by the commands."""
+"""Commands refuse heads on which scaling has no effect, and scale joint heads together."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ COSINE = [("linear", NormedLinear), ("fc", CosineLinear), ("arcface", NormedLine
 
 
 @pytest.mark.parametrize(("name", "kind"), COSINE)
-def test_a_cosine_head_is_shown_and_never_re_scaled_unless_it_is_confirmed(
+def test_a_cosine_head_is_only_re_scaled_with_plain_head(
     tmp_path: Path, name: str, kind: type[nn.Module]
 ) -> None:
     torch.manual_seed(0)
@@ -111,7 +111,7 @@ def test_a_cosine_head_is_shown_and_never_re_scaled_unless_it_is_confirmed(
 
 
 @pytest.mark.parametrize("command", ["sweep-gamma", "compare", "evaluate", "apply"])
-def test_every_command_that_scales_exits_4_and_goes_on_with_plain_head(
+def test_every_command_that_scales_exits_4_unless_plain_head_is_given(
     tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_evaluate_without_a_strength_measures_a_cosine_head(tmp_path: Path) -> N
     assert main(["evaluate", str(path), "--logits", str(tmp_path / "l.npz")]) == 0
 
 
-def test_a_pickled_cosine_head_is_known_by_its_class(tmp_path: Path) -> None:
+def test_a_pickled_cosine_head_is_recognized_by_its_class(tmp_path: Path) -> None:
     class ArcMarginProduct(nn.Linear):
         pass
 
@@ -157,7 +157,7 @@ def test_a_live_cosine_classifier_is_not_re_scaled() -> None:
 
 
 @pytest.mark.parametrize("name", ["linears", "fcs", "experts", "heads"])
-def test_experts_are_scaled_together_and_their_mean_with_them(tmp_path: Path, name: str) -> None:
+def test_scaling_all_experts_scales_their_mean(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     experts = nn.ModuleList(nn.Linear(D, C) for _ in range(3))
     model, images = Net(name, experts).eval(), torch.randn(8, 3, 12, 12)
@@ -185,7 +185,7 @@ def test_normed_experts_are_transposed_heads_without_effect(tmp_path: Path) -> N
     assert all(h.no_effect for h in found.heads)
 
 
-def test_a_network_with_two_summed_classifiers_is_refused_with_the_line_to_type() -> None:
+def test_the_error_for_two_summed_classifiers_gives_both_options() -> None:
     torchvision = pytest.importorskip("torchvision")
     from test_find_head import infos
 
@@ -209,7 +209,7 @@ def heads(*biases: Any) -> tuple[Head, ...]:
     return tuple(Head(np.ones(2), None if b is None else np.array(b)) for b in biases)
 
 
-def test_the_joint_bias_is_the_mean_or_the_sum_and_else_a_question() -> None:
+def test_the_joint_bias_is_the_mean_or_the_sum_or_else_ambiguous() -> None:
     pair = JointHead(("head.weight", "head_dist.weight"), heads([1.0, 2.0], [3.0, 0.0]))
     assert pair.as_one.bias is not None
     assert pair.as_one.bias.tolist() == [2.0, 1.0]
