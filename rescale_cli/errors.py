@@ -192,6 +192,12 @@ class OutputExists(NeedsDecision):
     code = "output-exists"
 
 
+class RunInUse(NeedsDecision):
+    """Another process trains in the folder of the run."""
+
+    code = "in-use"
+
+
 class EnvironmentProblem(RescaleError):
     """Something is missing on this machine: disk space, CUDA, an extra, a permission."""
 

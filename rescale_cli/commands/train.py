@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,15 +149,17 @@ def _train_one(start: _Start, json: bool, notes: Notes) -> None:
     from rescale_cli.training.train import train as train_
 
     folder, recipe, state = RunFolder(start.place), start.recipe, None
-    if recipe is None:
-        state = read_resumable(folder)
-        recipe = resumed(state, start.given)
-    elif ranks.is_main():
-        folder.prepare(force=start.force, weights=recipe.weights)
-    with watching(recipe, notes) as watch:
-        trained = train_(recipe, folder, state, download=start.download, watch=watch)
+    with folder.held(create=recipe is not None) if ranks.is_main() else nullcontext():
+        if recipe is None:
+            state = read_resumable(folder)
+            recipe = resumed(state, start.given)
+        elif ranks.is_main():
+            folder.prepare(force=start.force, weights=recipe.weights)
+        with watching(recipe, notes) as watch:
+            trained = train_(recipe, folder, state, download=start.download, watch=watch)
+        if trained is not None:
+            _draw(trained, notes)
     if trained is not None:
-        _draw(trained, notes)
         Screen("train", json).result(
             train_result(trained), notes.kept, lambda: show_trained(trained)
         )
@@ -168,23 +171,25 @@ def _train_several(start: _Start, json: bool, notes: Notes) -> None:
     from rescale_cli.training.run_folder import RunFolder
     from rescale_cli.training.seed_runs import SeedRuns, read_seed_runs, train_seeds
 
-    if start.recipe is None:
-        series = read_seed_runs(start.place)
-        if series is None:
-            raise BadInput(
-                f"{start.place} does not contain runs of several seeds",
-                fix=f"resume the one run: rescale-cli train --resume {start.place}; or train "
-                "several seeds in another folder: --seeds 0,1,2 -o RUN",
-            )
-        series = series.changed(start.given, start.seeds or ())
-    else:
-        series = SeedRuns.of(start.place, start.recipe, start.seeds or ())
-        if ranks.is_main():
-            RunFolder(start.place).prepare(force=start.force)
-    ended = train_seeds(
-        series, fresh=start.recipe is not None, force=start.force, download=start.download,
-        watching=watching_seeds(series, notes), done=lambda trained: _draw(trained, notes),
-    )  # fmt: skip
+    folder, fresh = RunFolder(start.place), start.recipe is not None
+    with folder.held(create=fresh) if ranks.is_main() else nullcontext():
+        if start.recipe is None:
+            series = read_seed_runs(start.place)
+            if series is None:
+                raise BadInput(
+                    f"{start.place} does not contain runs of several seeds",
+                    fix=f"resume the one run: rescale-cli train --resume {start.place}; or train "
+                    "several seeds in another folder: --seeds 0,1,2 -o RUN",
+                )
+            series = series.changed(start.given, start.seeds or ())
+        else:
+            series = SeedRuns.of(start.place, start.recipe, start.seeds or ())
+            if ranks.is_main():
+                folder.prepare(force=start.force)
+        ended = train_seeds(
+            series, fresh=fresh, force=start.force, download=start.download,
+            watching=watching_seeds(series, notes), done=lambda trained: _draw(trained, notes),
+        )  # fmt: skip
     if ended is not None:
         Screen("train", json).result(seeds_result(ended), notes.kept, lambda: show_seeds(ended))
 

@@ -107,6 +107,39 @@ class Claim:
         return self._folder / f"{MARK}{self._owner}.lock"
 
 
+@contextlib.contextmanager
+def held(path: Path, note: str) -> Iterator[str | None]:
+    """Hold a lock file while the block runs, then remove it; never wait for it.
+
+    The system frees the lock when a process ends in whatever way, so what a killed process left
+    is taken over.
+
+    Args:
+        path: the lock file.
+        note: what the file says of its holder.
+
+    Yields:
+        None; or the note of the other process that holds the lock, "" if it cannot be read.
+    """
+    lock, other = None, None
+    try:
+        lock = _lock_new(path, wait=False)
+    except BlockingIOError:
+        other = ""
+        with contextlib.suppress(OSError):
+            other = path.read_text("utf-8", "replace")
+    try:
+        if lock is not None:
+            os.ftruncate(lock, 0)
+            os.write(lock, note.encode())
+        yield other
+    finally:
+        if lock is not None:
+            remove(path)
+            with contextlib.suppress(OSError):
+                os.close(lock)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed processes in a folder, and report to `listener`.
 
@@ -151,22 +184,27 @@ def remove(path: Path) -> None:
         return
 
 
-def _lock_new(path: Path) -> int:
-    """Create a lock file and lock it, if the file system supports locks; return its descriptor."""
+def _lock_new(path: Path, *, wait: bool = True) -> int:
+    """Create a lock file and lock it, if the file system supports locks; return its descriptor.
+
+    Raises:
+        BlockingIOError: without `wait`, another process holds the lock.
+    """
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             with contextlib.suppress(ImportError), where_able():
                 import fcntl
 
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Between the two calls, another run may have removed the file as abandoned.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), path.stat()):
                     return fd
-        except BaseException:
+        except BaseException as error:
             os.close(fd)
-            remove(path)
+            if not isinstance(error, BlockingIOError):
+                remove(path)
             raise
         os.close(fd)
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,8 @@ from rescale_cli.core.classes import Classes, RawCounts
 from rescale_cli.core.counts import ZeroPolicy
 from rescale_cli.data.counts import write_counts
 from rescale_cli.data.datasets import HELD_OUT, describe_part
-from rescale_cli.errors import BadCheckpoint, BadInput, OutputExists
-from rescale_cli.files.leftovers import MARK
+from rescale_cli.errors import BadCheckpoint, BadInput, OutputExists, RunInUse
+from rescale_cli.files.leftovers import MARK, held
 from rescale_cli.files.staging import Staging, system_errors, write_new, write_text
 from rescale_cli.json_text import clip, parse_json
 from rescale_cli.models.networks import HeadKind
@@ -194,6 +196,44 @@ class RunFolder:
         """The folder of the TensorBoard event files."""
         return self.path / "tensorboard"
 
+    @contextmanager
+    def held(self, *, create: bool) -> Iterator[None]:
+        """Keep other processes from training in the folder while the block runs.
+
+        Args:
+            create: whether a missing folder is created; else it is not held.
+
+        Raises:
+            RunInUse: another process trains in it.
+            OutputExists, BadInput, EnvironmentProblem: it cannot be created.
+        """
+        if create:
+            self._create()
+        with ExitStack() as stack:
+            if self.path.is_dir():
+                note = f"process {os.getpid()} on {platform.node()}"
+                with system_errors(f"writing {self.path}"):
+                    lock = held(self.path / f"{MARK}run.lock", note)
+                    other = stack.enter_context(lock)
+                if other is not None:
+                    raise RunInUse(
+                        f"another process trains in {self.path}",
+                        saw=clip(other, 200) or "its lock file is locked",
+                        fix="wait until it has ended, or train in another folder: -o RUN",
+                    )
+            yield
+
+    def _create(self) -> None:
+        with system_errors(f"writing {self.path}"):
+            if not self.path.exists() and not self.path.parent.is_dir():
+                raise BadInput(
+                    f"the folder {self.path.parent} does not exist",
+                    fix=f"mkdir -p {self.path.parent}",
+                )
+            if self.path.exists() and not self.path.is_dir():
+                raise OutputExists(f"{self.path} is not a folder", fix="name another path: -o RUN")
+            self.path.mkdir(exist_ok=True)
+
     def prepare(self, *, force: bool, weights: str | None = None) -> None:
         """Create the folder, or check that an existing one can be used; nothing in it changes yet.
 
@@ -205,15 +245,8 @@ class RunFolder:
             OutputExists: the folder is not empty, and `force` was not given.
             EnvironmentProblem: the folder cannot be created or read.
         """
+        self._create()
         with system_errors(f"writing {self.path}"):
-            if not self.path.exists() and not self.path.parent.is_dir():
-                raise BadInput(
-                    f"the folder {self.path.parent} does not exist",
-                    fix=f"mkdir -p {self.path.parent}",
-                )
-            if self.path.exists() and not self.path.is_dir():
-                raise OutputExists(f"{self.path} is not a folder", fix="name another path: -o RUN")
-            self.path.mkdir(exist_ok=True)
             source = Path(weights) if weights else None
             if source and self.path.resolve() in (source.resolve(), source.resolve().parent):
                 raise OutputExists(

@@ -206,10 +206,14 @@ def train_seeds(
     for number, run in enumerate(series.runs):
         if run.metrics is not None:
             continue
-        recipe, state = _start_of(series, run, fresh=fresh, force=force)
-        with claim.stopping(run), watching(run, number) as watch:
-            watch = replace(watch, begun=claim)
-            trained = train(recipe, run.folder, state, download=download, watch=watch, more=True)
+        held = run.folder.held(create=True) if is_main() else nullcontext()
+        with claim.stopping(run), held:
+            recipe, state = _start_of(series, run, fresh=fresh, force=force)
+            with watching(run, number) as watch:
+                watch = replace(watch, begun=claim)
+                trained = train(
+                    recipe, run.folder, state, download=download, watch=watch, more=True
+                )
         if trained is not None:
             done(trained)
             if trained.lines:
