@@ -23,8 +23,8 @@ from rescale_cli.core.predictions import Classifier, Images, Predictions, Prepro
 from rescale_cli.evaluating.predict import RunOptions, predict
 from rescale_cli.evaluating.ranks import Ranks
 from rescale_cli.strength_path import correct_intervals, predicted_path
+from rescale_cli.training.build_network import build_network
 from rescale_cli.training.recipe import Recipe
-from rescale_cli.training.run import build_network
 from rescale_cli.training.step import Stepper
 
 CLASSES, WIDTH, IMAGES = 1000, 2048, 512

@@ -27,10 +27,10 @@ from torchvision import transforms
 
 from rescale_cli.core.predictions import Images, Preprocessing
 from rescale_cli.evaluating.ranks import Ranks
+from rescale_cli.training.build_network import build_network
 from rescale_cli.training.feed import make_feed
 from rescale_cli.training.images import TrainingImages
 from rescale_cli.training.recipe import Recipe
-from rescale_cli.training.run import build_network
 from rescale_cli.training.samplers import Batches, epoch_order
 from rescale_cli.training.step import Stepper
 from rescale_cli.training.wvn import attach

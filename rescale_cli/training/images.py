@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +69,28 @@ class TrainingImages:
                 "val_split": self.val_split or None,
             },
         }  # fmt: skip
+
+    def digest(self) -> str:
+        """SHA-256 of the labels and the images that are trained on.
+
+        Of images in memory it covers all pixels; of others the names, the sizes of files, and the
+        pixels of at most a hundred evenly spaced images, so that large data are not read twice.
+        """
+        found = hashlib.sha256(self.labels.tobytes())
+        if self.train.array is not None:
+            for rows in np.array_split(self.kept, -(-len(self.kept) // _AT_ONCE)):
+                found.update(self.train.array[rows].tobytes())
+            return found.hexdigest()
+        root = getattr(self.train.read, "root", None)
+        for index in self.kept.tolist():
+            name = self.train.names[index]
+            size = 0
+            with suppress(OSError):  # a missing file is reported when it is read
+                size = (root / name).stat().st_size if root else 0
+            found.update(f"{name}\n{size}\n".encode("utf-8", "surrogateescape"))
+        for place in np.linspace(0, len(self.kept) - 1, min(len(self.kept), 100)).astype(int):
+            found.update(self.train.read(int(self.kept[place])).tobytes())
+        return found.hexdigest()
 
     @property
     def counts(self) -> NDArray[np.int64]:

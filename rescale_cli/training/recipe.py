@@ -162,6 +162,10 @@ class Recipe:
         "", INPUT, "Checkpoint to start from. Its head is not used.", "FILE",
         unset="random weights",
     )  # fmt: skip
+    weights_partial: bool = _setting(
+        False, INPUT, "Use the layers of --weights that fit the network, list them, and leave the "
+        "others as initialised. Without this, every layer but the head must fit.",
+    )  # fmt: skip
 
     # Algorithm 1, line 8.
     wvn: bool = _setting(

@@ -10,22 +10,18 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.data.logits_file import write_logits
-from rescale_cli.errors import BadInput, RescaleError, UsageError
+from rescale_cli.errors import BadInput, RescaleError
 from rescale_cli.evaluating.ranks import Ranks
 from rescale_cli.evaluating.run_on_data import of_predictions
-from rescale_cli.models import networks, timm_models
-from rescale_cli.models.networks import HeadKind, build_of, head_name
-from rescale_cli.models.weights import Build, choose, differences, read_tensors
 from rescale_cli.patching.find_records import identity_of
 from rescale_cli.signals import undisturbed
+from rescale_cli.training.build_network import build_network, weights_digest
 from rescale_cli.training.feed import make_feed
 from rescale_cli.training.images import TrainingImages, Validation
 from rescale_cli.training.losses import class_weights
@@ -38,70 +34,6 @@ from rescale_cli.training.wvn import check_rows
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-
-
-def build_network(recipe: Recipe, num_classes: int, channels: int) -> tuple[nn.Module, HeadKind]:
-    """Build the network of a recipe, with the head that the recipe asks for, on the CPU in float32.
-
-    Args:
-        recipe: its arch, head_bias, loss, weights and seed are read.
-        num_classes: C.
-        channels: channels of the images.
-
-    Raises:
-        UsageError: there is no such network.
-        BadInput: the network has no head, or --weights does not fit it.
-    """
-    import torch
-
-    torch.manual_seed(recipe.seed)
-    network = _build(recipe)(num_classes, channels).float()
-    kind = "cosine" if recipe.cosine_head else "linear"
-    name = head_name(network, num_classes, recipe.arch)
-    HeadKind(name, kind, recipe.head_bias).give_to(network)
-    layer: Any = network.get_submodule(name)
-    if recipe.wvn and not layer.weight.any():  # as torchvision's transformers begin
-        layer.reset_parameters()
-    bias = getattr(layer, "bias", None) is not None
-    if recipe.weights:
-        _begin_from(network, Path(recipe.weights), name)
-    return network.train(), HeadKind(name, kind, bias)
-
-
-def _build(recipe: Recipe) -> Build:
-    source, _, name = recipe.arch.partition(":")
-    if source in ("rescale", "torchvision") and name:
-        # For torchvision the variant is the auxiliary heads, which training has no loss for.
-        return build_of(recipe.arch, source == "rescale" and recipe.head_bias)
-    if source == "timm" and name:
-        return timm_models.build_of(name, {})
-    if source == "python" and name:
-        return lambda num_classes, _: networks.build(name, num_classes)
-    raise UsageError(
-        "this network cannot be trained",
-        saw=f"--arch {recipe.arch}",
-        fix="--arch rescale:NAME, torchvision:NAME, timm:NAME or python:module:callable",
-    )
-
-
-def _begin_from(network: nn.Module, path: Path, head: str) -> None:
-    """Copy every weight except those of the head from a checkpoint."""
-    own = {
-        name: tuple(value.shape)
-        for name, value in network.state_dict().items()
-        if not name.startswith(f"{head}.")
-    }
-    chosen = choose(open_checkpoint(path).contents.tensors, own)
-    wrong = [text for text in differences(own, chosen) if "not of this network" not in text]
-    if wrong:
-        raise BadInput(
-            f"{path.name} does not hold the weights of this network",
-            saw="; ".join(wrong),
-            fix="name a checkpoint of the same network: --weights FILE",
-        )
-    there = {name: chosen.infos[name] for name in own if name in chosen.infos}
-    network.load_state_dict(read_tensors(there), strict=False)
 
 
 #: Seconds after which a state is also written in the middle of an epoch.
@@ -135,6 +67,7 @@ class Run:
         device: torch.device,
         ranks: Ranks,
         watch: Watch,
+        state: RunState | None = None,
     ) -> None:
         import torch
 
@@ -142,7 +75,10 @@ class Run:
         self.device, self.ranks, self.watch = device, ranks, watch
         names = data.classes if data.named else None
         self.counts = ClassCounts.of(data.counts, names, data.train.source, recipe.zero_count)
-        network, self.head = build_network(recipe, len(data.classes), data.preprocessing.channels)
+        # A resumed run has all weights in its state; the file of --weights may have moved.
+        begin = recipe if state is None else replace(recipe, weights="")
+        c = len(data.classes)
+        network, self.head = build_network(begin, c, data.preprocessing.channels, watch.notes)
         counts = torch.from_numpy(self.counts.values.copy())
         self.stepper = Stepper(network, self.head, recipe, counts, device, ranks)
         self.feed = make_feed(data, recipe, device)
@@ -158,43 +94,64 @@ class Run:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.lines: list[dict[str, Any]] = []
         self._images, self._seconds, self._kept = 0, 0.0, time.monotonic()
-        self._resumed = False
+        self._resumed = state is not None
+        self._estimated = False
+        """Whether `sums` began with an estimate, after an interruption of several ranks."""
+        #: What data and weights the run began with, for the state and config.json.
+        self.digests: dict[str, Any] = {}
+        if state is not None:
+            self._load(state)
+        elif ranks.is_main:
+            self.digests = {"data_sha256": data.digest(), "weights_sha256": weights_digest(recipe)}
         self.begun = False
         """Whether the folder holds this run, so that it can be resumed."""
 
     def _order(self, epoch: int) -> NDArray[Any]:
         return epoch_order(self.recipe.sampler, self.data.labels, self.recipe.seed, epoch)
 
-    def load(self, state: RunState) -> None:
+    def _load(self, state: RunState) -> None:
         """Continue from a saved state.
 
         Raises:
             BadInput: the state belongs to other data or to another network.
         """
-        counts = state.facts.get("counts")
-        if counts != self.data.counts.tolist():
+        counts, now = state.facts.get("counts"), self.data.counts.tolist()
+        saw = f"{sum(counts or ())} images then, {len(self.data.labels)} images now"
+        self.digests = {key: state.facts.get(key) for key in ("data_sha256", "weights_sha256")}
+        began = self.digests["data_sha256"]  # earlier versions kept only the counts
+        if counts == now and began and self.ranks.is_main and began != self.data.digest():
+            saw, counts = "as many of each class, but other pixels, labels, names or sizes", None
+        if counts != now:
             raise BadInput(
                 "the training images are not those that the run began with",
-                saw=f"{sum(counts or ())} images then, {len(self.data.labels)} images now",
+                saw=saw,
                 fix="restore the data, or train again in another folder: -o RUN",
+            )
+        moved = self.recipe.weights != state.recipe.weights
+        if moved and weights_digest(self.recipe) != self.digests["weights_sha256"]:
+            raise BadInput(
+                f"{self.recipe.weights} does not hold the weights that the run began with",
+                saw=f"the run began with {state.recipe.weights or 'random weights'}",
+                fix="leave out --weights: a resumed run does not need it",
             )
         self.stepper.load(state)
         self.epoch, self.step = state.epoch, state.step
+        self._estimated = bool(state.facts.get("estimated"))
         if self.ranks.is_main:  # the sums are of all ranks
             self.sums.copy_(state.tensors["progress.sums"])
         self.lines = self.folder.lines(state.epoch)
-        self._resumed = True
 
     def keep(self) -> None:
         """Write the current state. Rank 0 does, and has all of it except the other ranks' sums.
 
-        Their sums are estimated from its own, because they only serve for reporting.
+        Their sums are estimated from its own, and the line of the epoch will say so.
         """
         if not self.ranks.is_main:
             return
         tensors, facts = self.stepper.state()
         tensors["progress.sums"] = self.sums * self.ranks.world if self.step else self.sums
-        facts["counts"] = self.data.counts.tolist()
+        facts["estimated"] = self._estimated or (self.step > 0 and self.ranks.world > 1)
+        facts |= {"counts": self.data.counts.tolist(), **self.digests}
         write_state(self.folder.last, RunState(self.recipe, self.epoch, self.step, tensors, facts))
         self._kept = time.monotonic()
 
@@ -221,7 +178,7 @@ class Run:
                 self.watch.begun()
                 self.folder.clear()
             self.keep()
-            self.folder.describe(self.recipe, self.data, self.head)
+            self.folder.describe(self.recipe, self.data, self.head, self.digests)
             self.folder.write_lines(self.lines)
 
     def _try(self) -> None:
@@ -267,11 +224,11 @@ class Run:
         if time.monotonic() - self._kept > KEEP_EVERY:
             self.keep()
 
-    def _refuse_nan(self, loss: float) -> None:
+    def _refuse_nan(self, loss: float, of: str = "") -> None:
         if math.isfinite(loss):
             return
         raise BadInput(
-            f"the loss is {loss} in epoch {self.epoch + 1}: training has diverged",
+            f"the {of}loss is {loss} in epoch {self.epoch + 1}: training has diverged",
             saw=f"learning rate {self.recipe.lr:g}, --amp {self.recipe.amp}",
             fix=f"train again with a smaller --lr {self.recipe.lr / 10:g}, with --warmup-epochs 5, "
             "or with --clip-norm 1",
@@ -293,15 +250,20 @@ class Run:
             "loss": sums[0] / self.batches.total,
             "error": 1 - sums[1] / self.batches.total,
         }
+        if self._estimated:
+            line["estimated"] = True
         if self.validation is not None:
             line |= self._validated(self.validation, weights)
+            self._refuse_nan(
+                math.nan if line["val_loss"] is None else line["val_loss"], "validation "
+            )
         line["row_norms"] = [round(norm, 6) for norm in rows.double().norm(dim=1).tolist()]
         line["images_per_second"] = round(self._images / self._seconds, 1) if self._images else None
         with undisturbed():  # a state written after the epoch needs its line to be there
             self.lines.append(line)
             if self.ranks.is_main:
                 self.folder.add_line(line)
-            self.epoch, self.step = self.epoch + 1, 0
+            self.epoch, self.step, self._estimated = self.epoch + 1, 0, False
             self.sums.zero_()
         self.watch.epoch(line, self.recipe.epochs)
 

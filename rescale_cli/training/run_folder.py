@@ -21,6 +21,7 @@ from rescale_cli.core.counts import ZeroPolicy
 from rescale_cli.data.counts import write_counts
 from rescale_cli.data.datasets import HELD_OUT, describe_part
 from rescale_cli.errors import BadCheckpoint, BadInput, OutputExists, RunInUse
+from rescale_cli.evaluating.run_on_data import versions
 from rescale_cli.files.leftovers import MARK, held
 from rescale_cli.files.staging import Staging, system_errors, write_new, write_text
 from rescale_cli.json_text import clip, parse_json
@@ -137,7 +138,7 @@ def resumed(state: RunState, changes: dict[str, Any]) -> Recipe:
 #: Options that change where and how long a run trains, but not what it computes.
 _MAY_CHANGE = frozenset(
     ("data", "val_data", "epochs", "milestones", "gamma", "device", "workers", "compile",
-     "channels_last", "tensorboard")
+     "channels_last", "tensorboard", "weights")
 )  # fmt: skip
 
 
@@ -279,8 +280,10 @@ class RunFolder:
             ):
                 file.unlink(missing_ok=True)
 
-    def describe(self, recipe: Recipe, data: TrainingImages, head: HeadKind) -> None:
-        """Write config.json and counts.json."""
+    def describe(
+        self, recipe: Recipe, data: TrainingImages, head: HeadKind, digests: Mapping[str, Any]
+    ) -> None:
+        """Write config.json, which also holds the recipe and the versions, and counts.json."""
         names = {"classes": list(data.classes)} if data.named else {}
         config: dict[str, Any] = {
             "arch": recipe.arch,
@@ -292,6 +295,9 @@ class RunFolder:
             **_held_out(recipe, data),
             # timm's key for the head, which other readers of such folders know as well.
             "pretrained_cfg": {"classifier": head.name},
+            "recipe": asdict(recipe),
+            "versions": {"python": platform.python_version(), **versions(*_LIBRARIES)},
+            **digests,
         }
         write_text(self.config, json.dumps(config, indent=2) + "\n", force=True)
         counts = tuple(data.counts.tolist())
@@ -352,6 +358,9 @@ class RunFolder:
             force=True,
         )
 
+
+#: The libraries on which the result of a run depends.
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 #: Files that `apply` may leave beside a model.
 _BESIDE = (sidecar_of, undo_file_of)

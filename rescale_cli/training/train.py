@@ -189,9 +189,7 @@ def train(
         data = ranks.first_main(opened) if download else opened()
         if recipe.tensorboard and ranks.is_main:
             watch = _with_events(watch, folder, state.epoch if state else 0)
-        run = Run(recipe, folder, data, device, ranks, watch)
-        if state is not None:
-            run.load(state)
+        run = Run(recipe, folder, data, device, ranks, watch, state)
         try:
             run.go()
         except KeyboardInterrupt:

@@ -26,8 +26,9 @@ from rescale_cli.errors import BadInput, Interrupted, OutputExists
 from rescale_cli.evaluating.ranks import Ranks
 from rescale_cli.models.classifiers import load_classifier
 from rescale_cli.training import run as run_module
+from rescale_cli.training.build_network import build_network
 from rescale_cli.training.recipe import Recipe
-from rescale_cli.training.run import Watch, build_network
+from rescale_cli.training.run import Watch
 from rescale_cli.training.run_folder import RunFolder, read_state, resumed
 from rescale_cli.training.step import Stepper
 from rescale_cli.training.train import Trained, train

@@ -10,7 +10,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from rescale_cli.cli import main
-from rescale_cli.errors import RunInUse
+from rescale_cli.errors import RunInUse, UsageError
+from rescale_cli.training.build_network import build_network
+from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run_folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
@@ -49,12 +51,61 @@ def test_a_second_run_in_a_live_folder_is_refused_and_changes_nothing(
 def test_the_lock_of_a_killed_run_is_taken_over(words: list[str], tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     (tmp_path / ".rescale-cli-run.lock").write_text("process 1 on another-host")
-    with run.held(create=False):
-        with pytest.raises(RunInUse), run.held(create=False):
-            raise AssertionError
+    with run.held(create=False), pytest.raises(RunInUse), run.held(create=False):
+        raise AssertionError
     assert main([*words, "-o", str(tmp_path)]) == 0
 
 
 def test_a_folder_that_is_missing_is_not_created_to_be_resumed(tmp_path: Path) -> None:
     assert main(["train", "--resume", str(tmp_path / "missing")]) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------ what a run began with
+
+
+def trained(words: list[str], run: Path, *more: str) -> int:
+    return main([*words, "-o", str(run), *more])
+
+
+def test_a_run_is_not_resumed_on_other_pixels(
+    words: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    run, file = tmp_path / "run", words[2].removeprefix("npz:")
+    assert trained(words, run) == 0
+    with np.load(file) as data:
+        images, labels = data["images"].copy(), data["labels"]
+    np.savez(tmp_path / "same.npz", images=images, labels=labels)
+    images[7, 0, 0] ^= 255
+    np.savez(tmp_path / "other.npz", images=images, labels=labels)
+    resume = ["train", "--resume", str(run), "--epochs", "2", "--data"]
+    assert main([*resume, f"npz:{tmp_path / 'other.npz'}"]) == 3
+    assert "other pixels" in capsys.readouterr().err
+    assert main([*resume, f"npz:{tmp_path / 'same.npz'}"]) == 0
+
+
+def test_weights_of_another_network_are_refused_unless_partial(
+    words: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    large, run = tmp_path / "large", tmp_path / "run"
+    assert trained(words, large, "--arch", "rescale:resnet20") == 0
+    assert trained(words, run, "--weights", str(large)) == 3
+    assert "--weights-partial" in capsys.readouterr().err
+    assert not run.exists()
+    assert trained(words, run, "--weights", str(large), "--weights-partial") == 0
+    note = capsys.readouterr().err
+    assert "layer1.0.conv1" in note
+    assert "layer1.1.bn1.weight" in note
+    # The state has all weights: the file may move, but not be exchanged.
+    moved = large.rename(tmp_path / "moved")
+    assert main(["train", "--resume", str(run), "--epochs", "2"]) == 0
+    again = ["train", "--resume", str(run), "--epochs", "3", "--weights"]
+    assert main([*again, str(run)]) == 3
+    assert main([*again, str(moved)]) == 0
+
+
+def test_wvn_is_refused_for_a_network_with_two_final_heads(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    recipe = Recipe(arch="timm:deit_tiny_distilled_patch16_224", wvn=True)
+    with pytest.raises(UsageError, match="ends in 2"):
+        build_network(recipe, 10, 3)
