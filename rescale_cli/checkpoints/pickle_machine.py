@@ -138,7 +138,7 @@ class Machine:
             if left < 0:
                 raise ValueError("its objects need more memory than a checkpoint may use")
             step(self)
-        raise ValueError(f"more than {MAX_STEPS} steps")
+        raise ValueError(f"it has more than {MAX_STEPS:,} opcodes")
 
     def take(self, count: int) -> bytes:
         """Return the next `count` bytes."""

@@ -61,7 +61,7 @@ for _code, _form in ((b"K", "<B"), (b"M", "<H"), (b"J", "<i"), (b"G", ">d")):
 
 def _integer(raw: bytes) -> int:
     if len(raw) > _MAX_INT_BYTES:
-        raise ValueError(f"an integer of {len(raw)} bytes")
+        raise ValueError(f"an integer of {len(raw):,} bytes is too long")
     return int.from_bytes(raw, "little", signed=True)
 
 
@@ -346,7 +346,7 @@ def _binpersid(m: Machine) -> None:
 def _proto(m: Machine) -> None:
     protocol = m.take(1)[0]
     if protocol > 5:
-        raise ValueError(f"pickle protocol {protocol}")
+        raise ValueError(f"pickle protocol {protocol} is not supported")
 
 
 @_op(b"\x95")

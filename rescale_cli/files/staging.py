@@ -209,7 +209,7 @@ def refuse_existing(target: Path, *, replace: bool, folder: bool = False) -> Non
         raise OutputExists(
             f"{target} already exists and is not a {'folder' if folder else 'regular file'}",
             saw=kind_of(found.st_mode),
-            fix="choose another output: --output",
+            fix=f"choose another output: --output {'FOLDER' if folder else 'FILE'}",
         )
     if not replace:
         raise OutputExists(
