@@ -253,7 +253,10 @@ def head_name(network: nn.Module, num_classes: int, arch: str) -> str:
     return found
 
 
-_FIX = "name a function that returns a torch.nn.Module: --arch python:MODULE:FUNCTION"
+_FIX = (
+    "name a function that returns a torch.nn.Module, and takes at most num_classes: "
+    "--arch python:MODULE:FUNCTION"
+)
 
 
 def build(name: str, num_classes: int) -> nn.Module:

@@ -184,12 +184,12 @@ def _lines(given: Mapping[str, object], hints: Hints, preset: str | None) -> str
     values = {"--mean": mean, "--std": std}
     if hints.usual is not None and given["--size"] is None:
         values = {}  # a size alone takes those of the library
-    named = "one channel, scaled to -1 to 1" if gray else "the usual mean and std"
     missing = [w for o, v in values.items() if given[o] is None for w in (o, v)]
-    with_values = f", with {named}" if missing else ""
+    whose = "here for one channel from -1 to 1" if gray else "here those of ImageNet"
+    named = f"{' and '.join(missing[::2])}: placeholders for the values of the training, {whose}"
     if given["--size"] is not None:
-        return f"for {named}: {again(*missing)}"
-    fix = f"{again('--size', 'N', *missing)} ({WHAT_N_IS}{with_values})"
+        return f"{again(*missing)} ({named})"
+    fix = f"{again('--size', 'N', *missing)} ({WHAT_N_IS}{f'; {named}' if missing else ''})"
     if preset == "none":
         return fix
     if not gray:
