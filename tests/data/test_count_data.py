@@ -205,7 +205,7 @@ def test_classes_called_counts_and_classes_are_names(tmp_path):
 @pytest.mark.parametrize(
     ("data", "word"),
     [
-        ('{"cat": 1, "cat": 2}', "one key twice"),
+        ('{"cat": 1, "cat": 2}', "duplicate key"),
         ("[" * 100_000, "nested too deeply"),
         ("[" + "9" * 5000 + "]", "not valid JSON"),
         ("[1, 2", "not valid JSON"),
