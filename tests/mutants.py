@@ -60,8 +60,8 @@ class Mutant:
     """One change of one file."""
 
     line: int
-    function: int
-    """The first line of the function that it is in; 0 outside all functions."""
+    function: str
+    """The qualified name of the function that it is in; empty outside all functions."""
     change: str
     apply: Callable[[], None]
     """Makes the change in the tree that it was found in."""
@@ -90,31 +90,33 @@ def mutants_of(tree: ast.Module) -> Iterator[Mutant]:
 
 
 def _made(
-    node: ast.AST, function: int, old: object, new: object, name: str, value: object
+    node: ast.AST, function: str, old: object, new: object, name: str, value: object
 ) -> Mutant:
     names = [part if isinstance(part, str) else type(part).__name__ for part in (old, new)]
     line = getattr(node, "lineno", 0)
     return Mutant(line, function, " -> ".join(names), partial(setattr, node, name, value))
 
 
-def _code(tree: ast.AST) -> Iterator[tuple[ast.AST, int]]:
-    """The nodes that decide something, each with the first line of its function.
+def _code(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """The nodes that decide something, each with the qualified name of its function.
 
     Left out are annotations, errors and checks, f-strings, choices between two texts, and limits
     such as 1 << 20.
     """
-    todo: list[tuple[ast.AST, int]] = [(tree, 0)]
+    todo: list[tuple[ast.AST, str, str]] = [(tree, "", "")]
     while todo:
-        node, function = todo.pop()
-        if isinstance(node, ast.FunctionDef):
-            function = min(part.lineno for part in (node, *node.decorator_list))
+        node, function, prefix = todo.pop()
         if _is_no_code(node):
             continue
+        if isinstance(node, ast.FunctionDef):
+            function, prefix = prefix + node.name, f"{prefix}{node.name}.<locals>."
+        elif isinstance(node, ast.ClassDef):
+            prefix += f"{node.name}."
         yield node, function
         for name, value in ast.iter_fields(node):
             if name not in ("annotation", "returns", "decorator_list"):
                 parts = value if isinstance(value, list) else [value]
-                todo += [(part, function) for part in parts if isinstance(part, ast.AST)]
+                todo += [(part, function, prefix) for part in parts if isinstance(part, ast.AST)]
 
 
 def _is_no_code(node: ast.AST) -> bool:
@@ -157,13 +159,13 @@ class Calls:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """Trace one test with its fixtures."""
-        seen: set[tuple[str, int]] = set()
+        seen: set[tuple[str, str]] = set()
         prefix, began = self._prefix, time.monotonic()
 
         def trace(frame: FrameType, event: str, arg: Any) -> None:
             code = frame.f_code
             if code.co_filename.startswith(prefix):
-                seen.add((f"rescale_cli/{code.co_filename[len(prefix) :]}", code.co_firstlineno))
+                seen.add((f"rescale_cli/{code.co_filename[len(prefix) :]}", code.co_qualname))
 
         threading.settrace(trace)
         sys.settrace(trace)
@@ -171,7 +173,7 @@ class Calls:
             return (yield)
         finally:
             sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
+            threading.settrace(None)
             self.found[item.nodeid] = time.monotonic() - began, sorted(seen)
 
 
@@ -211,10 +213,10 @@ def callers(mutant: Mutant, place: Path, calls: dict[str, Any], seconds: float) 
     file = place.as_posix()
 
     def distance(test: str) -> int:
-        functions = [line for name, line in calls[test][1] if name == file]
+        functions = [function for name, function in calls[test][1] if name == file]
         if not functions:
             return 2 if not mutant.function or not calls[test][1] else 9
-        return 0 if mutant.function in (0, *functions) else 9
+        return 0 if mutant.function in ("", *functions) else 9
 
     near = {test: distance(test) for test in calls}
     tests = [test for test, far in near.items() if far < 9]
@@ -270,7 +272,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
     parser.add_argument("--timeout", type=float, default=900, help="seconds per mutant")
     parser.add_argument("--seconds", type=float, default=60, help="of the tests of each mutant")
-    parser.add_argument("--work", type=Path, default="/tmp/mutants/tree", help="where they run")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default="/tmp/mutants/tree",
+        help="where they run; remove it when tests have changed",
+    )
     given = parser.parse_args()
     files = list(dict.fromkeys(file for area in given.areas for file in files_of(area)))
     given.work.mkdir(parents=True, exist_ok=True)
