@@ -187,7 +187,7 @@ def forked(work: Path, options: list[str], timeout: float, plugin: Calls | None 
         log = os.open(work / "mutant.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        options += ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--timeout=60"]
+        options += ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--timeout=30"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         code = pytest.main(options, [plugin] if plugin else [])
         if plugin and not code:

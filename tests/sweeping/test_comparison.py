@@ -18,7 +18,9 @@ from safetensors.numpy import load_file, save_file
 from rescale_cli.cli import main
 from rescale_cli.commands.schema import schema_text
 from rescale_cli.core.counts import ClassCounts
-from rescale_cli.sweeping.verdict import recall_changes
+from rescale_cli.core.methods import Adjustment
+from rescale_cli.sweeping.comparison import Comparison, RankedMethod
+from rescale_cli.sweeping.verdict import Gain, Verdict, recall_changes
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_lt"
 MODEL, COUNTS, LOGITS = (
@@ -275,3 +277,36 @@ def test_apply_lists_the_training_state_that_a_run_keeps(
         in capsys.readouterr().out
     )
     assert not (tmp_path / "out" / "norms.svg").exists()
+
+
+# ------------------------------------------------------------------------------- what is level
+
+
+def verdict(kind: str, interval: Any, why: str = "interval") -> Verdict:
+    gain = None if interval is None else Gain("accuracy", 0.5, 0.6, interval or None, 1.0)
+    return Verdict(kind, why, gain, 100)  # type: ignore[arg-type]
+
+
+def ranked(name: str, behind: Verdict | None, kind: str = "helps") -> RankedMethod:
+    at: Any = None
+    return RankedMethod(name, Adjustment(), None, at, behind, verdict(kind, (0.1, 0.2)))
+
+
+def test_a_method_is_level_with_the_best_unless_the_interval_shows_a_difference() -> None:
+    assert not ranked("the best", None).level
+    assert not ranked("no labels", verdict("undecided", None)).level
+    assert ranked("no interval", verdict("undecided", ())).level
+    for low, level in ((-0.1, True), (0.0, True), (0.01, False)):
+        assert ranked("one", verdict("helps", (low, 0.2))).level == level
+    assert ranked("five samples", verdict("undecided", (0.01, 0.2), "few-changes")).level
+
+
+def test_the_best_method_that_helps_and_has_no_obstacle_is_written() -> None:
+    entries = (ranked("a", None, "undecided"), ranked("b", None), ranked("c", None))
+    made = Comparison("accuracy", entries, {}, 10, 10, apart=True)
+    assert made.best.name == "a"
+    for obstacles, name in (({}, "b"), ({"b": "no bias"}, "c"), ({"b": ""}, "b")):
+        found = made.to_write(obstacles)
+        assert found is not None
+        assert found.name == name
+    assert made.to_write({"b": "x", "c": "x"}) is None

@@ -632,3 +632,16 @@ def test_what_apply_wrote_is_named_in_place_of_the_command_that_would_write_it(
     assert f"wrote {out}" in said
     assert hashlib.sha256(out.read_bytes()).hexdigest() in said
     assert "rescale-cli apply" not in said
+
+
+def test_without_labels_a_strength_above_zero_is_undecided_and_zero_is_no_gain() -> None:
+    logits = np.random.default_rng(0).normal(size=(300, 3))
+    counts, head = ClassCounts.of([100, 50, 25]), Head(np.ones(3), None)
+    found = []
+    for shift in (0.0, 0.7):
+        predictions = Predictions(logits + np.array([shift + 3, 3.0, 3.0]), None, "x")
+        swept = sweep(predictions, head, counts, [Adjustment()], Selection(unlabeled=True))
+        found.append((swept.best.choice.gamma, swept.verdict.kind))
+    assert 0 < found[1][0] < 1
+    assert found[1][1] == "undecided"
+    assert (found[0][1] == "undecided") == (found[0][0] > 0)
