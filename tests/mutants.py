@@ -285,12 +285,12 @@ def main() -> int:
     places = [
         (file, number)
         for file in files
-        for number, _ in enumerate(mutants_of(ast.parse((ROOT / file).read_text("utf-8"))))
+        for number, _ in enumerate(mutants_of(ast.parse((given.work / file).read_text("utf-8"))))
     ]
     sample = random.Random(given.seed).sample(places, min(given.number, len(places)))
     killed = 0
     for file, number in sample:
-        tree = ast.parse((ROOT / file).read_text("utf-8"))
+        tree = ast.parse((given.work / file).read_text("utf-8"))
         mutant = list(mutants_of(tree))[number]
         mutant.apply()
         source = ast.unparse(ast.fix_missing_locations(tree))
