@@ -195,7 +195,7 @@ def test_every_command_that_runs_a_model_keeps_the_features(
     ("words", "what"),
     [
         (["--save-features", "f.csv"], "suffix"),
-        (["--save-features", "f.npz", "--save-logits", "f.npz"], "one name"),
+        (["--save-features", "f.npz", "--save-logits", "f.npz"], "the same name"),
         (["--save-features", "f.npz", "--compile"], "compiled"),
     ],
 )
