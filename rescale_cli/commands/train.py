@@ -31,7 +31,9 @@ def train(
     run: Annotated[
         Path | None,
         input_argument(
-            metavar="RUN", help="With --resume: folder of the run to continue.", show_default="run"
+            metavar="RUN",
+            help="Folder of the run to --resume, or whose recipe to --print-config.",
+            show_default="run",
         ),
     ] = None,
     preset: Annotated[
@@ -48,14 +50,17 @@ def train(
         Path | None,
         input_option(
             "--config",
-            metavar="FILE",
-            help="TOML file with a recipe, as --print-config prints it. Options take precedence "
-            "over it.",
+            metavar="FILE|RUN",
+            help="TOML file with a recipe, as --print-config prints it, or a run to repeat. "
+            "Options take precedence over it.",
             show_default="none",
         ),
     ] = None,
     print_config: Annotated[
-        bool, output_option("--print-config", help="Print the recipe as TOML, and do not train.")
+        bool,
+        output_option(
+            "--print-config", help="Print the recipe, or that of RUN, as TOML, and do not train."
+        ),
     ] = False,
     seeds: Annotated[
         str | None,
@@ -107,7 +112,7 @@ def train(
     several = None if seeds is None else parse_seeds(seeds)
     _refuse_seeds(several, given, print_config)
     if print_config:
-        show_config(recipe_of(preset, config, given), json)
+        show_config(recipe_of(preset, config or run, given), json)
         return
     need_torch()
     place = _place(run, output, resume=resume)

@@ -93,11 +93,13 @@ def recipe_of(preset: str | None, config: Path | None, given: Mapping[str, Any])
     """
     from rescale_cli.files.reading import read_whole
     from rescale_cli.training.presets import presets
-    from rescale_cli.training.recipe_toml import options_in
+    from rescale_cli.training.recipe_toml import options_in, options_of_run
 
     start = Recipe() if preset is None else presets[preset]
     from_file: dict[str, Any] = {}
-    if config is not None:
+    if config is not None and (config.is_dir() or config.name == "config.json"):
+        from_file = options_of_run(config if config.is_dir() else config.parent)
+    elif config is not None:
         text = read_whole(config, 1 << 20).decode("utf-8", "replace")
         from_file = _with_implied(options_in(text, config.name))
     return replace(start, **{**from_file, **_with_implied(given)})

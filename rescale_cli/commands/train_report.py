@@ -138,6 +138,8 @@ def show_trained(trained: Trained) -> None:
         )
     say(_norms(trained))
     say(f"written: {', '.join(_written(folder, recipe))}")
+    if recipe.corrected and not recipe.cosine_head:
+        say("no sweep-gamma: the loss corrects the class frequencies already")
     if line := sweep_line(folder, recipe, trained.sweep_data or "DATA"):
         known = trained.sweep_data or folder.val_logits.is_file()
         other = "" if known else " on validation data that the run was not trained on"
@@ -176,10 +178,11 @@ def sweep_line(folder: RunFolder, recipe: Recipe, data: str) -> str | None:
         data: the value of --data if no training images were held out.
 
     Returns:
-        None if a gamma would change nothing, or if `data` is needed and empty.
+        None if a gamma would change nothing or correct the class frequencies a second time, or if
+        `data` is needed and empty.
     """
     held_out = folder.val_logits.is_file()
-    if recipe.cosine_head or not (held_out or data):
+    if recipe.cosine_head or recipe.corrected or not (held_out or data):
         return None
     words = ["rescale-cli", "sweep-gamma", str(folder.path), "--counts", str(folder.counts)]
     words += ["--logits", str(folder.val_logits)] if held_out else ["--data", data]

@@ -263,7 +263,7 @@ def make_feed(data: TrainingImages, recipe: Recipe, device: torch.device) -> Fee
     height, width = data.preprocessing.size
     side = 2 * _PAD
     bytes_ = 2 * len(data.labels) * (height + side) * (width + side) * data.preprocessing.channels
-    if recipe.augment == "resized-crop" or bytes_ > IN_MEMORY:
+    if data.augment == "resized-crop" or bytes_ > IN_MEMORY:
         return Streamed(data, recipe, device)
     return InMemory(data, recipe, device)
 
@@ -274,7 +274,7 @@ class InMemory:
     def __init__(self, data: TrainingImages, recipe: Recipe, device: torch.device) -> None:
         import torch
 
-        self._seed, self._moving = recipe.seed, recipe.augment == "crop-flip"
+        self._seed, self._moving = recipe.seed, data.augment == "crop-flip"
         p = data.preprocessing
         pad = _PAD if self._moving else 0
         self._store = ImageStore.of(_pixels(data), p.mean, p.std, pad=pad, device=device)
@@ -304,7 +304,7 @@ def _pixels(data: TrainingImages) -> NDArray[np.uint8]:
     if images.array is not None and (*shape, 1)[:3] == (*p.size, p.channels):
         return np.ascontiguousarray(images.array[data.kept])
     with ThreadPoolExecutor(free_cpus()) as pool:  # Pillow releases the interpreter lock
-        made = pool.map(lambda index: fitted(images.read(index), p), data.kept.tolist())
+        made = pool.map(lambda index: fitted(data.read(index), p), data.kept.tolist())
         return np.stack(list(made))
 
 
@@ -360,13 +360,13 @@ class _Reader:
         import torch
 
         p: Preprocessing = self.data.preprocessing
-        augment = AUGMENTATIONS[self.recipe.augment]
+        augment = AUGMENTATIONS[self.data.augment]
         made: list[Image] = []
         try:
             for place in places.tolist():
                 index = int(self.data.kept[self.order[place]])
                 random = np.random.default_rng([self.recipe.seed, self.epoch, place])
-                made.append(augment(self.data.train.read(index), p, random))
+                made.append(augment(self.data.read(index), p, random))
         except RescaleError as error:
             return torch.empty(0), as_text(error)
         return torch.from_numpy(np.stack(made)), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,15 @@ from numpy.typing import NDArray
 
 from rescale_cli.core.alignment import Alignment, join_labels
 from rescale_cli.core.classes import Classes, HeadRows
-from rescale_cli.core.predictions import Images, Predictions, Preprocessing
+from rescale_cli.core.predictions import Image, Images, Preprocessing
 from rescale_cli.data.datasets import held_out, open_images, part_of
 from rescale_cli.data.spec import NoSplit, datasets, parse_spec, splits_in
 from rescale_cli.errors import BadInput, UsageError
-from rescale_cli.evaluating.batches import batches
-from rescale_cli.evaluating.ranks import Ranks
-from rescale_cli.measures.metrics import Groups, Tallies, accuracy, table_of
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.samplers import Imbalance
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    pass
 
 
 #: Images, evenly spaced, from which mean and standard deviation are measured if they are files.
@@ -58,6 +54,27 @@ class TrainingImages:
     """The share of the training images that `validation` is; 0 if it is separate data."""
     sweep_data: str = ""
     """Validation data for choosing a gamma, as `--data` names them; empty if there are none."""
+    augment: str = "crop-flip"
+    """The augmentation of the recipe, with `auto` replaced."""
+    resized: bool = True
+    """Whether images of another size are resized; else `read` refuses them."""
+
+    def read(self, index: int) -> Image:
+        """The training image of that index.
+
+        Raises:
+            BadInput: without --size, it has another size than the first image.
+        """
+        image = self.train.read(index)
+        if not self.resized and image.shape[:2] != self.preprocessing.size:
+            (h, w), first = image.shape[:2], "{} x {}".format(*self.preprocessing.size)
+            raise BadInput(
+                f"the images of {self.train.source} have different sizes",
+                saw=f"{first}, but {h} x {w} pixels in {self.train.names[index]}",
+                fix="resize every image to a square of N pixels, whatever its shape: --size "
+                f"{min(self.preprocessing.size)}",
+            )
+        return image
 
     def described(self) -> dict[str, Any]:
         """The data of the run, for config.json and `--json`."""
@@ -134,11 +151,48 @@ def open_training_images(
     chosen = Imbalance.parse(recipe.imbalance)
     kept = rest[chosen.choose(train.labels[rest], len(classes), recipe.imbalance_seed)]
     labels = train.labels[kept].astype(np.int64)
+    _say_remaining(recipe, train.labels[rest], labels, notes)
     prepared = _preprocessing(recipe, train, kept, notes)
     share = recipe.val_split if len(part) else 0.0
-    return TrainingImages(
-        train, kept, labels, classes, known.named, validation, prepared, aligned, share, sweep_data
+    found = TrainingImages(
+        train, kept, labels, classes, known.named, validation, prepared, aligned, share, sweep_data,
+        _augmentation(recipe, prepared, notes), bool(recipe.size) or train.array is not None,
     )  # fmt: skip
+    for place in np.linspace(0, len(kept) - 1, min(len(kept), _LOOKED_AT)).astype(np.int64):
+        if found.resized:
+            break
+        found.read(int(kept[place]))  # before hours are spent
+    return found
+
+
+def _say_remaining(
+    recipe: Recipe,
+    available: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    notes: Callable[[str], None],
+) -> None:
+    """Tell how many images --imbalance keeps of data that are imbalanced already."""
+    have, left = (np.bincount(labels) for labels in (available, kept))
+    if recipe.imbalance != "none" and have.max() > 1.2 * have[have > 0].min():
+        notes(
+            f"--imbalance {recipe.imbalance} keeps {len(kept):,} of {len(available):,} images "
+            f"({left.max():,} to {left[left > 0].min():,} a class): the data are imbalanced "
+            f"already ({have.max():,} to {have[have > 0].min():,} a class)"
+        )
+
+
+def _augmentation(recipe: Recipe, prepared: Preprocessing, notes: Callable[[str], None]) -> str:
+    """The augmentation of a recipe: `auto` leaves small images and digits as they are."""
+    if recipe.augment != "auto":
+        return recipe.augment
+    digits = recipe.data.startswith("mnist:")
+    if min(prepared.size) >= 16 and not digits:
+        return "crop-flip"
+    why = (
+        "the images are digits" if digits else f"the images have {min(prepared.size)} pixels a side"
+    )
+    notes(f"--augment auto is none, because {why}")
+    return "none"
 
 
 def _other(recipe: Recipe, train: Images, download: bool) -> tuple[Images | None, str]:
@@ -250,130 +304,3 @@ def measured(
         tuple(round(float(v), 4) for v in mean),
         tuple(round(float(v), 4) for v in std),
     )
-
-
-_BATCH = {"cuda": 512, "cpu": 128}
-
-
-class Validation:
-    """Validates a network on a labelled set.
-
-    Args:
-        images: N, with labels as rows of the head.
-        preprocessing: from an image to the network's input.
-        groups: which classes are many, medium and few, (C,) each.
-        device: the device of the network.
-        workers: number of processes that decode images.
-        ranks: the ranks, each of which takes a share of the images.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        preprocessing: Preprocessing,
-        groups: Groups,
-        device: torch.device,
-        workers: int | None,
-        ranks: Ranks,
-    ) -> None:
-        import torch
-
-        self._images, self._preprocessing, self._groups = images, preprocessing, groups
-        self._device, self._workers, self._ranks = device, workers, ranks
-        n, world = len(images), ranks.world
-        self._share = range(n * ranks.rank // world, n * (ranks.rank + 1) // world)
-        assert images.labels is not None
-        self._labels = torch.from_numpy(images.labels.astype(np.int64)).to(device)
-        if device.type == "cuda" and images.array is not None and images.array.nbytes < 1 << 30:
-            # The images are needed at every epoch, so they stay on the device.
-            self._images = replace(images, array=torch.from_numpy(images.array).to(device))  # type: ignore[arg-type]
-
-    def first(self) -> Tensor:
-        """The first few images, on the device, to find problems before a run begins."""
-        few = range(min(8, len(self._images)))  # not of this rank's share, which may be empty
-        for batch in self._batches(few):
-            return batch[1]
-        raise BadInput(f"{self._images.source} has no images", fix="--val-data DATA")
-
-    def errors(
-        self, network: nn.Module, weights: Mapping[str, Tensor], layout: torch.memory_format
-    ) -> dict[str, float | None]:
-        """Loss and error rates of a network with these weights; the same on every rank.
-
-        Returns:
-            `val_loss`, `val_error`, `val_balanced_error`, and the mean error of the classes with
-            `many`, `medium` and `few` training samples; None where a group has no classes.
-        """
-        import torch
-        from torch.func import functional_call
-        from torch.nn import functional
-
-        c = len(next(iter(self._groups.values())))
-        tallies = torch.zeros(3 * c + 1, dtype=torch.float64, device=self._device)
-        was_training = network.training
-        network.eval()
-        with torch.no_grad():
-            for rows, x in self._batches(self._share):
-                x = x.contiguous(memory_format=layout)
-                logits = functional_call(network, dict(weights), (x,)).float()
-                y = self._labels[rows]
-                predicted = logits.argmax(1)
-                hit = predicted[predicted == y]
-                counted = [torch.bincount(v, minlength=c) for v in (hit, y, predicted)]
-                tallies[:-1] += torch.cat(counted)
-                tallies[-1] += functional.cross_entropy(logits, y, reduction="sum")
-        network.train(was_training)
-        found: NDArray[np.float64] = self._ranks.total(tallies).cpu().numpy()
-        hits, support, predictions = found[:-1].reshape(3, c)
-        return _errors(Tallies(hits, support, predictions), self._groups, found[-1])
-
-    def predictions(
-        self, network: nn.Module, weights: Mapping[str, Tensor], layout: torch.memory_format
-    ) -> Predictions:
-        """The logits of all images, not only this rank's share, with labels as rows of the head."""
-        import torch
-        from torch.func import functional_call
-
-        was_training = network.training
-        network.eval()
-        with torch.no_grad():
-            logits = [
-                functional_call(network, dict(weights), (x.contiguous(memory_format=layout),))
-                .float()
-                .cpu()
-                for _, x in self._batches(range(len(self._images)))
-            ]
-        network.train(was_training)
-        labels = self._labels.cpu().numpy()
-        source, names = self._images.source, self._images.names
-        return Predictions(torch.cat(logits).numpy(), labels, source, names)
-
-    def _batches(self, samples: range) -> Iterator[tuple[Tensor, Tensor]]:
-        """Indices of images, and the images on the device, batch by batch."""
-        import torch
-
-        size = _BATCH[self._device.type]
-        stream = batches(
-            self._images, self._preprocessing, samples, size, self._workers, self._device
-        )
-        for batch in stream:
-            if batch.bad:
-                index, why = batch.bad[0]
-                raise BadInput(
-                    f"a validation image cannot be read: {self._images.names[index]}",
-                    saw=why,
-                    fix="replace the file, or remove it from the data",
-                )
-            rows = torch.tensor(batch.indices, device=self._device)
-            yield rows, batch.take(0, len(batch.indices))
-
-
-def _errors(tallies: Tallies, groups: Groups, loss: float) -> dict[str, float | None]:
-    table = table_of(tallies, groups)
-    named = {
-        "val_loss": loss / tallies.support.sum(),
-        "val_error": 1 - accuracy(tallies),
-        "val_balanced_error": 1 - table["balanced_accuracy"],
-        **{name: 1 - table[name] for name in groups},
-    }
-    return {name: None if np.isnan(value) else float(value) for name, value in named.items()}

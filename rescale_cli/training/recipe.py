@@ -146,9 +146,10 @@ class Recipe:
         "R,G,B", unset="measured on the training images",
     )  # fmt: skip
     augment: str = _setting(
-        "crop-flip", INPUT, "Random augmentation: crop-flip shifts images by up to 4 pixels and "
-        "mirrors half of them; resized-crop crops and resizes large images to --size.",
-        choices=("crop-flip", "resized-crop", "none"),
+        "auto", INPUT, "Random augmentation: crop-flip shifts images by up to 4 pixels and "
+        "mirrors half of them; resized-crop crops and resizes large images to --size; auto is "
+        "none for images of less than 16 pixels a side and for mnist:, else crop-flip.",
+        choices=("auto", "crop-flip", "resized-crop", "none"),
     )  # fmt: skip
     arch: str = _setting(
         "rescale:resnet32", INPUT, "Network: rescale:NAME, torchvision:NAME, timm:NAME or "
@@ -284,8 +285,29 @@ class Recipe:
         touched = self.cosine_head and (self.wvn or self.gamma is not None)
         _require(not touched, "loss", self.loss, "has a cosine head, which --wvn and --gamma "
                  "cannot change", "leave out --wvn and --gamma, or --loss ce")  # fmt: skip
+        if self.weighted and self.sampler != "instance":
+            saw = f"--sampler {self.sampler} with " + (
+                f"--loss {self.loss}" if self.drw_epoch is None else f"--drw-epoch {self.drw_epoch}"
+            )
+            raise UsageError(
+                "--sampler and class weights both correct the class frequencies: together the rare "
+                "classes count twice and every step is several times larger",
+                saw=saw,
+                fix="--sampler instance, or --loss ce without --drw-epoch",
+            )
         _require(self.accumulate <= self.batch_size, "accumulate", self.accumulate,
                  f"must be at most the batch size, {self.batch_size}")  # fmt: skip
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the loss weights classes, from the start or from `drw_epoch` on."""
+        return self.drw_epoch is not None or losses.entry(self.loss).facts["weights"] != "none"
+
+    @property
+    def corrected(self) -> bool:
+        """Whether the loss corrects the class frequencies, so that a gamma would correct twice."""
+        late = self.drw_epoch is not None and self.drw_epoch >= self.epochs
+        return (self.weighted and not late) or self.loss == "balanced-softmax"
 
     @property
     def cosine_head(self) -> bool:

@@ -7,10 +7,12 @@ import json
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rescale_cli.errors import BadInput
-from rescale_cli.json_text import clip
+from rescale_cli.files.staging import system_errors
+from rescale_cli.json_text import clip, parse_json
 from rescale_cli.training.recipe import SETTINGS, Recipe
 
 _SEE_CONFIG = "see the output of rescale-cli train --print-config"
@@ -58,6 +60,28 @@ def options_from(table: Mapping[str, Any], source: str) -> dict[str, Any]:
         BadInput: an unknown option, or a value of another type.
     """
     return {name: _value(name, value, source) for name, value in table.items() if value is not None}
+
+
+def options_of_run(path: Path) -> dict[str, Any]:
+    """The options in the config.json of a run, or in the seeds.json of several; None is not set.
+
+    Raises:
+        BadInput: there is no such file, or it holds no recipe, as those of earlier versions.
+    """
+    several = path / "seeds.json"
+    file = several if several.is_file() else path / "config.json"
+    with system_errors(f"reading {file}"):
+        said = parse_json(file.read_bytes(), file.name) if file.is_file() else None
+    recipe = said.get("recipe") if isinstance(said, dict) else None
+    if not isinstance(recipe, dict):
+        raise BadInput(
+            f"{path} does not hold the recipe of a run",
+            saw=f"{file.name} has no recipe" if file.is_file() else f"there is no {file.name}",
+            fix="name the folder of a run, or a TOML file that --print-config has printed",
+        )
+    # A value that is not set replaces the one of a preset.
+    unset = (name for name, value in recipe.items() if value is None and name in SETTINGS)
+    return {**dict.fromkeys(unset), **options_from(recipe, file.name)}
 
 
 def _text(value: Any) -> str:

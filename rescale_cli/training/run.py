@@ -23,13 +23,14 @@ from rescale_cli.patching.find_records import identity_of
 from rescale_cli.signals import undisturbed
 from rescale_cli.training.build_network import build_network, weights_digest
 from rescale_cli.training.feed import make_feed
-from rescale_cli.training.images import TrainingImages, Validation
+from rescale_cli.training.images import TrainingImages
 from rescale_cli.training.losses import class_weights
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run_folder import RunFolder, RunState, write_state
 from rescale_cli.training.samplers import Batches, epoch_order, seed_of
 from rescale_cli.training.schedules import learning_rate
 from rescale_cli.training.step import Stepper
+from rescale_cli.training.validation import Validation
 from rescale_cli.training.wvn import check_rows
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from rescale_cli.cli import main
@@ -109,3 +110,74 @@ def test_wvn_is_refused_for_a_network_with_two_final_heads(tmp_path: Path) -> No
     recipe = Recipe(arch="timm:deit_tiny_distilled_patch16_224", wvn=True)
     with pytest.raises(UsageError, match="ends in 2"):
         build_network(recipe, 10, 3)
+
+
+def test_a_run_is_repeated_by_its_own_folder(
+    words: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert trained(words, one, "--lr", "0.03", "--imbalance", "exp:5", "--gamma", "0.2") == 0
+    capsys.readouterr()
+    assert main(["train", "--print-config", str(one), "--json"]) == 0
+    config = json.loads((one / "config.json").read_text())
+    assert json.loads(capsys.readouterr().out)["result"]["recipe"] == config["recipe"]
+    assert config["recipe"]["lr"] == 0.03
+    assert {"rescale-cli", "python", "torch", "numpy"} <= config["versions"].keys()
+    assert main(["train", "--config", str(one), "-o", str(two)]) == 0
+    for name in ("model.safetensors", "model.rs.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    assert main(["train", "--config", str(tmp_path), "-o", str(two), "--force"]) == 3
+
+
+# ----------------------------------------------------------------------------------- nothing silent
+
+
+def test_small_images_are_not_augmented_and_an_imbalance_says_what_remains(
+    words: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    assert trained(words, tmp_path / "auto") == 0
+    assert "--augment auto is none" in capsys.readouterr().err
+    assert trained(words, tmp_path / "none", "--augment", "none") == 0
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("auto", "none")]
+    assert models[0] == models[1]
+    tail = json.loads((tmp_path / "auto" / "config.json").read_text())["data"]["train"]["samples"]
+    with np.load(words[2].removeprefix("npz:")) as data:
+        kept = np.concatenate([np.flatnonzero(data["labels"] == c)[: 20 - 2 * c] for c in range(9)])
+        np.savez(tmp_path / "tail.npz", images=data["images"][kept], labels=data["labels"][kept])
+    assert 0 < len(kept) < tail
+    capsys.readouterr()
+    again = ["--data", f"npz:{tmp_path / 'tail.npz'}", "--imbalance", "exp:2", "--val-split", "0"]
+    assert trained(words, tmp_path / "tail", *again) == 0
+    counts = json.loads((tmp_path / "tail" / "counts.json").read_text())
+    numbers = counts["counts"] if isinstance(counts, dict) else counts
+    assert f"keeps {sum(numbers)} of {len(kept)} images" in capsys.readouterr().err
+
+
+def test_class_weights_and_a_balanced_sampler_exclude_each_other() -> None:
+    for more in ({"loss": "reweight"}, {"loss": "cb"}, {"drw_epoch": 5}):
+        for sampler in ("over", "under", "sqrt"):
+            with pytest.raises(UsageError, match="both correct"):
+                Recipe(sampler=sampler, **more)
+
+
+@pytest.mark.parametrize("loss", ["balanced-softmax", "reweight", "cb"])
+def test_a_loss_that_corrects_the_frequencies_is_not_followed_by_a_sweep(
+    loss: str, words: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    assert trained(words, tmp_path / "run", "--loss", loss, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["result"]["sweep_gamma"] is None
+
+
+def test_images_of_different_sizes_need_a_size(
+    words: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    random = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(6):
+            pixels = random.integers(0, 256, (32 + 8 * (number % 2), 32, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{number}.png")
+    data = ["--data", str(tmp_path / "data"), "-b", "4"]
+    assert trained(words, tmp_path / "run", *data) == 3
+    assert "--size 32" in capsys.readouterr().err
+    assert trained(words, tmp_path / "run", *data, "--size", "32") == 0
