@@ -33,6 +33,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     batch_size = draw(st.integers(1, 4096))
     few = st.lists(st.floats(0.001, 1), min_size=channels, max_size=channels).map(tuple)
     maybe = st.none() | st.integers(0, 99)
+    deferred = draw(maybe)
+    weighted = deferred is not None or losses.entry(loss).facts["weights"] != "none"
     return Recipe(
         data=draw(WORDS),
         val_data=draw(WORDS),
@@ -46,8 +48,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         head_bias=not wvn and draw(st.booleans()),
         gamma=draw(st.none() | st.floats(0, 4)) if linear else None,
         loss=loss,
-        drw_epoch=draw(maybe),
-        sampler=draw(st.sampled_from(list(samplers))),
+        drw_epoch=deferred,
+        sampler=draw(st.sampled_from(["instance"] if weighted else list(samplers))),
         epochs=draw(st.integers(1, 10**6)),
         batch_size=batch_size,
         accumulate=draw(st.integers(1, batch_size)),

@@ -135,7 +135,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "in parts": {"accumulate": 3},
     "bf16": {"amp": "bf16"},
     "clipped, warming up": {"clip_norm": 1.0, "warmup_epochs": 1, "schedule": "cosine"},
-    "balanced": {"sampler": "over", "loss": "cb", "drw_epoch": 1},
+    "balanced": {"sampler": "over"},
+    "weighted": {"loss": "cb", "drw_epoch": 1},
 }
 
 
