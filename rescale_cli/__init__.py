@@ -26,16 +26,18 @@ __version__ = "0.1.0"
 #: Where each name is; errors are in `errors`.
 _HOMES = {
     **dict.fromkeys(("apply", "counts", "inspect", "revert", "verify"), "library.files"),
+    **dict.fromkeys(("Fit", "sweep"), "library.fit"),
+    "metrics": "library.measuring",
     "rescale_": "patching.module",
 }
 
 __all__ = [
     "AlreadyRescaled", "AmbiguousHead", "BadCheckpoint", "BadCounts", "BadHead", "BadImage",
-    "BadInput", "EnvironmentProblem", "GateFailed", "Interrupted", "NeedsDecision", "NoClassifier",
-    "NoEffect", "NotDownloaded", "NotImages", "NotPrinted", "NotProven", "OtherCounts",
-    "OtherModel", "OutputExists", "PoorAccuracy", "RescaleError", "RescaleWarning",
+    "BadInput", "EnvironmentProblem", "Fit", "GateFailed", "Interrupted", "NeedsDecision",
+    "NoClassifier", "NoEffect", "NotDownloaded", "NotImages", "NotPrinted", "NotProven",
+    "OtherCounts", "OtherModel", "OutputExists", "PoorAccuracy", "RescaleError", "RescaleWarning",
     "UnknownClassOrder", "UnsafePickle", "UsageError", "__version__", "apply", "counts", "inspect",
-    "rescale_", "revert", "verify",
+    "metrics", "rescale_", "revert", "sweep", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from rescale_cli.library.files import apply, counts, inspect, revert, verify
+    from rescale_cli.library.fit import Fit, sweep
+    from rescale_cli.library.measuring import metrics
     from rescale_cli.patching.module import rescale_
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,19 +137,23 @@ def read_logits(path: Path) -> Predictions:
     if "logits" not in arrays:
         saw = f"it has {clip(', '.join(arrays), 200)}" if arrays else "it has no arrays"
         raise BadInput(f"{path.name} has no array `logits`", saw=saw, fix=_FIX)
-    raw, labels = arrays["logits"], arrays.get("labels")
+    found = given_logits(arrays["logits"], arrays.get("labels"), path.name)
+    names = _names(arrays.get("names"), len(found.logits))
+    return replace(found, names=names, provenance=_provenance(arrays.get(_ORIGIN), path.name))
+
+
+def given_logits(raw: NDArray[Any], labels: NDArray[Any] | None, source: str) -> Predictions:
+    """Logits (N, C), or (N,) of a binary head, and labels (N,), checked; see `read_logits`."""
     binary = raw.ndim == 1 or raw.shape[1:] == (1,)
-    logits = _checked_logits(raw.reshape(-1, 1) if binary else raw, path.name)
+    logits = _checked_logits(raw.reshape(-1, 1) if binary else raw, source)
     logits = two_columns(logits) if binary else logits
     if labels is not None:
         if binary:  # as binary_cross_entropy_with_logits takes them: a column, or true and false
             labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
             labels = labels.astype(np.int64) if labels.dtype == bool else labels
-        refuse_multi_label(labels, path.name)
-        labels = checked_labels(labels, len(logits), logits.shape[1], path.name)
-    names = _names(arrays.get("names"), len(logits))
-    origin = _provenance(arrays.get(_ORIGIN), path.name)
-    return Predictions(logits, labels, path.name, names, binary=binary, provenance=origin)
+        refuse_multi_label(labels, source)
+        labels = checked_labels(labels, len(logits), logits.shape[1], source)
+    return Predictions(logits, labels, source, binary=binary)
 
 
 def _provenance(raw: NDArray[Any] | None, source: str) -> Provenance:

@@ -236,15 +236,24 @@ def _read(
     _check_labelled(found.labels, found.source, labelled)
     if not choice.alone:
         check_logits_head(found, model, notes)
+    return check_logits(
+        found, notes, model.counts, rescaled=model.rescaled, accept_order=choice.accept_order,
+        accept_poor=choice.accept_poor,
+    )  # fmt: skip
+
+
+def check_logits(
+    found: Predictions, notes: Notes, counts: ClassCounts | None, *, rescaled: bool = False,
+    accept_order: bool = False, accept_poor: bool = False,
+) -> Predictions:  # fmt: skip
+    """Logits that were computed elsewhere, after the checks of `check_order`, `check_accuracy`."""
     if found.binary and 0 <= found.columns.min() <= found.columns.max() <= 1:
         text = "all logits lie between 0 and 1: if they are probabilities, give the logits"
         notes(f"{found.source}: {text}, log(p / (1 - p))")
     line = f"the labels of {found.source} are rows of the head"
     found = replace(found, alignment={"by": "index", "evidence": line, "classes": []})
-    check_order(found, notes, accept=choice.accept_order)
-    check_accuracy(
-        found, notes, counts=model.counts, rescaled=model.rescaled, accept=choice.accept_poor
-    )
+    check_order(found, notes, accept=accept_order)
+    check_accuracy(found, notes, counts=counts, rescaled=rescaled, accept=accept_poor)
     return found
 
 
