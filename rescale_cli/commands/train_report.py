@@ -84,7 +84,7 @@ def norms_svg(rows: list[dict[str, object]]) -> str:
 def empty_result() -> dict[str, Any]:
     """The JSON result if nothing was trained."""
     keys = ("run", "model", "rescaled", "counts", "classes", "alignment", "data", "device",
-            "images_per_second", "sweep_gamma")  # fmt: skip
+            "images_per_second", "final", "sweep_gamma")  # fmt: skip
     return {**dict.fromkeys(keys), "epochs": [], "recipe": {}, **NO_SEEDS}
 
 
@@ -106,10 +106,32 @@ def train_result(trained: Trained) -> dict[str, Any]:
         "device": trained.device,
         "images_per_second": trained.images_per_second,
         "epochs": trained.lines,
+        "final": final_of(trained),
         "sweep_gamma": sweep_line(folder, trained.recipe, trained.sweep_data),
         "recipe": asdict(trained.recipe),
         **NO_SEEDS,
     }
+
+
+def final_of(trained: Trained) -> dict[str, Any] | None:
+    """What a table of results needs of a run; shares are 0 to 1. None without any epoch."""
+    if not trained.lines:
+        return None
+    last, val = trained.lines[-1], trained.data.get("validation") or {}
+    validated = [line for line in trained.lines if line.get("val_error") is not None]
+    best = min(validated, key=lambda line: line["val_error"], default=None)
+    balanced = last.get("val_balanced_error")
+    return {
+        "samples": val.get("samples"), "source": val.get("source"), "split": val.get("split"),
+        "training_error": last["error"], "error": last.get("val_error"),
+        "top_5": last.get("val_top_5"),
+        "balanced_accuracy": None if balanced is None else 1 - balanced,
+        **{name: last.get(name) for name in ("many", "medium", "few")},
+        "per_class": last.get("val_recalls"), "last_epoch": last["epoch"],
+        "best_epoch": best and best["epoch"], "best_error": best and best["val_error"],
+        "seed": trained.recipe.seed,
+        "seconds": round(sum(line.get("seconds", 0) for line in trained.lines), 3),
+    }  # fmt: skip
 
 
 def show_trained(trained: Trained) -> None:
@@ -134,7 +156,17 @@ def show_trained(trained: Trained) -> None:
         named = [f"{name} {_percent(last[name])}" for name in ("many", "medium", "few")]
         say(
             f"validation error {_percent(last['val_error'])}, balanced error "
-            f"{_percent(last['val_balanced_error'])}; by class frequency: {', '.join(named)}"
+            f"{_percent(last['val_balanced_error'])}, top-5 accuracy "
+            f"{_percent(last.get('val_top_5'))}; recalls by class frequency: {', '.join(named)}"
+        )
+        recalls = [_percent(share) for share in last.get("val_recalls", ())]
+        if 0 < len(recalls) <= 20:
+            say(f"recall of each class: {', '.join(recalls)}")
+    if final := final_of(trained):
+        best = f", best epoch {final['best_epoch']} ({_percent(final['best_error'])} error)"
+        say(
+            f"seed {final['seed']}, last epoch {final['last_epoch']}"
+            f"{best if final['best_epoch'] else ''}, {duration(final['seconds'])}"
         )
     say(_norms(trained))
     say(f"written: {', '.join(_written(folder, recipe))}")

@@ -95,6 +95,7 @@ class Run:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.lines: list[dict[str, Any]] = []
         self._images, self._seconds, self._kept = 0, 0.0, time.monotonic()
+        self._since = time.monotonic()
         self._resumed = state is not None
         self._estimated = False
         """Whether `sums` began with an estimate, after an interruption of several ranks."""
@@ -162,6 +163,7 @@ class Run:
         A new run writes nothing before its first step has succeeded; what is in its folder stays.
         """
         self._try()
+        self._since = time.monotonic()
         if self._resumed:
             self._begin()
         while self.epoch < self.recipe.epochs:
@@ -260,6 +262,7 @@ class Run:
             )
         line["row_norms"] = [round(norm, 6) for norm in rows.double().norm(dim=1).tolist()]
         line["images_per_second"] = round(self._images / self._seconds, 1) if self._images else None
+        line["seconds"], self._since = round(time.monotonic() - self._since, 3), time.monotonic()
         with undisturbed():  # a state written after the epoch needs its line to be there
             self.lines.append(line)
             if self.ranks.is_main:
@@ -270,7 +273,7 @@ class Run:
 
     def _validated(
         self, validation: Validation, weights: dict[str, torch.Tensor]
-    ) -> dict[str, float | None]:
+    ) -> dict[str, Any]:
         try:
             return validation.errors(self.stepper.network, weights, self.stepper.layout)
         except RescaleError:  # an image cannot be read: do not lose the steps of the epoch

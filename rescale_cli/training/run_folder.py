@@ -315,6 +315,8 @@ class RunFolder:
                 break
             if len(found) == epochs:
                 break
+            if "many" in line and "val_recalls" not in line:  # of an earlier version: errors
+                line |= {k: 1 - line[k] for k in ("many", "medium", "few") if line[k] is not None}
             found.append(line)
         return found
 

@@ -45,7 +45,7 @@ def event_writer(folder: Path, epochs: int) -> Callable[[dict[str, Any]], None]:
 
     def write(line: dict[str, Any]) -> None:
         for name, value in line.items():
-            if name not in ("epoch", "row_norms") and value is not None:
+            if isinstance(value, int | float) and name != "epoch":
                 writer.add_scalar(name, value, line["epoch"])
         for row, norm in enumerate(line["row_norms"]):
             writer.add_scalar(f"row_norms/{row:03}", norm, line["epoch"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,19 +65,20 @@ class Validation:
 
     def errors(
         self, network: nn.Module, weights: Mapping[str, Tensor], layout: torch.memory_format
-    ) -> dict[str, float | None]:
+    ) -> dict[str, Any]:
         """Loss and error rates of a network with these weights; the same on every rank.
 
         Returns:
-            `val_loss`, `val_error`, `val_balanced_error`, and the mean error of the classes with
-            `many`, `medium` and `few` training samples; None where a group has no classes.
+            `val_loss`, `val_error`, `val_balanced_error`, `val_top_5` (accuracy; None for five
+            classes or fewer), `val_recalls` (C,), and the mean recall of the classes with `many`,
+            `medium` and `few` training samples; None where there are no classes or samples.
         """
         import torch
         from torch.func import functional_call
         from torch.nn import functional
 
         c = len(next(iter(self._groups.values())))
-        tallies = torch.zeros(3 * c + 1, dtype=torch.float64, device=self._device)
+        tallies = torch.zeros(3 * c + 2, dtype=torch.float64, device=self._device)
         was_training = network.training
         network.eval()
         with torch.no_grad():
@@ -88,12 +89,17 @@ class Validation:
                 predicted = logits.argmax(1)
                 hit = predicted[predicted == y]
                 counted = [torch.bincount(v, minlength=c) for v in (hit, y, predicted)]
-                tallies[:-1] += torch.cat(counted)
+                tallies[:-2] += torch.cat(counted)
+                if c > 5:
+                    tallies[-2] += (logits.topk(5).indices == y[:, None]).sum()
                 tallies[-1] += functional.cross_entropy(logits, y, reduction="sum")
         network.train(was_training)
         found: NDArray[np.float64] = self._ranks.total(tallies).cpu().numpy()
-        hits, support, predictions = found[:-1].reshape(3, c)
-        return _errors(Tallies(hits, support, predictions), self._groups, found[-1])
+        hits, support, predictions = found[:-2].reshape(3, c)
+        line = _errors(Tallies(hits, support, predictions), self._groups, found[-1])
+        recalls = [None if n == 0 else float(hit / n) for hit, n in zip(hits, support, strict=True)]
+        top_5 = float(found[-2] / support.sum()) if c > 5 else None
+        return {**line, "val_top_5": top_5, "val_recalls": recalls}
 
     def predictions(
         self, network: nn.Module, weights: Mapping[str, Tensor], layout: torch.memory_format
@@ -142,6 +148,6 @@ def _errors(tallies: Tallies, groups: Groups, loss: float) -> dict[str, float | 
         "val_loss": loss / tallies.support.sum(),
         "val_error": 1 - accuracy(tallies),
         "val_balanced_error": 1 - table["balanced_accuracy"],
-        **{name: 1 - table[name] for name in groups},
+        **{name: table[name] for name in groups},
     }
     return {name: None if np.isnan(value) else float(value) for name, value in named.items()}

@@ -181,3 +181,20 @@ def test_images_of_different_sizes_need_a_size(
     assert trained(words, tmp_path / "run", *data) == 3
     assert "--size 32" in capsys.readouterr().err
     assert trained(words, tmp_path / "run", *data, "--size", "32") == 0
+
+
+def test_the_final_metrics_are_those_that_evaluate_measures(
+    words: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    run = tmp_path / "run"
+    assert trained(words, run, "--epochs", "2", "--json") == 0
+    final = json.loads(capsys.readouterr().out)["result"]["final"]
+    line = ["evaluate", str(run), "--data", f"run:{run}", "--counts", f"run:{run}", "--json"]
+    assert main([*line, "--accept-poor-accuracy"]) == 0
+    model = json.loads(capsys.readouterr().out)["result"]["models"][0]
+    for name in ("top_5", "balanced_accuracy", "many", "medium", "few"):
+        assert final[name] == pytest.approx(model["metrics"][name]), name
+    assert final["error"] == pytest.approx(1 - model["metrics"]["accuracy"])
+    assert final["per_class"] == pytest.approx([row["recall"] for row in model["per_class"]])
+    assert (final["samples"], final["seed"], final["last_epoch"]) == (20, 0, 2)
+    assert final["seconds"] > 0
