@@ -28,7 +28,7 @@ _HOMES = {
     **dict.fromkeys(("apply", "counts", "inspect", "revert", "verify"), "library.files"),
     **dict.fromkeys(("Fit", "sweep"), "library.fit"),
     "metrics": "library.measuring",
-    "rescale_": "patching.module",
+    **dict.fromkeys(("rescale", "rescale_", "unscale_"), "library.in_memory"),
 }
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "NoClassifier", "NoEffect", "NotDownloaded", "NotImages", "NotPrinted", "NotProven",
     "OtherCounts", "OtherModel", "OutputExists", "PoorAccuracy", "RescaleError", "RescaleWarning",
     "UnknownClassOrder", "UnsafePickle", "UsageError", "__version__", "apply", "counts", "inspect",
-    "metrics", "rescale_", "revert", "sweep", "verify",
+    "metrics", "rescale", "rescale_", "revert", "sweep", "unscale_", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ if TYPE_CHECKING:
     )
     from rescale_cli.library.files import apply, counts, inspect, revert, verify
     from rescale_cli.library.fit import Fit, sweep
+    from rescale_cli.library.in_memory import rescale, rescale_, unscale_
     from rescale_cli.library.measuring import metrics
-    from rescale_cli.patching.module import rescale_
 
 
 def __getattr__(name: str) -> Any:

@@ -48,6 +48,22 @@ def test_the_readme_shows_each_command_as_it_really_prints(
             assert line == "…" or skeleton(line) in printed, (command, line, out + err)
 
 
+@pytest.mark.filterwarnings("ignore::rescale_cli.RescaleWarning")
+def test_the_lines_of_python_run_and_write_the_checkpoint_of_the_state_dict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numpy = pytest.importorskip("safetensors.numpy")
+    shutil.copytree(ROOT / "examples" / "fashion_lt", tmp_path / "play")
+    monkeypatch.chdir(tmp_path / "play")
+    [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(block, names)
+    written, state = numpy.load_file("fixed.safetensors"), names["new"]
+    assert isinstance(state, dict)
+    assert all((written[name] == state[name]).all() for name in state)
+    assert getattr(names["fit"], "verdict", None) == "helps"
+
+
 def test_the_readme_shows_each_command_once() -> None:
     commands = [command.split()[0] for command, _ in shown()]
     assert sorted(commands) == sorted(set(cli.COMMANDS) - {"demo"})

@@ -12,9 +12,9 @@ from rescale_cli.commands import options
 from rescale_cli.commands.console import Screen, Whole, plain, say
 from rescale_cli.commands.help_page import method_option, output_option
 from rescale_cli.commands.options import RecordCommand, RecordFile, recorded_command
-from rescale_cli.commands.strength import Strength
 from rescale_cli.commands.tables import Grid, ends, listed
 from rescale_cli.errors import UsageError
+from rescale_cli.evaluating.strength import Strength
 from rescale_cli.files.staging import refuse_input
 from rescale_cli.long_work import long_work
 from rescale_cli.signals import last_step
@@ -138,12 +138,14 @@ def apply(
     strength = Strength.read(gamma)
     adjustment = strength.adjustment(method, normalize, bias, max_factor, temperature)
     unproven, swept = strength.warnings(), strength.chosen_for
-    counted = strength.counted(exclude_class or (), target_prior, zero_count)
+    counted = strength.counted(
+        exclude_class or (), target_prior, None if zero_count is None else zero_count.value
+    )
     heads, accept = HeadChoice(tuple(head or ()), only, plain_head), frozenset(accept_global or ())
     with last_step(), long_work(f"patching {model.name}"):
         hints = row_hints(classes, label_order, order or counted.order)
         choice = CountsChoice.read(
-            counts, hints, zero=counted.zero_count.value, exclude=counted.exclude_class,
+            counts, hints, zero=counted.zero_count, exclude=counted.exclude_class,
             target_prior=counted.target_prior,
         )  # fmt: skip
         checkpoint = open_checkpoint(model, accept)

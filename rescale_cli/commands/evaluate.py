@@ -19,10 +19,10 @@ from rescale_cli.commands.help_page import (
     output_option,
 )
 from rescale_cli.commands.options import spread
-from rescale_cli.commands.strength import Strength
 from rescale_cli.core.methods import METHODS, Adjustment
 from rescale_cli.data.spec import paths_of
 from rescale_cli.errors import UsageError
+from rescale_cli.evaluating.strength import Strength
 from rescale_cli.measures.gates import Gate, read_gates, refuse_unjudgeable
 from rescale_cli.signals import last_step
 

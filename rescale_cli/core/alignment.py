@@ -290,7 +290,7 @@ def _by_index(case: Join, *, asked: bool = False) -> Alignment:
     if not asked:
         _refuse_tool_order(case, indices)
     note = ""
-    if classes.named and not asked and numbers_of(classes.names) is None:
+    if classes.named and not (asked or classes.given) and numbers_of(classes.names) is None:
         note = (f"the head has no class names: the numbers of {case.source} are taken as its "
                 f"rows, {pairs(classes.names, indices)}")  # fmt: skip
     return _found(case, "index", indices, note)

@@ -273,9 +273,9 @@ def as_raw_counts(counts: CountsLike, classes: ClassesLike | None = None) -> Raw
         return raw
     names = row_hints(classes).names or ()
     if raw.classes is None and len(raw.values) == len(names):
-        return replace(raw, classes=Classes(names, tuple(range(len(names))), "dataset"))
+        return replace(raw, classes=Classes(names, tuple(range(len(names))), "dataset", given=True))
     values, found = in_row_order(raw, HeadRows(len(names)), RowHints(names))
-    order = Classes(found.names or names, tuple(range(len(names))), "dataset")
+    order = Classes(found.names or names, tuple(range(len(names))), "dataset", given=True)
     return replace(raw, values=values, classes=order)
 
 

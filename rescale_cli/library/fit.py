@@ -191,7 +191,7 @@ class Fit:
     @speaks_python
     def transform(self, logits: ArrayLike) -> Any:
         """The logits of the head at the chosen strength, float64; a tensor if given a tensor."""
-        method = self._found.method
+        method = self.fitted.method
         given = predictions_of(logits, None)
         scores = method.scores(given.logits, method.adjustment.strength)
         scores = (scores[:, 1:] if given.binary else scores).reshape(np.shape(logits))
@@ -207,7 +207,8 @@ class Fit:
         return self.fit(logits, labels).transform(logits)
 
     @property
-    def _found(self) -> Fitted:
+    def fitted(self) -> Fitted:
+        """The result, with what `rescale_` and `apply` need."""
         if self.fitted_ is None:
             raise UsageError(
                 "this Fit has no result yet", fix="call fit(logits, labels), or rescale_cli.sweep"
@@ -217,7 +218,7 @@ class Fit:
     @property
     def result(self) -> dict[str, Any]:
         """Everything that `sweep-gamma --json` prints, but the command that applies it."""
-        return self._found.result
+        return self.fitted.result
 
     @property
     def verdict(self) -> VerdictKind:
@@ -259,7 +260,7 @@ class Fit:
     @property
     def curve(self) -> dict[str, Float64]:
         """`gamma` and the metrics of all samples at it, (G,) each."""
-        return dict(self._found.curve)
+        return dict(self.fitted.curve)
 
     @speaks_python
     def to_frame(self) -> Any:
@@ -301,7 +302,7 @@ class Fit:
         if self.fitted_ is None:
             return page(repr(self), {}, "")
         name = self.result["chosen"]["metric"]
-        curve = self._found.curve
+        curve = self.fitted.curve
         svg = sketch(curve["gamma"], curve[name], self.gamma, name) if name in curve else ""
         return page(repr(self), self.result["at"], svg)
 

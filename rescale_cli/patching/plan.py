@@ -205,7 +205,7 @@ def make_plan(
         refuse_rescaling(adjustment.method, line if first.bias else NO_BIAS)
     planned = [plan_head(checkpoint, keys, counts, adjustment) for keys in found.heads]
     refuse_shared(checkpoint, [edit.info for head in planned for edit in head.edits])
-    notes = _about_choice(choice, own, planned[0])
+    notes = about_choice(choice, own, planned[0])
     notes += [("class-order", text) for text in aligned.notes]
     notes += [("head", text) for text in found.warnings] + [("record", text) for text in odd]
     left = checkpoint.left_behind
@@ -240,7 +240,7 @@ def _about_others(checkpoint: Checkpoint, left: Sequence[Path]) -> list[tuple[st
     ]
 
 
-def _about_choice(
+def about_choice(
     choice: CountsChoice, own: tuple[str, ...] | None, head: PlannedHead
 ) -> list[tuple[str, str]]:
     """Warnings about class names that differ and about very large factors."""

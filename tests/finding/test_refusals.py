@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from rescale_cli import api
+from rescale_cli import api, rescale_
 from rescale_cli.cli import main
 from rescale_cli.core.head import Head
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import AmbiguousHead, NeedsDecision, NoEffect, UsageError
 from rescale_cli.finding.refusals import JointHead
-from rescale_cli.patching.module import rescale_
+
+pytestmark = pytest.mark.filterwarnings("ignore::rescale_cli.RescaleWarning")
 
 C, D = 5, 64
 COUNTS = [500, 200, 80, 30, 10]

@@ -171,3 +171,23 @@ def test_wrong_arguments_are_errors_that_speak_of_arguments(
 def test_wrong_logits_are_an_error(logits: Any) -> None:
     with pytest.raises(rc.RescaleError):
         rc.metrics(logits, [0, 1])
+
+
+def test_a_fit_and_its_file_write_the_checkpoint_of_the_command(play: Path) -> None:
+    logits, labels, layer = given(play)
+    fit = rc.sweep(logits, labels, COUNTS, head=layer, classes=CLASSES)
+    fit.save("saved.json")
+    rc.apply("model.safetensors", fit, output="by_fit.safetensors")
+    rc.apply("model.safetensors", COUNTS, "saved.json", output="by_file.safetensors")
+    line = ["apply", "model.safetensors", "--counts", "counts.json", "--gamma", "@saved.json"]
+    assert cli.main([*line, "-o", "by_command.safetensors"]) == 0
+    wanted = Path("by_command.safetensors").read_bytes()
+    assert Path("by_file.safetensors").read_bytes() == wanted
+    from safetensors.torch import load_file
+
+    tensors = load_file("by_fit.safetensors")
+    assert all(torch.equal(t, tensors[n]) for n, t in load_file("by_command.safetensors").items())
+    with pytest.raises(rc.OtherModel):
+        rc.apply("by_fit.safetensors", fit, output="again.safetensors")
+    rc.rescale_(layer, fit)
+    assert torch.equal(layer.weight.detach(), tensors["linear.weight"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rescale_cli.commands.options import BiasPolicy, FolderOrder, MethodName, ZeroPolicy
+from rescale_cli.core.counts import ZeroPolicy
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import NeedsDecision, UsageError
 from rescale_cli.files.reading import read_whole
@@ -24,8 +24,8 @@ class CountedWith:
 
     exclude_class: tuple[str, ...] = ()
     target_prior: str | None = None
-    zero_count: ZeroPolicy = ZeroPolicy.ERROR
-    order: FolderOrder | None = None
+    zero_count: ZeroPolicy = "error"
+    order: str | None = None
     """How the class folders were sorted in training."""
 
 
@@ -46,11 +46,16 @@ class Strength:
         """
         return cls(text, _read(text))
 
+    @classmethod
+    def of_result(cls, name: str, result: Mapping[str, Any]) -> Strength:
+        """The choice of a sweep in memory, which messages call by this name."""
+        return cls(f"@{name}", _chosen_in(result))
+
     def adjustment(
         self,
-        method: MethodName | None,
+        method: str | None,
         normalize: bool | None,
-        bias: BiasPolicy | None,
+        bias: str | None,
         max_factor: float | None = None,
         temperature: float | None = None,
     ) -> Adjustment:
@@ -60,9 +65,9 @@ class Strength:
             UsageError: options that do not go together.
         """
         typed = {
-            "method": method and method.value,
+            "method": method,
             "normalize": normalize,
-            "bias_policy": bias and bias.value,
+            "bias_policy": bias,
             "temperature": temperature,
         }
         said = {**self.found, **{name: x for name, x in typed.items() if x is not None}}
@@ -87,11 +92,12 @@ class Strength:
                 "exclude_class": list(names), "target_prior": str() | None as swept_prior,
                 "zero_count": "error" | "one" | "skip" as swept_zero, **rest,
             }}:  # fmt: skip
-                folders = next((one for one in FolderOrder if one == rest.get("order")), None)
-                policy = ZeroPolicy(swept_zero) if zero is None else zero
+                order = rest.get("order")
+                folders = order if order in ("imagefolder", "natural", "index") else None
+                policy: ZeroPolicy = swept_zero if zero is None else zero
                 names = list(exclude) or [str(name) for name in names]
                 return CountedWith(tuple(names), prior or swept_prior, policy, folders)
-        return CountedWith(tuple(exclude), prior, zero or ZeroPolicy.ERROR)
+        return CountedWith(tuple(exclude), prior, zero or "error")
 
     @property
     def chosen_for(self) -> ChosenFor | None:
@@ -143,25 +149,29 @@ def _read(text: str) -> dict[str, Any]:
         if not text.startswith("@"):
             return {"gamma": float(text)}
         sweep: Any = parse_json(read_whole(Path(text[1:]), 256 << 20), text[1:])
-        result = sweep.get("result", sweep)
-        chosen = {key: value for key, value in result["chosen"].items() if value is not None}
-        fitted = result.get("temperature")
-        numbers = {"gamma": chosen["gamma"], "temperature": 1.0 if fitted is None else fitted}
-        about = {
-            key: result.get(key)
-            for key in (
-                "counted_with",
-                "verdict",
-                "explanation",
-                "head_sha256",
-                "data_sha256",
-                "preprocessing",
-            )
-        }
-        return about | chosen | {key: float(value) for key, value in numbers.items()}
+        return _chosen_in(sweep.get("result", sweep))
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UsageError(
             "--gamma is neither a number nor a sweep's choice",
             saw=f"{clip(json.dumps(text))}: {clip(str(error))}",
             fix="--gamma 0.2, or --gamma @sweep.json",
         ) from None
+
+
+def _chosen_in(result: Any) -> dict[str, Any]:
+    """Strength, method, policies and temperature in the result of a sweep."""
+    chosen = {key: value for key, value in result["chosen"].items() if value is not None}
+    fitted = result.get("temperature")
+    numbers = {"gamma": chosen["gamma"], "temperature": 1.0 if fitted is None else fitted}
+    about = {
+        key: result.get(key)
+        for key in (
+            "counted_with",
+            "verdict",
+            "explanation",
+            "head_sha256",
+            "data_sha256",
+            "preprocessing",
+        )
+    }
+    return about | chosen | {key: float(value) for key, value in numbers.items()}
