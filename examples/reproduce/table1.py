@@ -35,7 +35,7 @@ from rescale_cli.measures.metrics import balanced_accuracy
 from rescale_cli.models.classifiers import load_classifier
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run import Watch
-from rescale_cli.training.run_folder import RunFolder, resumed
+from rescale_cli.training.run_folder import RunFolder, read_state, resumed
 from rescale_cli.training.samplers import Imbalance
 from rescale_cli.training.train import train
 
@@ -96,7 +96,7 @@ def trained(recipe: Recipe, folder: Path) -> RunFolder:
     run = RunFolder(folder)
     if run.model.is_file():
         return run
-    state = run.read_state() if run.last.is_file() else None
+    state = read_state(run.last) if run.last.is_file() else None
     if state is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         run.prepare(force=True)
