@@ -233,7 +233,7 @@ def test_memory_stays_below_the_size_of_the_logits(monkeypatch: pytest.MonkeyPat
     [
         ([[0.0, np.nan]], [0], "NaN"),
         (np.zeros((0, 2)), np.zeros(0, int), "no samples"),
-        ([[0.0, 1.0]], [0, 1], "number of labels is not the number of samples"),
+        ([[0.0, 1.0]], [0, 1], "labels and samples differ in number"),
         ([[0.0, 1.0]], [2], "not a row of the head"),
     ],
 )

@@ -141,10 +141,10 @@ def test_a_verdict_says_what_happened(
 def test_a_gate_that_cannot_be_judged_stops_before_the_work() -> None:
     drop, group = Gate("accuracy", "fail-drop", 0.1), Gate("few", "fail-under", 0.1)
     refuse_unjudgeable([drop, group], grouped=True, based=True)
-    with pytest.raises(UsageError, match="which is missing") as caught:
+    with pytest.raises(UsageError, match="needs a base model") as caught:
         refuse_unjudgeable([drop], grouped=True, based=False)
     assert "--against" in caught.value.fix
-    with pytest.raises(UsageError, match="few needs the counts") as caught:
+    with pytest.raises(UsageError, match="few needs the class counts") as caught:
         refuse_unjudgeable([group], grouped=False, based=True)
     assert "--counts" in caught.value.fix
 

@@ -195,7 +195,7 @@ def test_eight_thousand_classes_take_no_square_of_memory() -> None:
     ("predicted", "labels", "words"),
     [
         ([], [], "no samples"),
-        ([0, 1], [0], "number of labels is not the number of samples"),
+        ([0, 1], [0], "labels and samples differ in number"),
         ([0, 2], [0, 1], "not a row of the head"),
         ([0, 1], [0, -1], "not a row of the head"),
     ],

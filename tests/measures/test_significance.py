@@ -254,7 +254,7 @@ def test_no_replicates_are_no_interval(replicates: int) -> None:
 
 def test_predictions_of_other_samples_are_refused() -> None:
     labels = np.array([0, 1, 1])
-    with pytest.raises(BadInput, match="number of labels is not the number of samples"):
+    with pytest.raises(BadInput, match="labels and samples differ in number"):
         bootstrap_difference(labels, labels[:2], labels, 2)
     with pytest.raises(BadInput, match="same samples"):
         mcnemar(labels, labels[:2], labels)
