@@ -26,7 +26,7 @@ from rescale_cli.data.datasets import open_images
 from rescale_cli.evaluating.predict import RunOptions, predict
 from rescale_cli.measures.metrics import balanced_accuracy
 from rescale_cli.models.classifiers import load_classifier
-from rescale_cli.patching.find_records import identity_of
+from rescale_cli.patching.head_identity import identity_of
 
 VALIDATION_PER_CLASS = 200
 GAMMAS = (0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 1.0)

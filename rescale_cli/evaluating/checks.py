@@ -1,4 +1,4 @@
-"""Stop if a model is not run as it was trained, or if labels and rows are in different orders."""
+"""Stop if a model is not run as it was trained, or if labels and rows differ in class order."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rescale_cli.measures.model_evidence import Evidence, model_evidence
 from rescale_cli.models.preprocessing import OF_A_PRESET, SMALL, WHAT_N_IS
 from rescale_cli.models.preprocessing_config import from_run
 
-#: The option that continues in spite of it.
+#: The option to continue anyway.
 ACCEPT = "--accept-poor-accuracy"
 
 
 class HasProvenance(Protocol):
-    """Predictions, or what was computed from them."""
+    """Predictions, or a result that was computed from them."""
 
     @property
     def provenance(self) -> Provenance:
-        """Where it comes from."""
+        """The model, the data and the preprocessing."""
 
 
 def check_accuracy(
@@ -38,18 +38,18 @@ def check_accuracy(
     image: tuple[int, int] | None = None,
     accept: bool = False,
 ) -> None:
-    """Stop if predictions and labels have little to do with each other; see `model_evidence`.
+    """Stop if predictions and labels hardly agree; see `model_evidence`.
 
     Args:
         predictions: of N samples; without labels nothing is checked.
-        notes: called with what was accepted.
-        counts: of the training set, where they are known.
+        notes: called if the problem is accepted.
+        counts: of the training set, if known.
         rescaled: whether the head was re-scaled before.
-        image: height and width of the first image, where images were read.
-        accept: whether to continue all the same.
+        image: height and width of the first image, if images were read.
+        accept: whether to continue anyway.
 
     Raises:
-        PoorAccuracy: the accuracy is that of chance, or far below what the confidences claim.
+        PoorAccuracy: the accuracy is at chance, or far below the mean confidence.
     """
     if predictions.labels is None or not len(predictions.labels):
         return
@@ -58,8 +58,8 @@ def check_accuracy(
         return
     if found.constant and predictions.images_per_second is None:
         notes(
-            f"{predictions.source} predicts one class for every sample: if the model does not do "
-            "that, check how the logits were computed"
+            f"the logits in {predictions.source} predict the same class for every sample; if the "
+            "model does not, check how they were computed"
         )
         return
     why = _words(found, predictions.num_classes)
@@ -74,10 +74,10 @@ def refuse_or_note(
     image: tuple[int, int] | None = None,
     accept: bool,
 ) -> None:
-    """Stop because the model may not be run as it was trained; with `accept` only note it.
+    """Stop because the model may not be run as it was trained; with `accept`, only print a note.
 
     Raises:
-        PoorAccuracy: unless it is accepted.
+        PoorAccuracy: unless `accept` is true.
     """
     if accept:
         notes(f"{why}; {ACCEPT} continues")
@@ -95,10 +95,10 @@ def refuse_or_note(
     )
 
 
-#: An interval covers the whole range if at most this share of it is left over at either end.
+#: An interval covers the whole range if at most this fraction is missing at either end.
 _LEFT = 0.1
-#: Predictions with this share of the attainable accuracy above chance are those of a sound model,
-#: for which no strength is better than another.
+#: A model that reaches this fraction of the attainable accuracy above chance is sound; for it, all
+#: strengths may really be equally good.
 _SOUND = 0.5
 
 
@@ -113,14 +113,14 @@ def check_strength(
     """Stop if any strength may be the best, and the model hardly works.
 
     Args:
-        interval: 95 % interval of the chosen strength; None: not known, and nothing is checked.
+        interval: 95 % interval of the chosen strength; if None, nothing is checked.
         limit: the largest strength.
-        predictions: what it was chosen on; without labels nothing is checked.
-        notes: called with what was accepted.
-        accept: whether to go on all the same.
+        predictions: the samples it was chosen on; without labels nothing is checked.
+        notes: called if the problem is accepted.
+        accept: whether to continue anyway.
 
     Raises:
-        PoorAccuracy: as a model does that is not run the way it was trained.
+        PoorAccuracy: the model does not seem to be run as it was trained.
     """
     if interval is None or predictions.labels is None:
         return
@@ -133,10 +133,10 @@ def check_strength(
 
 
 def preprocessing_of(known: Provenance) -> Preprocessing | None:
-    """How the images were preprocessed; None if that is not known.
+    """How the images were preprocessed; None if unknown.
 
     Raises:
-        BadInput: a file of logits describes it in a way that cannot be read.
+        BadInput: the description in a file of logits is invalid.
     """
     said = known.preprocessing
     if said is None:
@@ -145,7 +145,7 @@ def preprocessing_of(known: Provenance) -> Preprocessing | None:
 
 
 def prepared_line(result: HasProvenance) -> list[str]:
-    """How the images were preprocessed, as one line; no line if that is not known."""
+    """One line on how the images were preprocessed; none if unknown."""
     used = preprocessing_of(result.provenance)
     return [] if used is None else [f"images: {used}"]
 
@@ -162,28 +162,28 @@ def _words(found: Evidence, classes: int) -> str:
 
 def _fix(used: Preprocessing | None, image: tuple[int, int] | None, *, ran: bool) -> str:
     if not ran or used is None:
-        wrong = "if not, compute the logits again, with the preprocessing of the training"
+        wrong = "if not, compute the logits again, with the preprocessing used in training"
         wrong += "" if used else " and with the labels in the order of the columns"
     else:
         line = again("--size", "N")
         wrong = f"if the network was trained at another size: {line} ({WHAT_N_IS})"
         if min(used.size) <= SMALL and (image is None or image == used.size):
             line = again("--preset", "imagenet", without=OF_A_PRESET)
-            wrong += f"; if it was trained as is usual for ImageNet: {line}"
-    return f"{wrong}; if this is what the model does: {again(ACCEPT)}"
+            wrong += f"; if it was trained with the usual preprocessing for ImageNet: {line}"
+    return f"{wrong}; if this is how the model really performs: {again(ACCEPT)}"
 
 
-#: Classes that a message names.
+#: Most classes that a message names.
 _NAMED = 4
 #: How to correct the order, by how labels and rows were matched.
 _FIXES = {
-    "index": "give the labels in the order of the rows: --label-order FILE",
-    "name": "check the names of the labels and of the rows, in --classes too; or give the labels "
+    "index": "list the labels in the order of the rows: --label-order FILE",
+    "name": "check the names of the labels and of the rows (also in --classes), or list the labels "
     "in the order of the rows: --label-order FILE",
     "file": "check the file of --label-order",
-    "sorted": "give the class names in the order of the rows: --classes FILE, or say how folders "
-    "were sorted: --order natural",
-    "logits": "write the labels in the order of the columns of the logits",
+    "sorted": "list the class names in the order of the rows: --classes FILE; or state how the "
+    "folders were sorted: --order natural",
+    "logits": "number the labels in the order of the columns of the logits",
 }
 
 
@@ -197,10 +197,10 @@ def check_order(
     """Compare the labels with what the model predicts; see `label_evidence`.
 
     Args:
-        predictions: of N samples, with labels in the order of the rows, as they were joined.
-        notes: told of two classes that answer under each other's name, and of an accepted order.
-        head_names: (C,), where the checkpoint has them.
-        accept: go on although the order looks wrong.
+        predictions: of N samples, with labels as rows of the head.
+        notes: called if classes seem to be exchanged, or if a suspicious order is accepted.
+        head_names: (C,), if the checkpoint has them.
+        accept: whether to continue even if the order looks wrong.
 
     Raises:
         UnknownClassOrder: another order of the classes fits the predictions far better.
@@ -216,19 +216,19 @@ def check_order(
     if found is None or not found.wrong:
         pairs = swapped(predicted, labels, c)
         if pairs:
-            notes(f"these classes may be exchanged in the labels or in the head: "
+            notes("these classes may be exchanged in the labels or in the head: "
                   f"{_listed(pairs, shown)}")  # fmt: skip
         return
     what = (
-        f"the labels of {predictions.source} are probably in another order than the rows of the "
-        "head"
+        f"the labels of {predictions.source} are probably in another class order than the rows of "
+        "the head"
     )
     saw = _listed(found.moved, shown)
     if found.order:
         saw = f"{found.order}: {saw}"
     saw += (
-        f"; the mean recall is {percent(found.diagonal, 0)} with these labels and, in the other "
-        f"order, {percent(found.permuted, 0)}, on samples that were not used to find it"
+        f"; the mean recall is {percent(found.diagonal, 0)} with these labels and "
+        f"{percent(found.permuted, 0)} in the other order, measured on held-out samples"
     )
     if accept:
         notes(f"{what}, which --accept-order allows: {saw}")
@@ -244,7 +244,7 @@ def check_order(
 
 
 def _names_of_labels(predictions: Predictions, num_classes: int) -> list[str] | None:
-    """The class of each row (C,) as the data calls it, where it has all of them."""
+    """The data's name for each row, (C,); None if it does not have all rows."""
     table = (predictions.alignment or {}).get("classes") or []
     known = {entry["row"]: str(entry["label"]) for entry in table}
     if set(known) != set(range(num_classes)):
@@ -253,7 +253,7 @@ def _names_of_labels(predictions: Predictions, num_classes: int) -> list[str] | 
 
 
 def _listed(moved: Sequence[Moved], names: Sequence[str]) -> str:
-    """What the labels call one class and the model another, the clearest first."""
+    """Which class is predicted as which other class, the clearest first."""
     parts = [
         f"{clip(names[one.label], 40)!r} is predicted as {clip(names[one.row], 40)!r} in "
         f"{percent(one.rate, 0)} of its samples"

@@ -14,7 +14,7 @@ from rescale_cli.errors import BadInput, OtherCounts
 from rescale_cli.json_text import clip
 from rescale_cli.models.preprocessing import differences
 from rescale_cli.models.preprocessing_config import from_config
-from rescale_cli.patching.find_records import identity_of, refuse_other_head
+from rescale_cli.patching.head_identity import identity_of, refuse_other_head
 from rescale_cli.patching.plan import Warnings
 
 

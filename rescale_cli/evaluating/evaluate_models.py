@@ -34,7 +34,8 @@ from rescale_cli.finding.refusals import refuse_multi_label
 from rescale_cli.measures.calibration import PerSample, measure_logits
 from rescale_cli.measures.metrics import Confusion, Groups, metrics_of
 from rescale_cli.measures.significance import Interval, McNemar, bootstrap_difference, mcnemar
-from rescale_cli.patching.find_records import head_sha256, was_rescaled
+from rescale_cli.patching.find_records import was_rescaled
+from rescale_cli.patching.head_identity import head_sha256
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 
 

@@ -1,4 +1,4 @@
-"""The inputs of the head, caught while a network runs: logits = features @ weight.T + bias."""
+"""Record the inputs of the head while a network runs: logits = features @ weight.T + bias."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 _FIX = "leave out --save-features; --save-logits FILE keeps the logits of any model"
-#: How far the logits may be from those of the features, as a share of the sum of the absolute
-#: terms: with float32 (and the TF32 of CUDA's convolutions), and with short floats.
+#: Tolerance of the logits, as a fraction of the sum of the absolute terms: for float32 (including
+#: TF32 on CUDA), and for 16-bit floats.
 _NEAR, _NEAR_SHORT = 2e-3, 3e-2
 
 
 class HeadInput:
-    """Catches what goes into the layer that gives the logits; made by `head_input_of`.
+    """Records the inputs of the layer that computes the logits; `head_input_of` makes it.
 
     Args:
-        layers: the modules that hold the weight of the head; the first one whose input gives the
-            logits is taken.
-        weight: (C, D), of the checkpoint.
+        layers: the modules that have the head's weight. The first one whose inputs reproduce the
+            logits is used.
+        weight: (C, D), from the checkpoint.
         bias: (C,), or None.
-        name: of the weight, for messages.
+        name: name of the weight, for messages.
     """
 
     def __init__(
@@ -59,18 +59,18 @@ class HeadInput:
         return catch
 
     def forget(self) -> None:
-        """Drop what a failed or earlier run left."""
+        """Discard the inputs of a failed or earlier forward pass."""
         self._caught.clear()
 
     def keep(self, logits: Tensor, *, short: bool) -> None:
-        """Keep what the run that gave these logits (n, C) caught.
+        """Keep the inputs of the last forward pass.
 
         Args:
-            logits: of the run.
+            logits: its output, (n, C).
             short: whether it computed in 16 bits.
 
         Raises:
-            BadInput: no layer's input gives the logits.
+            BadInput: the inputs of no layer reproduce the logits.
         """
         numbers = sorted(self._caught) if self._layer is None else [self._layer]
         for number in numbers:
@@ -81,13 +81,13 @@ class HeadInput:
                 self._done.append(features)
                 return
         raise BadInput(
-            f"the inputs of {self._name} cannot be kept: they do not give the logits of the model",
+            f"the inputs of {self._name} cannot be saved: they do not reproduce the model's logits",
             saw=self._seen(),
             fix=_FIX,
         )
 
     def take(self) -> Tensor:
-        """What was kept since the last call, (n, D) float32, on the device."""
+        """The inputs kept since the last call, (n, D) float32, on the device."""
         import torch
 
         parts, self._done = self._done, []
@@ -116,7 +116,7 @@ class HeadInput:
 
     def _seen(self) -> str:
         if not self._caught:
-            return "the network computes with the weight, but never calls the module that holds it"
+            return "the network uses the weight, but never calls the module that has it"
         shapes = [
             " and ".join(str(tuple(getattr(value, "shape", ()))) for value in values)
             for values in self._caught.values()
@@ -127,32 +127,32 @@ class HeadInput:
 def head_input_of(
     classifier: Classifier, path: Path, heads: HeadChoice, accept: frozenset[str]
 ) -> HeadInput:
-    """Find the module that holds the head of a checkpoint, and catch its input whenever it runs.
+    """Find the module that has the head of a checkpoint, and record its inputs whenever it runs.
 
     Args:
         classifier: built from the checkpoint.
         path: the checkpoint.
-        heads: what the user says of the head.
-        accept: full names of pickle globals that are let pass, still without being run.
+        heads: the user's choice of heads.
+        accept: full names of pickle globals that may be referred to; they are never called.
 
     Raises:
-        BadInput: a program whose parts cannot be watched, several layers that give the logits
-            together, or a network in which no module holds the weight of the head.
+        BadInput: the layers of the model are not accessible, several layers compute the logits
+            together, or no module has the weight of the head.
         RescaleError: the head is not found.
     """
     if classifier.arch in ("torchscript", "pt2"):
         kind = "TorchScript" if classifier.arch == "torchscript" else "torch.export"
         raise BadInput(
-            f"the inputs of the head cannot be kept: {path.name} is a program of {kind}, whose "
-            "layers cannot be watched while it runs",
+            f"the inputs of the head cannot be saved: {path.name} is a {kind} program, whose "
+            "layers are not accessible while it runs",
             saw=classifier.why,
-            fix=f"{_FIX}; or give the weights as a state dict, with --arch",
+            fix=f"{_FIX}; or use the weights as a state dict, with --arch",
         )
     checkpoint = open_checkpoint(path, accept)
     found = locate(checkpoint, heads, None, max(2, classifier.num_classes))
     if len(found.together) > 1:
         raise BadInput(
-            "the inputs of the head cannot be kept: several layers give the logits together",
+            "the inputs of the head cannot be saved: several layers compute the logits together",
             saw=", ".join(keys.weight for keys in found.together),
             fix=_FIX,
         )
@@ -163,7 +163,7 @@ def head_input_of(
     layers = [part for part in classifier.module.modules() if _holds(part, weight)]
     if not layers:
         raise BadInput(
-            "the inputs of the head cannot be kept: no module of the network holds its weight",
+            "the inputs of the head cannot be saved: no module of the network has its weight",
             saw=f"{keys.weight} {tuple(weight.shape)}, network {classifier.arch}",
             fix=_FIX,
         )
@@ -182,7 +182,7 @@ def _rows(checkpoint: Checkpoint, keys: HeadKeys) -> Tensor:
 
 
 def _holds(part: Any, weight: Tensor) -> bool:
-    """Whether a parameter or buffer of a module is the weight (C, D), transposed or not."""
+    """Whether a parameter or buffer of a module equals the weight (C, D) or its transpose."""
     for tensor in _tensors(part):
         flat = tensor.flatten(1) if math.prod(tensor.shape[2:]) == 1 else tensor
         for rows in (flat, flat.T if flat.dim() == 2 else flat):
@@ -192,7 +192,7 @@ def _holds(part: Any, weight: Tensor) -> bool:
 
 
 def _tensors(part: Any) -> Iterator[Tensor]:
-    """The matrices that a module holds, and those that a weight norm makes of its parameters."""
+    """The matrices of a module, including those that weight normalization computes."""
     import torch
     from torch.nn.utils import parametrize
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from rescale_cli.core.predictions import Classifier, Images, Predictions, Preprocessing
 from rescale_cli.errors import BadInput, UsageError
 from rescale_cli.evaluating import ranks
-from rescale_cli.evaluating.batches import Batch, Forward, batches
+from rescale_cli.evaluating.batches import Batch, batches
+from rescale_cli.evaluating.forward import Forward
 from rescale_cli.evaluating.ranks import Team
 from rescale_cli.files.arrays import big_array, row_blocks
 from rescale_cli.foreign_code import pick_device

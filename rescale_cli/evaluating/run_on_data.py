@@ -1,4 +1,4 @@
-"""A model run on data, or its logits read from a file: how every command gets Predictions."""
+"""Get the predictions of a model: run it on data, or read its logits from a file."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from rescale_cli.models.hugging_face import refuse_other_input
 from rescale_cli.models.networks import input_channels
 from rescale_cli.models.preprocessing import Hints, override
 from rescale_cli.models.preprocessing_config import save_preprocessing, to_run
-from rescale_cli.patching.find_records import refuse_other_head
+from rescale_cli.patching.head_identity import refuse_other_head
 
-#: The library of a network, by the first part of its `--arch`.
+#: The library of a network by the prefix of its `--arch`.
 LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
 
 
 def versions(*libraries: str | None) -> dict[str, str]:
-    """This tool and the named libraries with their versions; one that is not installed is left out.
+    """The versions of this tool and of the named libraries that are installed.
 
     Example:
         >>> list(versions(None))
@@ -69,23 +69,23 @@ def check_logits_head(
     Args:
         predictions: read from the file.
         model: the checkpoint that was given with it.
-        notes: called if the file does not say which model it is from.
+        notes: called if the file does not identify its model.
 
     Raises:
-        NeedsDecision: the file says that its model has another head.
+        NeedsDecision: the logits were computed with another head.
     """
     if predictions.provenance.head_sha256 is None:
-        text = f"{predictions.source} does not say which model its logits are from, so they are "
-        text += f"taken for those of {model.path.name}"
+        text = f"{predictions.source} does not say which model its logits are from; assuming "
+        text += f"{model.path.name}"
         if model.rescaled:
-            text += ", which was re-scaled: with logits from before that, the results are wrong"
+            text += ", which was re-scaled: logits from before that would give wrong results"
         notes(text)
     refuse_other_head(
         model.path,
         model.head_sha256,
         predictions.provenance.head_sha256,
         what=f"the logits in {predictions.source}",
-        fix=f"name the model that they are from, or compute them anew: --data DATA in place of "
+        fix="name the model that they are from, or compute them again: --data DATA instead of "
         f"--logits {predictions.source}",
         accept=model.accept,
     )
@@ -94,13 +94,13 @@ def check_logits_head(
 def of_predictions(
     predictions: Predictions, head_sha256: str | None, arch: str, prepared: Preprocessing
 ) -> Provenance:
-    """Where predictions come from that this tool has just made.
+    """The provenance of predictions that were just computed.
 
     Args:
         predictions: of N samples.
         head_sha256: of the model's head, see `head_identity`.
         arch: the network, as `--arch` names it.
-        prepared: how its images were prepared.
+        prepared: how its images were preprocessed.
     """
     said = {**to_run(prepared), "source": prepared.source}
     data = {"source": predictions.source, "split": predictions.split,
@@ -110,11 +110,11 @@ def of_predictions(
 
 
 def of_result(predictions: Predictions, head_sha256: str | None = None) -> Provenance:
-    """Where a result that is computed from these predictions comes from.
+    """The provenance of a result that is computed from these predictions.
 
     Args:
-        predictions: with what their file, or the run of the model, says.
-        head_sha256: of the checkpoint that was named, which logits made elsewhere do not say.
+        predictions: with their own provenance.
+        head_sha256: of the checkpoint, for logits whose file does not identify their model.
     """
     known, whose = predictions.provenance, head_sha256 or predictions.provenance.head_sha256
     data = known.data or {"source": predictions.source, "split": predictions.split,
@@ -122,46 +122,46 @@ def of_result(predictions: Predictions, head_sha256: str | None = None) -> Prove
     return Provenance(whose, known.preprocessing, data, {**known.versions, **versions()})
 
 
-#: Called with images done, images in all, and images per second.
+#: Called with the number of images done, their total, and images per second.
 Progress = Callable[[int, int, float], None]
 Notes = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelToRun:
-    """A checkpoint, and what is known of it before it is run."""
+    """A checkpoint, and what is known about it before it is run."""
 
     path: Path
-    """A file or folder; the file of logits where no checkpoint is given."""
+    """A file or folder; the file of logits if no checkpoint is given."""
     num_classes: int | None = None
     """Rows of the head; 1 for a binary head."""
     head_sha256: str | None = None
-    """Of its head, see `head_identity`."""
+    """SHA-256 of its head, see `head_identity`."""
     counts: ClassCounts | None = None
     """Of the training set."""
     rescaled: bool = False
     """Whether the checkpoint has the record of a re-scaling."""
     said: RowHints = NO_HINTS
-    """What the user says about the rows of the head."""
+    """The user's options about the head's rows."""
     heads: HeadChoice = ANY_HEAD
-    """What the user says about the head, whose inputs may be kept."""
+    """The user's choice of heads, to save the head's inputs."""
     accept: frozenset[str] = frozenset()
-    """Full names of pickle globals that are allowed, still without being run."""
+    """Full names of pickle globals that may be referred to; they are never called."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataChoice:
-    """What one model is tried on, and how it is run."""
+    """The data for one model, and how to run it."""
 
     data: str | None = None
-    """As `--data` names it; else `logits` is given."""
+    """As `--data` names it; None if `logits` is given."""
     logits: Path | None = None
-    """Logits that were computed before: no model is run."""
+    """Saved logits, to use instead of running a model."""
     alone: bool = False
-    """Whether no checkpoint is named: the logits are all that is known of the model."""
+    """Whether logits are given without a checkpoint."""
     arch: str | None = None
     prepared: Preprocessing | None = None
-    """How images are prepared, as a file says that was named: before what the checkpoint says."""
+    """Preprocessing from a file that was named, which takes precedence over the checkpoint's."""
     preset: str | None = None
     size: tuple[int, int] | None = None
     """Height and width of the model's input, pixels."""
@@ -169,20 +169,20 @@ class DataChoice:
     std: tuple[float, ...] | None = None
     download: bool = False
     save_logits: Path | None = None
-    """Where the logits are kept."""
+    """Where to save the logits."""
     save_preprocessing: Path | None = None
-    """Where it is written how images were prepared."""
+    """Where to save the preprocessing of the images."""
     save_features: Path | None = None
-    """Where the inputs of the head are kept."""
+    """Where to save the inputs of the head."""
     force: bool = False
     """Whether these files may be replaced."""
     run: RunOptions = field(default_factory=RunOptions)
     purpose: Purpose = "measure"
-    """What the data are opened for; see `splits.pick`."""
+    """What the data are opened for; it decides which split is read, see `data.spec`."""
     accept_order: bool = False
-    """Whether to go on where the predictions show that labels and rows are in different orders."""
+    """Whether to continue if labels and rows seem to be in different class orders."""
     accept_poor: bool = False
-    """Whether to go on where the predictions have little to do with the labels."""
+    """Whether to continue if the model does not seem to be run as it was trained."""
 
 
 def predictions_of(
@@ -193,23 +193,24 @@ def predictions_of(
     progress: Progress | None = None,
     notes: Notes = lambda text: None,
 ) -> Predictions | None:
-    """The logits of a model on the data, with labels in the order of the rows of its head.
+    """The logits of a model on the data, with labels as rows of its head.
 
     Args:
         model: the checkpoint.
-        choice: the data, or the logits in their place.
+        choice: the data, or logits instead.
         labelled: whether data without labels are an error.
-        progress: called now and then as the images go through.
-        notes: called with what the user should know.
+        progress: called from time to time while the model runs.
+        notes: called with each note for the user.
 
     Returns:
-        None on any rank of torchrun but 0.
+        None on every rank of torchrun except rank 0.
 
     Raises:
-        BadInput: another number of classes, labels that are no row of the head, or no labels.
-        NeedsDecision: logits of another model, unknown preprocessing of the images, or predictions
-            that have little to do with the labels.
-        RescaleError: the model or the data cannot be read or do not go together.
+        BadInput: the number of classes differs, a label is not a row of the head, or there are no
+            labels.
+        NeedsDecision: the logits are of another model, the preprocessing is unknown, or the
+            predictions hardly agree with the labels.
+        RescaleError: the model or the data cannot be read, or do not match.
     """
     if choice.logits is None:
         found = _run(model, choice, labelled, progress, notes)
@@ -231,7 +232,7 @@ def _read(
 ) -> Predictions:
     """Read the logits from a file, and check that they are those of the model."""
     found = read_logits(file)
-    preprocessing_of(found.provenance)  # a damaged one is found before the work
+    preprocessing_of(found.provenance)  # raises early if it is damaged
     _check(model, found.columns.shape[1], found.source)
     _check_labelled(found.labels, found.source, labelled)
     if not choice.alone:
@@ -248,8 +249,8 @@ def check_logits(
 ) -> Predictions:  # fmt: skip
     """Logits that were computed elsewhere, after the checks of `check_order`, `check_accuracy`."""
     if found.binary and 0 <= found.columns.min() <= found.columns.max() <= 1:
-        text = "all logits lie between 0 and 1: if they are probabilities, give the logits"
-        notes(f"{found.source}: {text}, log(p / (1 - p))")
+        text = "all logits are between 0 and 1: if they are probabilities p, save the logits"
+        notes(f"{found.source}: {text} log(p / (1 - p)) instead")
     line = f"the labels of {found.source} are rows of the head"
     found = replace(found, alignment={"by": "index", "evidence": line, "classes": []})
     check_order(found, notes, accept=accept_order)
@@ -261,9 +262,9 @@ def _save_preprocessing(path: Path, predictions: Predictions, *, force: bool) ->
     made = preprocessing_of(predictions.provenance)
     if made is None:
         raise UsageError(
-            f"{predictions.source} does not say how the images were prepared",
+            f"{predictions.source} does not contain the preprocessing of its images",
             saw=f"--save-preprocessing {path}",
-            fix="give the model and the images instead: --data DATA",
+            fix="run the model on the images instead: --data DATA",
         )
     save_preprocessing(path, made, force=force)
 
@@ -271,7 +272,7 @@ def _save_preprocessing(path: Path, predictions: Predictions, *, force: bool) ->
 def _aligned(
     images: Images, classifier: Classifier, model: ModelToRun, notes: Notes
 ) -> tuple[Images, dict[str, Any] | None]:
-    """The images with their labels as rows of the head, and how the two were joined."""
+    """The images with their labels as rows of the head, and how labels and rows were matched."""
     if images.labels is None or images.classes is None:
         return images, None
     c = max(2, classifier.num_classes)
@@ -291,7 +292,7 @@ def _run(
     progress: Progress | None,
     notes: Notes,
 ) -> Predictions | None:
-    """Open the data, build the model, put the labels in the order of its head, and run it."""
+    """Open the data, build the model, match the labels with its head, and run it."""
     if choice.arch in (None, "hf"):
         folder = model.path if model.path.is_dir() else model.path.parent
         refuse_other_input(folder, read_config(folder))
@@ -335,7 +336,7 @@ def _run(
 
 def _first_shape(images: Images) -> tuple[int, ...] | None:
     """Height, width and perhaps channels of the first image, for messages."""
-    with suppress(RescaleError):  # an image that cannot be read is for the reading of all of them
+    with suppress(RescaleError):  # an unreadable image is reported later, with the others
         if len(images):
             shape = images.read(0).shape if images.array is None else images.array.shape[1:]
             return tuple(shape)
@@ -345,7 +346,7 @@ def _first_shape(images: Images) -> tuple[int, ...] | None:
 def _prepared(
     classifier: Classifier, choice: DataChoice, shape: tuple[int, ...] | None
 ) -> Preprocessing:
-    """How images become the network's input: as options, a file or the checkpoint say."""
+    """The preprocessing by options, a file or the checkpoint."""
     image = None if shape is None else (shape[0], shape[1])
     hints = Hints(classifier.usual, classifier.input_size, image, _channels(classifier, shape))
     return override(
@@ -355,7 +356,7 @@ def _prepared(
 
 
 def _channels(classifier: Classifier, shape: tuple[int, ...] | None) -> int | None:
-    """The channels of the network's first convolution; of the images if it has none."""
+    """The channels of the network's first convolution, or of the images if it has none."""
     first = input_channels(classifier.module)
     if first is None and shape is not None:
         first = shape[2] if len(shape) > 2 else 1
@@ -363,7 +364,7 @@ def _channels(classifier: Classifier, shape: tuple[int, ...] | None) -> int | No
 
 
 def _check(model: ModelToRun, found: int, source: str) -> None:
-    """Stop if the head has another number of classes than the logits."""
+    """Stop if the head and the logits have different numbers of classes."""
     known, name = model.num_classes, model.path.name
     if known is None or found == known:
         return
@@ -371,12 +372,12 @@ def _check(model: ModelToRun, found: int, source: str) -> None:
         raise BadInput(
             f"the head of {name} has {_rows(known)}, but {source} has {_logits(found)} per sample",
             saw=f"rows of the head: {known}; columns of logits: {found}",
-            fix="save the output of this model, one column for each row of its head: --logits FILE",
+            fix="save the output of this model with one column per row of its head: --logits FILE",
         )
     raise BadInput(
         f"the head of {name} has {known} rows, but {source} has {found} classes",
         saw=f"{known} and {found} classes",
-        fix="name what belongs to this model: --logits FILE, --arch KIND:NAME or --head NAME",
+        fix="name those of this model: --logits FILE, --arch KIND:NAME or --head NAME",
     )
 
 
@@ -392,5 +393,5 @@ def _check_labelled(labels: Labels | None, source: str, wanted: bool) -> None:
     if wanted and labels is None:
         raise BadInput(
             f"{source} has no labels, so nothing can be measured on it",
-            fix="give data with labels; in a file of logits they are the array `labels`",
+            fix="use data with labels; in a file of logits, they are the array `labels`",
         )

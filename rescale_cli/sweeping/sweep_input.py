@@ -26,7 +26,7 @@ from rescale_cli.evaluating.run_on_data import (
 from rescale_cli.finding.refusals import JointHead, refuse_multi_label
 from rescale_cli.measures.model_evidence import CODE as TRAINING_SET
 from rescale_cli.measures.model_evidence import trained_on
-from rescale_cli.patching.find_records import head_sha256
+from rescale_cli.patching.head_identity import head_sha256
 from rescale_cli.patching.plan import CountsChoice, Warnings, make_plan
 
 
@@ -43,7 +43,7 @@ class SweepInput:
     joint: JointHead
     """All heads, if the logits are computed from several together. Some methods then refuse."""
     head_sha256: str | None = None
-    """SHA-256 of the checkpoint's head, see `find_records.head_sha256`; None if unknown."""
+    """SHA-256 of the checkpoint's head, see `head_identity.head_sha256`; None if unknown."""
     checkpoint: Checkpoint | None = None
     """None if only the logits are given."""
 

@@ -19,7 +19,7 @@ from rescale_cli.data.logits_file import write_logits
 from rescale_cli.errors import BadInput, RescaleError
 from rescale_cli.evaluating.ranks import Ranks
 from rescale_cli.evaluating.run_on_data import of_predictions
-from rescale_cli.patching.find_records import identity_of
+from rescale_cli.patching.head_identity import identity_of
 from rescale_cli.signals import undisturbed
 from rescale_cli.training.build_network import build_network, weights_digest
 from rescale_cli.training.feed import make_feed

@@ -13,7 +13,7 @@ from rescale_cli.checkpoints.locate_head import ANY_HEAD
 from rescale_cli.core.counts import ClassCounts
 from rescale_cli.errors import OtherCounts, OtherModel
 from rescale_cli.evaluating.chosen_for import ChosenFor
-from rescale_cli.patching.find_records import identity_of
+from rescale_cli.patching.head_identity import identity_of
 
 
 def test_a_strength_is_refused_with_another_head(tmp_path: Path) -> None:

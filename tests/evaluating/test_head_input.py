@@ -144,7 +144,7 @@ def test_a_layer_whose_input_does_not_give_the_logits_is_refused(
 ) -> None:
     classifier, path = saved(module, tmp_path)
     tap = head_input_of(classifier, path, ANY_HEAD, frozenset())
-    with pytest.raises(BadInput, match="do not give the logits") as caught:
+    with pytest.raises(BadInput, match="do not reproduce the model") as caught:
         predict(classifier, files(), PREPROCESSING, CPU, head_input=tap)
     assert saw in caught.value.saw
     assert "--save-logits" in caught.value.fix
@@ -153,7 +153,7 @@ def test_a_layer_whose_input_does_not_give_the_logits_is_refused(
 def test_a_network_without_the_weight_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
     _, path = saved(Body(nn.Linear(D, C)), tmp_path)
     other = Classifier(Body(nn.Linear(D, C)).eval(), C, "a test's", "it was given")
-    with pytest.raises(BadInput, match="no module of the network holds its weight"):
+    with pytest.raises(BadInput, match="no module of the network has its weight"):
         head_input_of(other, path, ANY_HEAD, frozenset())
 
 
@@ -217,7 +217,7 @@ def test_the_layers_of_a_torchscript_file_cannot_be_watched(work: Path) -> None:
         module = torch.jit.trace(Body(nn.Linear(D, C)).eval(), torch.randn(1, 3, 9, 9))
         torch.jit.save(module, "scripted.pt")
     script = Classifier(module, C, "torchscript", "a TorchScript file")
-    with pytest.raises(BadInput, match="TorchScript, whose layers cannot be watched"):
+    with pytest.raises(BadInput, match="TorchScript program, whose layers are not accessible"):
         head_input_of(script, Path("scripted.pt"), ANY_HEAD, frozenset())
 
 

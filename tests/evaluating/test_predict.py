@@ -279,7 +279,7 @@ def test_a_model_that_fails_is_quoted_with_the_sizes() -> None:
     ],
 )
 def test_anything_but_c_logits_an_image_is_refused(module: nn.Module, saw: str) -> None:
-    with pytest.raises(BadInput, match="does not give 5 logits per image") as caught:
+    with pytest.raises(BadInput, match="does not return 5 logits per image") as caught:
         run(files(), model=classifier(module))
     assert saw in caught.value.saw
 

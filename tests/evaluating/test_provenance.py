@@ -18,7 +18,7 @@ from rescale_cli.cli import main
 from rescale_cli.commands.demo_report import bundled
 from rescale_cli.core.predictions import Predictions, Provenance
 from rescale_cli.data.logits_file import read_logits, write_logits
-from rescale_cli.patching.find_records import identity_of
+from rescale_cli.patching.head_identity import identity_of
 from rescale_cli.sweeping.selection import halves
 
 Capture = pytest.CaptureFixture[str]

@@ -18,7 +18,7 @@ import rescale_cli as rc
 from rescale_cli import cli
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.commands import demo_report
-from rescale_cli.patching.find_records import identity_of
+from rescale_cli.patching.head_identity import identity_of
 
 #: Names with the counts are joined with the rows by names; config.json has them for the command.
 COUNTS = CLASSES = "counts.json"
