@@ -11,6 +11,8 @@ apply       re-scale the head of a checkpoint file or folder; the result is a ne
 inspect     the head of a checkpoint, its row norms, and warnings
 verify      prove that only the head of a file changed
 revert      the original file again, from the record of a re-scaling
+WVN         keep the rows of a head at length 1 while you train it
+WVNCallback the same in the trainers of Lightning and Hugging Face
 
 Errors are RescaleError and its kinds; each says what is wrong (`what`), what was found (`saw`) and
 what to do (`fix`). Warnings are RescaleWarning. Everything is imported on first use, and torch only
@@ -29,15 +31,17 @@ _HOMES = {
     **dict.fromkeys(("Fit", "sweep"), "library.fit"),
     "metrics": "library.measuring",
     **dict.fromkeys(("rescale", "rescale_", "unscale_"), "library.in_memory"),
+    "WVN": "training.wvn",
+    "WVNCallback": "training.wvn_callback",
 }
 
 __all__ = [
-    "AlreadyRescaled", "AmbiguousHead", "BadCheckpoint", "BadCounts", "BadHead", "BadImage",
+    "WVN", "AlreadyRescaled", "AmbiguousHead", "BadCheckpoint", "BadCounts", "BadHead", "BadImage",
     "BadInput", "EnvironmentProblem", "Fit", "GateFailed", "Interrupted", "NeedsDecision",
     "NoClassifier", "NoEffect", "NotDownloaded", "NotImages", "NotPrinted", "NotProven",
     "OtherCounts", "OtherModel", "OutputExists", "PoorAccuracy", "RescaleError", "RescaleWarning",
-    "UnknownClassOrder", "UnsafePickle", "UsageError", "__version__", "apply", "counts", "inspect",
-    "metrics", "rescale", "rescale_", "revert", "sweep", "unscale_", "verify",
+    "UnknownClassOrder", "UnsafePickle", "UsageError", "WVNCallback", "__version__", "apply",
+    "counts", "inspect", "metrics", "rescale", "rescale_", "revert", "sweep", "unscale_", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -73,6 +77,8 @@ if TYPE_CHECKING:
     from rescale_cli.library.fit import Fit, sweep
     from rescale_cli.library.in_memory import rescale, rescale_, unscale_
     from rescale_cli.library.measuring import metrics
+    from rescale_cli.training.wvn import WVN
+    from rescale_cli.training.wvn_callback import WVNCallback
 
 
 def __getattr__(name: str) -> Any:

@@ -244,7 +244,7 @@ class Run:
         weights = self.stepper.weights()
         rows = weights[f"{self.head.name}.weight"].detach().flatten(1)
         if self.recipe.wvn:
-            check_rows(rows)
+            check_rows(rows, "train with a smaller --lr, with --warmup-epochs 5, or with --no-wvn")
         line: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "lr": learning_rate(

@@ -11,7 +11,7 @@ from rescale_cli.models.networks import HeadKind
 from rescale_cli.training.losses import losses
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.run_folder import RunState
-from rescale_cli.training.wvn import attach, project_rows_
+from rescale_cli.training.wvn import WVN, project_rows_
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class Stepper:
         self.network, self._head_name = network, head.name
         self.optimizer = _sgd(network, head.name, recipe, device)
         if recipe.wvn:
-            attach(self.head, self.optimizer)
+            WVN(self.head).attach(self.optimizer)
         self._loss, self._counts = losses[recipe.loss], counts.to(device)
         self._amp = getattr(torch, _DTYPES[recipe.amp]) if recipe.amp != "off" else None
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")

@@ -43,7 +43,7 @@ def assert_unit(weight: torch.Tensor, within: float = 1e-6) -> None:
 def test_training_is_algorithm_1_step_by_step() -> None:
     model, plain = network(), network()
     optimizer = sgd(model)
-    wvn.attach(model[2], optimizer)
+    wvn.WVN(model[2]).attach(optimizer)
     with torch.no_grad():
         plain[2].weight.copy_(functional.normalize(plain[2].weight))
     reference = sgd(plain)
@@ -87,14 +87,14 @@ def test_a_long_half_precision_row_does_not_overflow_on_the_way() -> None:
 
 def test_a_convolution_is_projected_over_all_its_inputs() -> None:
     head = nn.Conv2d(D, C, 1, bias=False)
-    wvn.attach(head, sgd(head))
+    wvn.WVN(head).attach(sgd(head))
     assert_unit(head.weight)
 
 
 def test_the_rows_are_unit_from_the_start_and_the_handle_ends_it() -> None:
     model = network()
     optimizer = sgd(model)
-    handle = wvn.attach(model[2], optimizer)
+    handle = wvn.WVN(model[2]).attach(optimizer)
     assert_unit(model[2].weight)
     handle.remove()
     images, labels = batches(1)[0]
@@ -106,7 +106,7 @@ def test_the_rows_are_unit_from_the_start_and_the_handle_ends_it() -> None:
 def test_a_step_that_the_scaler_skips_leaves_every_bit() -> None:
     model = network()
     optimizer = sgd(model)
-    wvn.attach(model[2], optimizer)
+    wvn.WVN(model[2]).attach(optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for images, labels, overflows in [(*b, i == 1) for i, b in enumerate(batches(3))]:
         optimizer.zero_grad()
@@ -126,7 +126,7 @@ def test_accumulated_gradients_are_one_step() -> None:
     (images, labels) = batches(1)[0]
     for model, chunks in ((whole, 1), (parts, 3)):
         optimizer = sgd(model)
-        wvn.attach(model[2], optimizer)
+        wvn.WVN(model[2]).attach(optimizer)
         for x, y in zip(images.chunk(chunks), labels.chunk(chunks), strict=True):
             (functional.cross_entropy(model(x), y) / chunks).backward()
         optimizer.step()
@@ -144,7 +144,7 @@ def test_a_resumed_run_ends_in_the_same_bits() -> None:
     unbroken, first, second = network(), network(), network(seed=7)
     optimizers = [sgd(m) for m in (unbroken, first, second)]
     for model, optimizer in zip((unbroken, first, second), optimizers, strict=True):
-        wvn.attach(model[2], optimizer)
+        wvn.WVN(model[2]).attach(optimizer)
     run(unbroken, optimizers[0], slice(None))
     run(first, optimizers[1], slice(4))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
@@ -156,7 +156,7 @@ def test_a_resumed_run_ends_in_the_same_bits() -> None:
 def test_an_average_of_unit_rows_is_short_until_it_is_projected() -> None:
     model = network()
     optimizer = sgd(model, lr=1.0)
-    wvn.attach(model[2], optimizer)
+    wvn.WVN(model[2]).attach(optimizer)
     average = torch.optim.swa_utils.AveragedModel(model)
     for images, labels in batches(8):
         optimizer.zero_grad()
@@ -168,16 +168,36 @@ def test_an_average_of_unit_rows_is_short_until_it_is_projected() -> None:
     assert_unit(wvn.project_rows_(weight))
 
 
-def test_a_head_with_a_bias_is_refused() -> None:
-    head = nn.Linear(D, C)
+@pytest.mark.parametrize(
+    ("model", "head", "fix"),
+    [
+        (nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, C)), None, "model[2].bias = None"),
+        (nn.Sequential(nn.Linear(D, D), nn.Linear(D, C)), "1", f"nn.Linear({D}, {C}, bias=False)"),
+        (nn.Linear(D, C), None, f"nn.Linear({D}, {C}, bias=False)"),
+        (nn.Conv2d(D, C, 1), None, f"nn.Conv2d({D}, {C}, 1, bias=False)"),
+    ],
+)
+def test_a_head_with_a_bias_is_refused_with_the_line_that_removes_it(
+    model: nn.Module, head: str | None, fix: str
+) -> None:
     with pytest.raises(BadHead, match="without bias") as caught:
-        wvn.attach(head, sgd(head))
-    assert "--no-wvn" in caught.value.fix
+        wvn.WVN(model, head)
+    assert fix in caught.value.fix
+    assert "--" not in str(caught.value)
+
+
+def test_a_bias_that_is_removed_in_memory_is_gone() -> None:
+    model = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, C))
+    model[2].bias = None
+    optimizer = sgd(model)
+    with wvn.WVN(model).attach(optimizer):
+        assert_unit(model[2].weight)
+    assert "2.bias" not in model.state_dict()
 
 
 def test_a_head_that_is_not_trained_is_refused() -> None:
     with pytest.raises(BadHead, match="does not update the weight"):
-        wvn.attach(nn.Linear(D, C, bias=False), sgd(network()))
+        wvn.WVN(nn.Linear(D, C, bias=False)).attach(sgd(network()))
 
 
 @pytest.mark.parametrize(("value", "word"), [(0.0, "all zeros"), (float("nan"), "not finite")])
@@ -186,7 +206,7 @@ def test_a_row_without_direction_is_named(value: float, word: str) -> None:
     with torch.no_grad():
         head.weight[3] = value
     with pytest.raises(BadHead, match=f"row 3 of the head is {word}"):
-        wvn.attach(head, sgd(head))
+        wvn.WVN(head).attach(sgd(head))
 
 
 def test_a_row_of_zeros_does_not_become_nan() -> None:
