@@ -159,7 +159,7 @@ def test_lightning_trains_unit_rows_and_copies_the_callback(package: str, tmp_pa
         max_epochs=1, callbacks=[callback], accelerator="cpu", logger=False,
         enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    trainer.fit(module, data)
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None))
     assert_matches(module.model, plain, data)
 
 
@@ -222,7 +222,8 @@ if kind.startswith("fully_shard"):
     fully_shard(model, mesh=mesh, **(columns if kind.endswith("columns") else {}))
     net = model
 elif kind.startswith("fsdp1"):
-    net = FullyShardedDataParallel(model, use_orig_params=kind.endswith("orig"), device_id=torch.device("cpu"))
+    cpu, orig = torch.device("cpu"), kind.endswith("orig")
+    net = FullyShardedDataParallel(model, use_orig_params=orig, device_id=cpu)
 else:
     net = nn.parallel.DistributedDataParallel(model)
 if kind == "zero":
