@@ -14,11 +14,8 @@ from rescale_cli import api
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.checkpoints.locate_head import ANY_HEAD
 from rescale_cli.errors import OtherModel
-from rescale_cli.patching.find_records import (
-    identity_of,
-    refuse_other_head,
-    was_rescaled,
-)
+from rescale_cli.patching.find_records import was_rescaled
+from rescale_cli.patching.head_identity import identity_of, refuse_other_head
 
 
 @pytest.fixture
