@@ -33,7 +33,7 @@ from rescale_cli.training.images import TrainingImages
 from rescale_cli.training.recipe import Recipe
 from rescale_cli.training.samplers import Batches, epoch_order
 from rescale_cli.training.step import Stepper
-from rescale_cli.training.wvn import attach
+from rescale_cli.training.wvn import WVN
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CLASSES, BATCH = 10, 128
@@ -152,7 +152,7 @@ def wvn_cost(recipe: Recipe, pairs: int, device: torch.device) -> str:
     times: dict[bool, list[float]] = {False: [], True: []}
     for pair in range(pairs):
         for wvn in (False, True) if pair % 2 else (True, False):
-            handle = attach(stepper.head, stepper.optimizer) if wvn else None
+            handle = WVN(stepper.head).attach(stepper.optimizer) if wvn else None
             times[wvn].append(seconds(steps, 1, device))
             if handle is not None:
                 handle.remove()

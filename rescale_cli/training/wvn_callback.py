@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
-from rescale_cli.errors import EnvironmentProblem
+from rescale_cli.errors import BadHead, EnvironmentProblem
 from rescale_cli.training.wvn import WVN, project_rows_
 
 if TYPE_CHECKING:
@@ -90,6 +90,12 @@ class WVNCallback(_Callback):  # type: ignore[misc]  # its bases are known when 
         head = self.head
         if head is not None and not isinstance(head, str):
             head = next((name for name, part in model.named_modules() if part is self.head), None)
+            if head is None:
+                raise BadHead(
+                    "the head of WVNCallback is not a layer of the model that is trained",
+                    saw=type(self.head).__name__,
+                    fix='pass its name, WVNCallback(head="fc"), or a layer of this model',
+                )
         self._wvn = WVN(model, head)
         holders = [one for one in optimizers if self._wvn.is_in(one)]
         for optimizer in holders or optimizers[:1] or [None]:
