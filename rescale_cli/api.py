@@ -26,7 +26,7 @@ from rescale_cli.patching.plan import CountsChoice, make_plan
 from rescale_cli.patching.record import Record
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Inspected:
     """What a checkpoint contains, and how its head compares with the counts."""
 
@@ -40,6 +40,14 @@ class Inspected:
     warnings: tuple[tuple[str, str], ...]
     alignment: Alignment | None = None
     """How the counts were joined with the rows."""
+
+    def __repr__(self) -> str:
+        """The file, its heads and the number of warnings."""
+        heads = ", ".join(
+            f"{keys.weight} ({keys.num_classes}, {keys.feature_dim})" for keys in self.found.heads
+        )
+        file = f"{self.checkpoint.path} ({self.checkpoint.contents.format})"
+        return f"<Inspected: {file}\n  head {heads}; {len(self.warnings)} warnings>"
 
 
 def inspect(

@@ -35,6 +35,11 @@ settings.load_profile("house")
 torch.set_num_threads(2)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings of the library about tiny made-up heads are expected; `pytest.warns` sees them."""
+    config.addinivalue_line("filterwarnings", "ignore::rescale_cli.errors.RescaleWarning")
+
+
 @pytest.fixture(autouse=True)
 def _no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow machine any command may take half a minute; only tests of progress print it."""

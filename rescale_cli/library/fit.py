@@ -185,7 +185,7 @@ class Fit:
         method = replace(best, adjustment=chosen)
         result = sweep_result(given, swept, counted)
         self.fitted_ = Fitted(result, method, choice, dict(swept.curve))
-        warn([*notes, *warnings], 4)
+        warn([*notes, *warnings])
         return self
 
     @speaks_python

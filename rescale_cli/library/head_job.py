@@ -170,7 +170,7 @@ class HeadJob:
         notes = [*about_choice(self.choice, own, planned[0]), *unproven, *norms]
         notes += [("class-order", text) for text in aligned.notes]
         notes += [("head", text) for text in self.found.warnings]
-        warn(notes, 5)
+        warn(notes)
         return new, _how(adjustment)
 
 

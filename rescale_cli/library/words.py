@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from rescale_cli.errors import RescaleError, RescaleWarning, typed
@@ -112,9 +114,16 @@ def speaks_python(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def warn(found: Iterable[tuple[str, str]], level: int = 3) -> None:
-    """Issue each warning, (code, message), as a RescaleWarning that names the caller's line."""
+def warn(found: Iterable[tuple[str, str]]) -> None:
+    """Issue each warning, (code, message), as a RescaleWarning at the caller's line."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
     for code, text in found:
         warning = RescaleWarning(in_python(text))
         warning.code = code
         warnings.warn(warning, stacklevel=level)
+
+
+#: The folder of this package, whose lines are not the caller's.
+_PACKAGE = str(Path(__file__).parent.parent)

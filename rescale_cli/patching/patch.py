@@ -60,12 +60,19 @@ class Patched:
     with `in_place`, where it all stays."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Applied:
     """What was planned, and what was written; nothing is written in a dry run."""
 
     plan: Plan
     patched: Patched | None
+
+    def __repr__(self) -> str:
+        """The change, and the file or that there is none."""
+        adjustment, heads = self.plan.adjustment, [head.keys.weight for head in self.plan.heads]
+        where = "nothing was written" if self.patched is None else f"{self.patched.output}"
+        changed = f"{adjustment.method}, strength {adjustment.strength:g}, of {', '.join(heads)}"
+        return f"<Applied: {changed}\n  {where}>"
 
 
 def default_output(path: Path) -> Path:

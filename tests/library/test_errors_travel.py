@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,7 +115,7 @@ def test_every_error_of_the_package_is_exported() -> None:
 def real_options() -> tuple[set[str], set[str]]:
     """The options without and with a value, of all commands."""
     found: tuple[set[str], set[str]] = (set(), set())
-    for command in getattr(typer.main.get_command(cli.app), "commands", {}).values():
+    for command in map(cli.command_of, cli.COMMANDS):
         for option in command.params:
             names = {n for n in (*option.opts, *option.secondary_opts) if n.startswith("--")}
             found[not getattr(option, "is_flag", False)].update(names)
