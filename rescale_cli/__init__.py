@@ -40,6 +40,7 @@ __all__ = [
     "BadInput", "EnvironmentProblem", "Fit", "GateFailed", "Interrupted", "NeedsDecision",
     "NoClassifier", "NoEffect", "NotDownloaded", "NotImages", "NotPrinted", "NotProven",
     "OtherCounts", "OtherModel", "OutputExists", "PoorAccuracy", "RescaleError", "RescaleWarning",
+    "RunInUse",
     "UnknownClassOrder", "UnsafePickle", "UsageError", "WVNCallback", "__version__", "apply",
     "counts", "inspect", "metrics", "rescale", "rescale_", "revert", "sweep", "unscale_", "verify",
 ]  # fmt: skip
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
         PoorAccuracy,
         RescaleError,
         RescaleWarning,
+        RunInUse,
         UnknownClassOrder,
         UnsafePickle,
         UsageError,

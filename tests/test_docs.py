@@ -48,7 +48,6 @@ def test_the_readme_shows_each_command_as_it_really_prints(
             assert line == "…" or skeleton(line) in printed, (command, line, out + err)
 
 
-@pytest.mark.filterwarnings("ignore::rescale_cli.RescaleWarning")
 def test_the_lines_of_python_run_and_write_the_checkpoint_of_the_state_dict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,8 +25,6 @@ from rescale_cli.core.head import Head, two_columns, two_rows
 from rescale_cli.core.methods import Adjustment
 from rescale_cli.measures.calibration import measure_logits
 
-pytestmark = pytest.mark.filterwarnings("ignore::rescale_cli.RescaleWarning")
-
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
 

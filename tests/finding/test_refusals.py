@@ -19,8 +19,6 @@ from rescale_cli.core.methods import Adjustment
 from rescale_cli.errors import AmbiguousHead, NeedsDecision, NoEffect, UsageError
 from rescale_cli.finding.refusals import JointHead
 
-pytestmark = pytest.mark.filterwarnings("ignore::rescale_cli.RescaleWarning")
-
 C, D = 5, 64
 COUNTS = [500, 200, 80, 30, 10]
 

@@ -19,8 +19,6 @@ import rescale_cli as rc
 from rescale_cli.core.alignment import join_counts
 from rescale_cli.core.classes import HeadRows
 
-pytestmark = pytest.mark.filterwarnings("ignore::rescale_cli.RescaleWarning")
-
 NAMES = tuple(f"kind {i}" for i in range(C))
 
 

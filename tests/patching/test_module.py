@@ -13,8 +13,6 @@ from torch import nn
 from rescale_cli import api, rescale_
 from rescale_cli.errors import BadCounts, BadHead, NoClassifier, UnknownClassOrder
 
-pytestmark = pytest.mark.filterwarnings("ignore::rescale_cli.RescaleWarning")
-
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
