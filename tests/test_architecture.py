@@ -31,7 +31,7 @@ FACE = {"commands", "streams", "cli", "__main__"}
 TOP = "__init__"
 
 #: Files of torch.nn.Module classes, whose base class torch must define: only functions import them.
-TORCH = {"models.torch_modules"}
+TORCH = {"models.exported_network", "models.layers", "training.batch_norm"}
 
 #: Longer files, each with its reason.
 LONG: dict[str, str] = {}

@@ -152,7 +152,7 @@ def read_pickle(path: Path) -> None:
 
 def read_graph(path: Path, _: Any) -> None:
     """Read the graph of a .pt2 archive; no operator is run."""
-    from rescale_cli.models.compiled_models import load_exported
+    from rescale_cli.models.exported_network import load_exported
 
     assert load_exported(path)[1] > 0
 
@@ -161,7 +161,7 @@ def run_graph(path: Path) -> Iterator[str]:
     """Compute two images; any failure of the model is bad input, as `evaluate` reports it."""
     import torch
 
-    from rescale_cli.models.compiled_models import load_exported
+    from rescale_cli.models.exported_network import load_exported
 
     try:
         with torch.inference_mode():

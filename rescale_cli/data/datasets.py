@@ -32,7 +32,7 @@ from rescale_cli.data.labels import MAX_BYTES, NAME_LABELS, is_json, text_of
 from rescale_cli.data.spec import (
     DataSpec,
     Purpose,
-    checked,
+    check_spec,
     datasets,
     fixed_split,
     named_folder,
@@ -134,7 +134,7 @@ def _by_content(spec: DataSpec) -> Images:
         table_only(spec)
         spec = replace(spec, name="inaturalist2018", path=path.parent)
         return coco_images(spec, value, path, path.parent, path.name)
-    spec = checked(replace(spec, name=_kind_of(path, head)), datasets)
+    spec = check_spec(replace(spec, name=_kind_of(path, head)), datasets)
     return datasets[spec.name](spec)
 
 

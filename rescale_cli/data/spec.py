@@ -310,10 +310,10 @@ def parse_spec(text: str, sources: Registry[Any] = counts) -> DataSpec:
     # Path.expanduser raises where there is no such user.
     spec = DataSpec(name, Path(os.path.expanduser(rest)), options, split)  # noqa: PTH111
     # What a path alone holds, its content says; its options and split are checked then.
-    return checked(spec, sources) if name else spec
+    return check_spec(spec, sources) if name else spec
 
 
-def checked(spec: DataSpec, sources: Registry[Any]) -> DataSpec:
+def check_spec(spec: DataSpec, sources: Registry[Any]) -> DataSpec:
     """The spec, its split named as the source names it.
 
     Raises:
@@ -361,4 +361,4 @@ def named_folder(spec: DataSpec, sources: Registry[Any]) -> DataSpec:
         **dict.fromkeys(("dataset_dict.json", "state.json"), "hf"),
     }  # fmt: skip
     there = (name for mark, name in marks.items() if os.path.lexists(spec.path / mark))
-    return checked(replace(spec, name=next(there, "folder")), sources)
+    return check_spec(replace(spec, name=next(there, "folder")), sources)

@@ -1,17 +1,18 @@
 """Build and load a classifier from a checkpoint and `--arch`: one function for each source.
 
 A source takes the model file and what follows its name in `--arch`, and returns the Classifier.
-Tensors are read by our own reader. Code from outside runs in two cases only, and `why` says so: a
-TorchScript file is code, and `python:` names the user's own.
+Tensors are read by our own reader. Foreign code runs in two cases only, and `why` says so: a
+TorchScript file is code, and `python:` names the user's code.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rescale_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rescale_cli.checkpoints.formats.sharded_folder import read_config
@@ -20,11 +21,12 @@ from rescale_cli.core.predictions import Classifier, Preprocessing
 from rescale_cli.errors import BadCheckpoint, BadInput, NeedsDecision, UsageError
 from rescale_cli.files.contents import TensorInfo
 from rescale_cli.finding.find_head import find_heads
+from rescale_cli.foreign_code import announce
 from rescale_cli.json_text import clip
 from rescale_cli.long_work import long_work
-from rescale_cli.models import compiled_models, hugging_face, networks, timm_models
+from rescale_cli.models import hugging_face, mmpretrain, networks, timm_models
 from rescale_cli.models.evaluation_mode import in_evaluation_mode
-from rescale_cli.models.networks import as_trained, build_of, variant_of
+from rescale_cli.models.networks import as_trained, builder_of, variant_of
 from rescale_cli.models.preprocessing_config import (
     from_config,
     from_references,
@@ -41,6 +43,9 @@ from rescale_cli.models.recognize import (
 )
 from rescale_cli.models.weights import CHANNELS, USUAL, Build, choose, fit, load_strictly
 from rescale_cli.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,7 @@ def load_classifier(
         raise UsageError(
             f"--arch {name} needs the name of a network"
             if argument
-            else f"--arch {name} takes no name of a network",
+            else f"--arch {name} does not take the name of a network",
             saw=f"--arch {clip(f'{name}:{rest}', 80)}",
             fix=usage,
         )
@@ -179,42 +184,42 @@ def _arch_of(file: ModelFile) -> str:
         return network_named(origin, file.tensors) or recognize(file.tensors)
     except NeedsDecision as error:
         if origin.library == "mmpretrain":
-            error.saw += "; mmpretrain wrote the file, and only its ResNets are known by name"
+            error.saw += "; mmpretrain wrote the file, and only its ResNets are recognized"
         raise
 
 
 @models.register("torchvision", argument="NAME")
-def torchvision(file: ModelFile, name: str) -> Classifier:
+def torchvision_classifier(file: ModelFile, name: str) -> Classifier:
     """An image classifier of torchvision, with as many classes and channels as the weights have."""
     arch = f"torchvision:{name}"
-    build = build_of(arch, variant_of(arch, file.tensors))
+    build = builder_of(arch, variant_of(arch, file.tensors))
     usual, origin = from_torchvision(name), file.origin
     said = None
     if origin is not None and origin.library == "mmpretrain":
-        timm_models.refuse_unlike(origin.args, arch)
-        said = timm_models.preprocessing(origin.args)
+        mmpretrain.refuse_unlike(origin.args, arch)
+        said = mmpretrain.mmpretrain_preprocessing(origin.args)
     elif origin is not None and origin.library == "torchvision":
         said = from_references(origin.args)
     return _fitted(file, build, arch, said, usual)
 
 
 @models.register("rescale", argument="NAME")
-def rescale(file: ModelFile, name: str) -> Classifier:
+def rescale_classifier(file: ModelFile, name: str) -> Classifier:
     """One of our networks, which has no preprocessing of its own."""
     arch = f"rescale:{name}"
-    return _fitted(file, build_of(arch, variant_of(arch, file.tensors)), arch)
+    return _fitted(file, builder_of(arch, variant_of(arch, file.tensors)), arch)
 
 
 @models.register("timm", argument="NAME")
-def timm(file: ModelFile, name: str) -> Classifier:
+def timm_classifier(file: ModelFile, name: str) -> Classifier:
     """A model of timm, by name; the arguments in a config.json are passed on."""
     origin = file.origin
     args = origin.args if origin is not None and origin.library == "timm" else {}
     given = file.config.get("model_args") or timm_models.model_args(name, args)
     cfg, source = timm_models.data_config(name, args)
     found = from_timm(cfg, source)
-    said = found if timm_models.tells_images(args) else None
-    return _fitted(file, timm_models.build_of(name, given), f"timm:{name}", said, found)
+    said = found if timm_models.sets_preprocessing(args) else None
+    return _fitted(file, timm_models.timm_builder(name, given), f"timm:{name}", said, found)
 
 
 def _fitted(
@@ -230,8 +235,8 @@ def _fitted(
         file: the checkpoint.
         build: makes the network.
         arch: its name.
-        said: how the checkpoint itself says that images are prepared, if its config.json does not.
-        usual: how the library prepares them for its own weights of this network.
+        said: the preprocessing in the checkpoint itself, for a config.json without one.
+        usual: the library's preprocessing for its own weights of this network.
     """
     fitted = fit(as_trained(build, file.config), file.tensors, arch)
     said, where = from_config(file.config) or said, says(file.origin, arch)
@@ -250,8 +255,8 @@ def _fitted(
 
 
 @models.register("run", argument="")
-def run(file: ModelFile, _: str) -> Classifier:
-    """A run of `rescale-cli train`, or a file in it: its config.json says all."""
+def run_classifier(file: ModelFile, _: str) -> Classifier:
+    """A run of `rescale-cli train`, or a file in it; config.json describes the model."""
     arch = file.config.get("arch")
     name = arch.partition(":")[0] if isinstance(arch, str) else ""
     if name == "python":
@@ -271,17 +276,17 @@ def run(file: ModelFile, _: str) -> Classifier:
 
 
 @models.register("hf", argument="")
-def hf(file: ModelFile, _: str) -> Classifier:
-    """A Hugging Face folder; the library is asked to fetch nothing and to run no code of it."""
+def hugging_face_classifier(file: ModelFile, _: str) -> Classifier:
+    """A Hugging Face folder; nothing is fetched, and no code in it is run."""
     if not isinstance(file.config.get("model_type"), str):
         raise BadInput(
             f"{file.path.name} is not a Hugging Face folder",
             saw="config.json has no model_type",
-            fix="name the folder with config.json and the weights, or --arch of another source",
+            fix="name the folder with config.json and the weights, or use another --arch",
         )
-    from rescale_cli.models.torch_modules import LogitsOnly
+    from rescale_cli.models.layers import LogitsOnly
 
-    module = hugging_face.build(file.folder, file.tensors)
+    module = hugging_face.load_hugging_face(file.folder, file.tensors)
     num_classes = int(module.config.num_labels)  # type: ignore[union-attr,arg-type]
     return Classifier(
         LogitsOnly(module),
@@ -289,32 +294,58 @@ def hf(file: ModelFile, _: str) -> Classifier:
         "hf",
         f"config.json says {file.config['model_type']}, which transformers builds",
         file.names_of(num_classes),
-        hugging_face.preprocessing(file.folder, file.config),
+        hugging_face.preprocessing_in(file.folder, file.config),
     )
 
 
 @models.register("torchscript", argument="")
-def torchscript(file: ModelFile, _: str) -> Classifier:
-    """A TorchScript file, which is a network and its code in one."""
+def torchscript_classifier(file: ModelFile, _: str) -> Classifier:
+    """A TorchScript file, which holds a network and its code."""
     if file.checkpoint is None or file.checkpoint.contents.format != "torchscript":
         raise _wrong_kind(file, "TorchScript", "torch.jit.save")
-    from rescale_cli.models.torch_modules import LogitsOnly
+    from rescale_cli.models.layers import LogitsOnly
 
     num_classes = find_heads(file.tensors).heads[0].num_classes
-    module = LogitsOnly(compiled_models.load_script(file.path))
+    module = LogitsOnly(_load_script(file.path))
     why = "a TorchScript file, whose own graph code is run"
     return Classifier(module, num_classes, "torchscript", why, file.names_of(num_classes))
 
 
+def _load_script(path: Path) -> nn.Module:
+    """The model of a TorchScript file, on the CPU. Running it runs the code in the file.
+
+    Raises:
+        BadCheckpoint: torch cannot load it.
+    """
+    import torch
+
+    announce(
+        f"{clip(path.name, 80)} is TorchScript: running the model runs the code in the file, "
+        "without a sandbox"
+    )
+    with warnings.catch_warnings():
+        # torch advises model authors to use torch.export; a user who has only the file cannot.
+        warnings.filterwarnings("ignore", message="`?torch.jit")
+        try:
+            module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise BadCheckpoint(
+                f"torch cannot load {path.name}", saw=clip(first, 300), fix="export the model again"
+            ) from None
+    return module.float().eval()
+
+
 @models.register("pt2", argument="")
-def pt2(file: ModelFile, _: str) -> Classifier:
-    """An archive of torch.export: a network and its graph, which this tool computes itself."""
+def exported_classifier(file: ModelFile, _: str) -> Classifier:
+    """An archive of torch.export: a network as a graph, which this tool computes itself."""
     if file.checkpoint is not None:
         raise _wrong_kind(file, "torch.export", "torch.export.save")
-    from rescale_cli.models.torch_modules import LogitsOnly
+    from rescale_cli.models.exported_network import load_exported
+    from rescale_cli.models.layers import LogitsOnly
 
-    module, num_classes = compiled_models.load_exported(file.path)
-    why = "an archive of torch.export; its graph is computed here and no code of it is run"
+    module, num_classes = load_exported(file.path)
+    why = "an archive of torch.export; its graph is computed here, and none of its code is run"
     size = getattr(module, "input_size", None)
     return Classifier(LogitsOnly(module), num_classes, "pt2", why, input_size=size)
 
@@ -326,19 +357,19 @@ def _wrong_kind(file: ModelFile, kind: str, writer: str) -> BadCheckpoint:
     return BadCheckpoint(
         f"{file.path.name} was not written by {kind}",
         saw=seen,
-        fix=f"name a file of {writer}, or leave out --arch",
+        fix=f"name a file that {writer} wrote, or leave out --arch",
     )
 
 
 @models.register("python", argument="module:callable")
-def python(file: ModelFile, name: str) -> Classifier:
-    """The user's own network, built by the user's own code."""
-    from rescale_cli.models.torch_modules import LogitsOnly
+def python_classifier(file: ModelFile, name: str) -> Classifier:
+    """The user's own network, built by running the user's code."""
+    from rescale_cli.models.layers import LogitsOnly
 
     num_classes = file.config.get("num_classes")
     if "arch" not in file.config or not isinstance(num_classes, int):
         num_classes = find_heads(file.tensors, config=file.config).heads[0].num_classes
-    build = as_trained(lambda c, _: networks.build(name, c), file.config)
+    build = as_trained(lambda c, _: networks.build_users_network(name, c), file.config)
     module = build(num_classes, USUAL[CHANNELS])
     chosen = choose(file.tensors, module.state_dict())
     load_strictly(module, chosen, f"python:{name}")
@@ -346,7 +377,7 @@ def python(file: ModelFile, name: str) -> Classifier:
         LogitsOnly(module.float()),
         num_classes,
         f"python:{name}",
-        "; ".join(filter(None, ("built by the code that was named, which was run", chosen.why))),
+        "; ".join(filter(None, ("built by running the code that --arch names", chosen.why))),
         file.names_of(num_classes),
         from_config(file.config),
     )

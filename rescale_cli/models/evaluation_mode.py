@@ -24,10 +24,10 @@ _TRAINING: Mapping[str, bool | float] = {
 
 
 def in_evaluation_mode(module: nn.Module) -> nn.Module:
-    """Set a module and all its parts to evaluation mode, in place; the module.
+    """Set a module and all its submodules to evaluation mode, in place, and return the module.
 
-    Dropout passes everything, and batch normalization uses its stored statistics, so that the
-    logits of an image do not depend on the other images of the batch.
+    Dropout does nothing, and batch normalization uses its stored statistics, so that the logits of
+    an image do not depend on the other images of the batch.
 
     Raises:
         BadInput: a program draws random numbers in a way that cannot be undone, or the eval() of
@@ -46,7 +46,7 @@ def in_evaluation_mode(module: nn.Module) -> nn.Module:
             fix="correct train(mode) in the network's code, or delete it: torch.nn.Module has one",
         ) from error
     for part in module.modules():
-        # A wrapper may have swallowed eval(); no part of a network can swallow this.
+        # A wrapper may ignore eval(), but not this.
         part.training = False
         if isinstance(part, torch.jit.ScriptModule):
             _change_script(part)
@@ -79,7 +79,7 @@ def in_evaluation(
 
     Args:
         operation: torch's OpOverload.
-        args: constants, None, and whatever stands for a value.
+        args: constants, None, and references to values.
         kwargs: likewise.
 
     Raises:
@@ -134,7 +134,7 @@ def _change_script(module: Any) -> None:
 
 
 def _refuse_random(node: Any) -> None:
-    """Stop at an operator of a trace that draws random numbers whatever the mode is."""
+    """Refuse an operator of a trace that draws random numbers in any mode."""
     import torch
 
     if not node.kind().startswith("aten::"):
@@ -157,7 +157,7 @@ def _random(operation: Any, written: str, write: str, call: str) -> BadInput:
 
 
 def _nodes(block: Any) -> Iterator[Any]:
-    """Every node of a graph, those in branches and loops included."""
+    """Every node of a graph, including those in branches and loops."""
     for node in block.nodes():
         yield node
         for inner in node.blocks():

@@ -1,18 +1,15 @@
-"""A .pt2 archive of torch.export, read by this tool alone, and the steps of its program.
+"""Reads a .pt2 archive of torch.export: its graph as JSON, its tensors as ranges of bytes.
 
-torch's own reader unpickles several of the archive's records, evaluates strings of its graph
-(symbolic sizes, guards) and looks operators up by any dotted name. So the records that are read
-here are an allow-list, and each of them is checked; any other record is refused by name. Nothing
-is unpickled.
+torch's own reader unpickles several records, evaluates strings of the graph (symbolic sizes,
+guards) and looks up operators by any dotted name. Here, only the records of an allow-list are read,
+and each is checked; an archive with any other record is refused. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,16 +28,16 @@ _WEIGHTS = "data/weights/model_weights_config.json"
 _CONSTANTS = "data/constants/model_constants_config.json"
 _INPUTS = "data/sample_inputs/model.pt"
 
-#: Short records of which only one content is known, and those that say nothing of the model.
+#: Short records with the only content that is accepted, and records that do not affect the model.
 _FIXED = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little"}
 _IDLE = {".data/version", ".data/serialization_id", ".storage_alignment", ".format_version"}
-#: Files that torch.export.save(extra_files=...) was given. They are never read.
+#: Files that were passed to torch.export.save(extra_files=...). They are never read.
 _EXTRA = "extra/"
 
 _MAX_JSON, _MAX_VALUES, _MAX_INPUTS = 64 << 20, 3_000_000, 512 << 20
 
 #: torch._export.serde.schema.ScalarType.
-DTYPES = {
+SCALAR_TYPES = {
     1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32",
     8: "float64", 9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16",
     28: "uint16", 29: "float8_e4m3fn", 30: "float8_e5m2", 31: "float8_e4m3fnuz",
@@ -62,10 +59,10 @@ class ExportArchive:
 
 
 def read_export_archive(path: Path) -> ExportArchive:
-    """Read and check every record that matters; refuse every record that is not known.
+    """Read and check every record of the model; refuse an archive with an unknown record.
 
     Raises:
-        BadCheckpoint: a damaged archive, or a record, an entry or a value that is not known.
+        BadCheckpoint: the archive is damaged, or has an unknown record, entry or value.
         UnsafePickle: the pickle of the example inputs calls or names what no checkpoint needs.
     """
     table = read_zip_table(path)
@@ -93,13 +90,13 @@ def read_export_archive(path: Path) -> ExportArchive:
 
 
 def member(table: Any, key: str, kind: type, path: Path) -> Any:
-    """The value of a key, which must be there and exactly of that kind.
+    """The value of a key, which must exist and have exactly that type.
 
     Raises:
-        BadCheckpoint: it is not.
+        BadCheckpoint: it does not exist, or has another type.
     """
     if type(table) is not dict or type(table.get(key)) is not kind:
-        _refuse(path, _GRAPH, f"{key!r} is not of the kind {kind.__name__}")
+        _refuse(path, _GRAPH, f"{key!r} is missing, or not of the type {kind.__name__}")
     return table[key]
 
 
@@ -112,7 +109,7 @@ def _refuse(path: Path, name: str, saw: str) -> NoReturn:
 
 
 def _root_of(table: ZipTable) -> str:
-    """The one folder that all records are in, with its slash."""
+    """The folder that holds all records, with a trailing slash."""
     roots = {name.partition("/")[0] + "/" for name in table.entries}
     if len(roots) != 1:
         _refuse(table.path, ", ".join(sorted(roots)[:3]), "records in several folders")
@@ -138,11 +135,11 @@ def _payloads(table: ZipTable, name: str, prefix: str) -> dict[str, tuple[str, A
 
 
 def _place(table: ZipTable, name: str, record: str, meta: Any) -> TensorInfo:
-    """One tensor as a range of bytes, proven to lie in its record."""
+    """One tensor as a range of bytes, checked to lie within its record."""
     path = table.path
-    shape, strides = (sizes_of(meta, key, path) for key in ("sizes", "strides"))
+    shape, strides = (_sizes_of(meta, key, path) for key in ("sizes", "strides"))
     offset = _size_of(member(meta, "storage_offset", dict, path), path)
-    dtype = DTYPES.get(member(meta, "dtype", int, path), "")
+    dtype = SCALAR_TYPES.get(member(meta, "dtype", int, path), "")
     if not dtype or meta.get("layout") != _STRIDED or len(shape) != len(strides):
         _refuse(path, record, f"{clip(name, 80)} is of a kind that this tool does not read")
     entry, item = stored_entry(table, record), ITEM_SIZES[dtype]
@@ -150,14 +147,14 @@ def _place(table: ZipTable, name: str, record: str, meta: Any) -> TensorInfo:
     span = sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 1
     start = entry.start + offset * item
     stop = start + (span * item if info.numel else 0)
-    # An expanded tensor has more elements than its record has bytes for; a small one may.
+    # Expanded tensors have more elements than their records have bytes; only small ones are read.
     if stop > entry.stop or info.numel * item > max(entry.stop - entry.start, 1 << 20):
-        _refuse(path, record, f"{clip(name, 80)} {shape} does not lie in it")
+        _refuse(path, record, f"{clip(name, 80)} {shape} does not fit in it")
     return TensorInfo(name, shape, strides, dtype, path, start, stop)
 
 
-def sizes_of(meta: Any, key: str, path: Path) -> tuple[int, ...]:
-    """Sizes or strides that are all numbers."""
+def _sizes_of(meta: Any, key: str, path: Path) -> tuple[int, ...]:
+    """Sizes or strides, all of them fixed."""
     sizes = member(meta, key, list, path)
     if len(sizes) > MAX_DIMS:
         _refuse(path, _GRAPH, f"{key!r} has {len(sizes)} dimensions")
@@ -172,7 +169,7 @@ def _size_of(size: Any, path: Path) -> int:
 
 
 def _check_inputs(table: ZipTable, name: str) -> None:
-    """The example inputs, which are never loaded, must be tensors alone all the same."""
+    """Check that the example inputs, which are never loaded, are only tensors."""
     if name not in table.entries or not (data := read_record(table, name, _MAX_INPUTS)):
         return
     with tempfile.TemporaryDirectory(prefix="rescale-cli-") as folder:
@@ -180,139 +177,5 @@ def _check_inputs(table: ZipTable, name: str) -> None:
         inner.write_bytes(data)
         contents = torch_zip.list_tensors(inner) if torch_zip.matches(inner) else None
     if contents is None or contents.format != "torch-zip" or contents.globals:
-        named = ", ".join(contents.globals[:3]) if contents else "no file of torch.save"
+        named = ", ".join(contents.globals[:3]) if contents else "not a file of torch.save"
         _refuse(table.path, name, f"a pickled object that is not a tensor ({named})")
-
-
-def _power(base: float, exponent: float) -> Any:
-    """A power of sizes; one that a file makes huge would not end."""
-    if abs(exponent) > 64:
-        raise ValueError(f"the exponent {exponent} is too large")
-    return base**exponent
-
-
-def _chosen(test: Any, one: Any, other: Any) -> Any:
-    return one if test else other
-
-
-#: Functions on sizes, by the names that torch.export writes.
-ON_NUMBERS: Mapping[str, Callable[..., Any]] = {
-    **{
-        f"_operator.{name}": getattr(operator, name)
-        for name in (
-            "eq", "ne", "le", "ge", "lt", "gt", "neg", "pos", "mul", "add", "sub", "floordiv",
-            "mod", "truediv", "and_", "or_", "getitem",
-        )
-    },
-    "_operator.pow": _power,
-    **{f"math.{name}": getattr(math, name) for name in ("trunc", "ceil", "floor", "sqrt")},
-    "torch.sym_not": operator.not_,
-    "torch.sym_int": int,
-    "torch.sym_float": float,
-    "torch.sym_sqrt": math.sqrt,
-    "torch._sym_sqrt": math.sqrt,
-    "torch.sym_ite": _chosen,
-    "torch.sym_max": max,
-    "torch.sym_min": min,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """The value of that name."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Here:
-    """The device of the images, wherever the graph was exported."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One operator: what it is called with, and the names of what it returns."""
-
-    target: str
-    run: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    outputs: tuple[Any, ...]
-    """A name, a list of names, or None for each value that it returns."""
-    done: tuple[str, ...] = ()
-    """Names that no later step reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """A program: names of its inputs, steps in order, and its outputs."""
-
-    inputs: tuple[str, ...]
-    steps: tuple[Step, ...]
-    outputs: tuple[Any, ...]
-
-
-def evaluate(graph: Graph, arguments: Sequence[Any], here: Any) -> list[Any]:
-    """The outputs of a graph.
-
-    Args:
-        graph: its steps.
-        arguments: one value for each input.
-        here: the device on which tensors are made.
-    """
-    values: dict[str, Any] = dict(zip(graph.inputs, arguments, strict=True))
-    for step in graph.steps:
-        args = [_filled(one, values, here) for one in step.args]
-        kwargs = {name: _filled(one, values, here) for name, one in step.kwargs.items()}
-        if step.target in WITH_GRAPHS:
-            kwargs["here"] = here
-        result = step.run(*args, **kwargs)
-        one = len(step.outputs) == 1 and not (
-            step.target in WITH_GRAPHS and isinstance(step.outputs[0], str)
-        )
-        for name, value in zip(step.outputs, (result,) if one else result or (), strict=True):
-            values.update(zip(name, value, strict=True) if isinstance(name, list) else ())
-            if isinstance(name, str):
-                values[name] = value
-        for name in step.done:
-            del values[name]
-    return [_filled(one, values, here) for one in graph.outputs]
-
-
-def _filled(value: Any, values: Mapping[str, Any], here: Any) -> Any:
-    if isinstance(value, Ref):
-        return values[value.name]
-    if isinstance(value, Here):
-        return here
-    if isinstance(value, list):
-        return [_filled(one, values, here) for one in value]
-    return value
-
-
-def _with_grad(enabled: bool, graph: Graph, *arguments: Any, here: Any) -> list[Any]:
-    import torch
-
-    with torch.set_grad_enabled(enabled):
-        return evaluate(graph, arguments, here)
-
-
-def _with_autocast(
-    kind: str, dtype: Any, enabled: bool, cache: Any, graph: Graph, *arguments: Any, here: Any
-) -> list[Any]:
-    import torch
-
-    kind = here.type if kind in ("cpu", "cuda") else kind
-    with torch.autocast(kind, dtype, enabled, cache):
-        return evaluate(graph, arguments, here)
-
-
-def _branch(test: Any, one: Graph, other: Graph, arguments: Any = (), *, here: Any) -> list[Any]:
-    return evaluate(one if test else other, arguments, here)
-
-
-#: Operators that run a graph within the graph.
-WITH_GRAPHS: Mapping[str, Callable[..., list[Any]]] = {
-    "torch.ops.higher_order.wrap_with_set_grad_enabled": _with_grad,
-    "torch.ops.higher_order.wrap_with_autocast": _with_autocast,
-    "torch.ops.higher_order.cond": _branch,
-}

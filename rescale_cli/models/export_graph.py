@@ -1,4 +1,4 @@
-"""The graph of a .pt2 archive as a list of steps that this tool computes one after another.
+"""Reads the graph of a .pt2 archive, which is JSON, into the steps of a program.
 
 Only names of operators and values are taken from the JSON: no symbolic expression is evaluated, no
 guard is compiled, no stack trace, tree or type is looked up. An operator is one of torch's own
@@ -16,25 +16,23 @@ from typing import Any
 from rescale_cli.errors import BadCheckpoint
 from rescale_cli.json_text import clip
 from rescale_cli.models.evaluation_mode import in_evaluation
-from rescale_cli.models.export_archive import (
-    DTYPES,
-    EXPORT,
+from rescale_cli.models.export_archive import EXPORT, SCALAR_TYPES, member
+from rescale_cli.models.export_steps import (
     ON_NUMBERS,
     WITH_GRAPHS,
-    Graph,
     Here,
+    Program,
+    ProgramStep,
     Ref,
-    Step,
-    member,
 )
 
 _TARGET = re.compile(r"torch\.ops\.aten\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)", re.ASCII)
 
-#: Operators on tensors that reach files, or memory outside a tensor.
+#: Operators that can reach files, or memory outside their tensors.
 _REFUSED = re.compile(
     r"save|from_file|.*resize.*|set_|set_data|(?!_?unsafe_(view|index|masked|split|chunk)).*unsafe.*"
 )
-#: Checks of what the exporter assumed. They compute nothing.
+#: Checks of the exporter's assumptions, which compute nothing.
 _CHECKS = frozenset(
     {
         "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range",
@@ -49,22 +47,18 @@ class GraphReader:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def graph(self, said: Any, extra: Iterable[str] = ()) -> Graph:
-        """The steps of a graph.
-
-        Args:
-            said: the JSON of the graph.
-            extra: further names that hold no tensor.
+    def graph(self, spec: Any) -> Program:
+        """The program in the JSON of a graph.
 
         Raises:
-            BadCheckpoint: an operator or a value that this tool does not compute.
+            BadCheckpoint: it has an operator or a value that this tool cannot compute.
         """
-        inputs = tuple(self._input(entry) for entry in self.member(said, "inputs", list))
-        known = {*inputs, *extra}
+        inputs = tuple(self._input(entry) for entry in self.member(spec, "inputs", list))
+        known = {*inputs}
         if len(known) < len(inputs):
-            raise self.refused("two inputs of one name")
+            raise self.refused("two inputs with the same name")
         steps = []
-        for node in self.member(said, "nodes", list):
+        for node in self.member(spec, "nodes", list):
             step = self._step(node)
             if step is None:
                 continue
@@ -75,53 +69,53 @@ class GraphReader:
                     raise self.refused(f"two values named {clip(name, 80)}")
                 known.add(name)
             steps.append(step)
-        outputs = tuple(self._value(entry) for entry in self.member(said, "outputs", list))
+        outputs = tuple(self._value(entry) for entry in self.member(spec, "outputs", list))
         self._defined(outputs, known)
-        return Graph(inputs, _with_last_uses(steps, set(_refs(outputs))), outputs)
+        return Program(inputs, _with_last_uses(steps, set(_refs(outputs))), outputs)
 
     def member(self, table: Any, key: str, kind: type) -> Any:
-        """The value of a key, which must be there and of that kind."""
+        """The value of a key, which must exist and have that type."""
         return member(table, key, kind, self.path)
 
     def refused(self, saw: str) -> BadCheckpoint:
-        """The error for a graph that this tool does not compute."""
+        """The error for a graph that this tool cannot compute."""
         return BadCheckpoint(
             f"the program in {self.path.name} is not one that this tool can compute",
             saw=clip(saw, 300),
             fix=EXPORT,
         )
 
-    def _input(self, said: Any) -> str:
-        """The name of one input; constants have none, and none is read."""
-        kind, value = self.one(said)
+    def _input(self, spec: Any) -> str:
+        """The name of one input; empty for a constant, which no step reads."""
+        kind, value = self.one(spec)
         if kind == "as_tensor":
             return str(self.member(value, "name", str))
         if kind in ("as_none", "as_int", "as_float", "as_bool", "as_string"):
             return ""
         raise self.refused(f"an input of the kind {kind}")
 
-    def one(self, said: Any) -> tuple[str, Any]:
-        """The key and the value of a table that has exactly one."""
-        if type(said) is not dict or len(said) != 1:
-            raise self.refused("a value that is not of exactly one kind")
-        return next(iter(said.items()))
+    def one(self, spec: Any) -> tuple[str, Any]:
+        """The key and the value of a JSON object that has exactly one entry."""
+        if type(spec) is not dict or len(spec) != 1:
+            raise self.refused("a value without a single kind")
+        return next(iter(spec.items()))
 
-    def _step(self, said: Any) -> Step | None:
-        target = self.member(said, "target", str)
+    def _step(self, spec: Any) -> ProgramStep | None:
+        target = self.member(spec, "target", str)
         given: dict[str, Any] = {}
-        for entry in self.member(said, "inputs", list):
+        for entry in self.member(spec, "inputs", list):
             name = self.member(entry, "name", str)
             given[name or f"#{len(given)}"] = self._value(entry.get("arg"))
-        outputs = tuple(self._output(entry) for entry in self.member(said, "outputs", list))
+        outputs = tuple(self._output(entry) for entry in self.member(spec, "outputs", list))
         if found := _TARGET.fullmatch(target):
             if found[1] in _CHECKS and not any(_names(outputs)):
                 return None
             run, args, kwargs = self._aten(target, found[1], found[2], given)
-            return Step(target, run, args, kwargs, outputs)
+            return ProgramStep(target, run, args, kwargs, outputs)
         if run_numbers := ON_NUMBERS.get(target):
-            return Step(target, run_numbers, tuple(given.values()), {}, outputs)
+            return ProgramStep(target, run_numbers, tuple(given.values()), {}, outputs)
         if run_graphs := WITH_GRAPHS.get(target):
-            return Step(target, run_graphs, tuple(given.values()), {}, outputs)
+            return ProgramStep(target, run_graphs, tuple(given.values()), {}, outputs)
         raise self.refused(f"the operator {clip(target, 120)}")
 
     def _aten(
@@ -156,8 +150,8 @@ class GraphReader:
             )
         return run, *in_evaluation(run, args, kwargs)
 
-    def _output(self, said: Any) -> Any:
-        kind, value = self.one(said)
+    def _output(self, spec: Any) -> Any:
+        kind, value = self.one(spec)
         if kind == "as_tensor":
             return self.member(value, "name", str)
         if kind in ("as_sym_int", "as_sym_float", "as_sym_bool"):
@@ -168,9 +162,9 @@ class GraphReader:
             return None
         raise self.refused(f"an output of the kind {clip(kind, 80)}")
 
-    def _value(self, said: Any) -> Any:
+    def _value(self, spec: Any) -> Any:
         """One argument: a literal, a list, a graph, or references to values."""
-        kind, value = self.one(said)
+        kind, value = self.one(spec)
         if read := _LITERALS.get(kind):
             return self._literal(kind, read, value)
         single = kind.removesuffix("s")
@@ -222,7 +216,7 @@ def _float(value: Any) -> float:
 def _dtype(value: Any) -> Any:
     import torch
 
-    return getattr(torch, DTYPES[_exactly(int)(value)])
+    return getattr(torch, SCALAR_TYPES[_exactly(int)(value)])
 
 
 def _layout(value: Any) -> Any:
@@ -249,7 +243,7 @@ _LITERALS: Mapping[str, Callable[[Any], Any]] = {
     "as_memory_format": _memory_format,
     "as_device": lambda _: Here(),
 }
-#: Kinds of which there is a list, too; the entries of the nested ones name their own kind.
+#: Kinds that also occur in lists; in lists of the nested kinds, each entry names its own kind.
 _NESTED = frozenset({"as_optional_tensor"})
 _IN_LISTS = frozenset(
     {
@@ -260,7 +254,7 @@ _IN_LISTS = frozenset(
 
 
 def _refs(value: Any) -> Iterable[str]:
-    """Every name in an argument, at any depth; a graph within has names of its own."""
+    """Every name in an argument, at any depth, except in inner graphs, which have their own."""
     if isinstance(value, Ref):
         yield value.name
     elif isinstance(value, list | tuple):
@@ -278,8 +272,8 @@ def _names(outputs: Any) -> Iterable[str]:
             yield from one
 
 
-def _with_last_uses(steps: Sequence[Step], kept: set[str]) -> tuple[Step, ...]:
-    """The same steps; each knows which values can be let go after it."""
+def _with_last_uses(steps: Sequence[ProgramStep], kept: set[str]) -> tuple[ProgramStep, ...]:
+    """The same steps, each with the names of the values that no later step needs."""
     later, found = set(kept), []
     for step in reversed(steps):
         used = {*_refs(step.args), *_refs(step.kwargs), *_names(step.outputs)}

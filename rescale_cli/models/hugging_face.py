@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-MAX_CONFIG = 64 << 20
+_MAX_CONFIG = 64 << 20
 _FIX = "use a folder that save_pretrained of an image classifier wrote"
 
 
-def build(folder: Path, tensors: Sequence[TensorInfo]) -> nn.Module:
+def load_hugging_face(folder: Path, tensors: Sequence[TensorInfo]) -> nn.Module:
     """The model of a folder, with weights that we read; nothing is fetched, no code of it is run.
 
     The names are left to transformers, whose networks have others in memory than in files.
@@ -57,7 +57,7 @@ def build(folder: Path, tensors: Sequence[TensorInfo]) -> nn.Module:
     return module
 
 
-def preprocessing(folder: Path, config: Mapping[str, Any]) -> Preprocessing | None:
+def preprocessing_in(folder: Path, config: Mapping[str, Any]) -> Preprocessing | None:
     """What the folder says of its input; None if it says nothing that leads to one size."""
     timm = config.get("pretrained_cfg")
     if isinstance(timm, dict):
@@ -65,7 +65,7 @@ def preprocessing(folder: Path, config: Mapping[str, Any]) -> Preprocessing | No
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return None
-    said = parse_json(read_whole(path, MAX_CONFIG, BadInput), path.name, BadInput)
+    said = parse_json(read_whole(path, _MAX_CONFIG, BadInput), path.name, BadInput)
     transformers = library("transformers", "transformers")
     with _quiet(transformers):
         try:

@@ -69,7 +69,7 @@ def resnet110(num_classes: int, channels: int = 3, bias: bool = True) -> nn.Modu
 @network("vgg16", parameters=14_724_042, reference="Simonyan & Zisserman 2015, table 1 D")
 def vgg16(num_classes: int, channels: int = 3, bias: bool = True) -> nn.Module:
     """VGG16 for images of 32x32 pixels and more: batch normalization, one linear layer (C, 512)."""
-    from rescale_cli.models.torch_modules import PooledNetwork, vgg_features
+    from rescale_cli.models.layers import PooledNetwork, vgg_features
 
     return PooledNetwork(vgg_features(_VGG16, channels), num_classes, bias)
 
@@ -78,7 +78,7 @@ def vgg16(num_classes: int, channels: int = 3, bias: bool = True) -> nn.Module:
 def resnet10(num_classes: int, channels: int = 3, bias: bool = True) -> nn.Module:
     """The ResNet of ImageNet-LT: torchvision's ResNet-18 with one block a stage, for 224x224."""
     from rescale_cli.foreign_code import torchvision
-    from rescale_cli.models.torch_modules import set_channels_
+    from rescale_cli.models.layers import set_channels_
 
     models = torchvision().models.resnet
     made = models.ResNet(models.BasicBlock, [1, 1, 1, 1], num_classes=num_classes)
@@ -90,7 +90,7 @@ def resnet10(num_classes: int, channels: int = 3, bias: bool = True) -> nn.Modul
 
 
 def _cifar_resnet(depth: int, num_classes: int, channels: int, bias: bool) -> nn.Module:
-    from rescale_cli.models.torch_modules import CifarResNet
+    from rescale_cli.models.layers import CifarResNet
 
     return CifarResNet(depth, num_classes, channels, bias)
 
@@ -117,7 +117,7 @@ def variant_of(arch: str, tensors: Sequence[TensorInfo]) -> bool:
     return any("aux" in info.name.lower() for info in tensors)
 
 
-def build_of(arch: str, variant: bool) -> Build:
+def builder_of(arch: str, variant: bool) -> Build:
     """How to build the network `torchvision:NAME` or `rescale:NAME`.
 
     Raises:
@@ -131,7 +131,7 @@ def build_of(arch: str, variant: bool) -> Build:
         raise _no_network(name)
 
     def build(num_classes: int, channels: int) -> nn.Module:
-        from rescale_cli.models.torch_modules import set_channels_
+        from rescale_cli.models.layers import set_channels_
 
         options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
         if name in AUXILIARY:
@@ -200,7 +200,7 @@ class HeadKind:
         """
         from torch import nn
 
-        from rescale_cli.models.torch_modules import give_cosine_head
+        from rescale_cli.models.layers import give_cosine_head
 
         layer = dict(network.named_modules()).get(self.name)
         kinds = (nn.Linear,) if self.kind == "cosine" else (nn.Linear, nn.Conv2d)
@@ -259,7 +259,7 @@ _FIX = (
 )
 
 
-def build(name: str, num_classes: int) -> nn.Module:
+def build_users_network(name: str, num_classes: int) -> nn.Module:
     """The module that `module:callable` returns; `num_classes` is passed if it takes that.
 
     Raises:

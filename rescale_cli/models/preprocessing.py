@@ -115,7 +115,7 @@ def override(
         made = replace(made, mean=mean, std=std)
     if made is not start:
         made = replace(made, source=f"{start.source}, changed by options")
-    return checked(made)
+    return check_preprocessing(made)
 
 
 def _raw(base: Preprocessing | None) -> Preprocessing | None:
@@ -159,7 +159,7 @@ def _from_nothing(
             fix=_lines(given, hints, preset),
         )
     made = Preprocessing(size, tuple(mean), tuple(std), source="options")
-    return checked(replace(made, **_resized_to(None, size)))
+    return check_preprocessing(replace(made, **_resized_to(None, size)))
 
 
 def _seen(lacking: str, hints: Hints) -> str:
@@ -229,7 +229,7 @@ def differences(one: Preprocessing, other: Preprocessing) -> list[str]:
     return [name for name in found if name != "resize" or "size" not in found]
 
 
-def checked(made: Preprocessing) -> Preprocessing:
+def check_preprocessing(made: Preprocessing) -> Preprocessing:
     """Check a preprocessing, and give mean and std as many values as there are channels.
 
     Raises:

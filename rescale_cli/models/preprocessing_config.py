@@ -14,7 +14,7 @@ from rescale_cli.files.reading import read_whole
 from rescale_cli.files.staging import write_text
 from rescale_cli.foreign_code import torchvision
 from rescale_cli.json_text import clip, parse_json
-from rescale_cli.models.preprocessing import checked, presets
+from rescale_cli.models.preprocessing import check_preprocessing, presets
 
 #: Pillow's numbers, which Hugging Face writes down.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -207,7 +207,7 @@ def _made(
 ) -> Preprocessing | None:
     try:
         made = make()
-        return None if made is None else checked(made)
+        return None if made is None else check_preprocessing(made)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, UsageError) as error:
         raise BadInput(
             f"{source} does not say how images are prepared",

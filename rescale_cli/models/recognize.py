@@ -15,7 +15,13 @@ from rescale_cli.finding.shapes import copies, in_model
 from rescale_cli.foreign_code import torchvision
 from rescale_cli.json_text import clip
 from rescale_cli.models import timm_models
-from rescale_cli.models.networks import AUXILIARY, build_of, networks, torchvision_names, variant_of
+from rescale_cli.models.networks import (
+    AUXILIARY,
+    builder_of,
+    networks,
+    torchvision_names,
+    variant_of,
+)
 from rescale_cli.models.weights import (
     CHANNELS,
     CLASSES,
@@ -227,7 +233,7 @@ def _fits(arch: str, tensors: Sequence[TensorInfo]) -> bool:
     source, _, name = arch.partition(":")
     if source != "timm":
         return _has(arch, tensors)
-    return _same(hollow_shapes(timm_models.build_of(name, {})), tensors)
+    return _same(hollow_shapes(timm_models.timm_builder(name, {})), tensors)
 
 
 def _of_that_size(model: Sequence[TensorInfo]) -> Iterator[str]:
@@ -286,4 +292,4 @@ def _same(shapes: Shapes, model: Sequence[TensorInfo]) -> bool:
 
 @cache
 def _shapes_of(arch: str, variant: bool) -> Shapes:
-    return hollow_shapes(build_of(arch, variant))
+    return hollow_shapes(builder_of(arch, variant))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rescale_cli.checkpoints.checkpoint import open_checkpoint
 from rescale_cli.errors import BadInput, RescaleError, UsageError
 from rescale_cli.models import networks, timm_models
-from rescale_cli.models.networks import HeadKind, build_of, head_name
+from rescale_cli.models.networks import HeadKind, builder_of, head_name
 from rescale_cli.models.weights import Build, choose, differences, read_tensors
 from rescale_cli.patching.module import heads_in
 from rescale_cli.patching.record import digest
@@ -73,11 +73,11 @@ def _build(recipe: Recipe) -> Build:
     source, _, name = recipe.arch.partition(":")
     if source in ("rescale", "torchvision") and name:
         # For torchvision the variant is the auxiliary heads, which training has no loss for.
-        return build_of(recipe.arch, source == "rescale" and recipe.head_bias)
+        return builder_of(recipe.arch, source == "rescale" and recipe.head_bias)
     if source == "timm" and name:
-        return timm_models.build_of(name, {})
+        return timm_models.timm_builder(name, {})
     if source == "python" and name:
-        return lambda num_classes, _: networks.build(name, num_classes)
+        return lambda num_classes, _: networks.build_users_network(name, num_classes)
     raise UsageError(
         "this network cannot be trained",
         saw=f"--arch {recipe.arch}",

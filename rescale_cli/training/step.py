@@ -74,7 +74,7 @@ class Stepper:
         self.layout = _layout(network, recipe, device)
         network = network.to(device=device).to(memory_format=self.layout)
         if ranks.world > 1:
-            from rescale_cli.models.torch_modules import normalize_together
+            from rescale_cli.training.batch_norm import normalize_together
 
             network = normalize_together(network, device)
         self.network, self._head_name = network, head.name

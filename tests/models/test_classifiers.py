@@ -30,7 +30,7 @@ from rescale_cli.errors import (
 from rescale_cli.files.contents import TensorInfo, row_major
 from rescale_cli.foreign_code import library
 from rescale_cli.models.classifiers import load_classifier, models
-from rescale_cli.models.networks import AUXILIARY, build_of, networks
+from rescale_cli.models.networks import AUXILIARY, builder_of, networks
 from rescale_cli.models.preprocessing import batch_preprocessing
 from rescale_cli.models.recognize import recognize
 from rescale_cli.models.weights import choose, hollow_shapes, read_tensor
@@ -213,7 +213,7 @@ def test_a_tensor_of_no_known_kind_is_refused_by_name() -> None:
 def test_auxiliary_heads_may_be_there_or_not(name: str, auxiliary: bool, tmp_path: Path) -> None:
     def count(num_classes: int) -> int:
         shapes = hollow_shapes(
-            lambda c, k: build_of(f"torchvision:{name}", auxiliary)(num_classes, 3)
+            lambda c, k: builder_of(f"torchvision:{name}", auxiliary)(num_classes, 3)
         )
         return sum(
             int(np.prod(s)) for k, s in shapes.items() if "running" not in k and "batches" not in k
@@ -263,7 +263,7 @@ def test_our_networks_are_recognized_with_and_without_a_bias(name: str, tmp_path
     "name", ["resnet50", "swin_v2_t", "regnet_y_400mf", "vit_b_16", *AUXILIARY]
 )
 def test_torchvisions_networks_are_told_apart_by_their_shapes(name: str) -> None:
-    shapes = hollow_shapes(build_of(f"torchvision:{name}", False))
+    shapes = hollow_shapes(builder_of(f"torchvision:{name}", False))
     sizes = {7919: 37, 7907: 3}
     tensors = [
         TensorInfo(f"state_dict.module.{k}", s, row_major(s), kind, Path("none"), 0, 4)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rescale_cli.errors import BadCheckpoint, BadInput, UnsafePickle
-from rescale_cli.models.compiled_models import load_exported
+from rescale_cli.models.exported_network import load_exported
 
 Records = dict[str, bytes]
 C = 5

@@ -24,7 +24,7 @@ from rescale_cli.cli import main
 from rescale_cli.commands.data_options import DataOptions
 from rescale_cli.core.predictions import Image, Preprocessing
 from rescale_cli.errors import BadInput, NeedsDecision, OutputExists, UsageError
-from rescale_cli.models.hugging_face import preprocessing as preprocessing_of
+from rescale_cli.models.hugging_face import preprocessing_in
 from rescale_cli.models.preprocessing import (
     Hints,
     apply_preprocessing,
@@ -235,7 +235,7 @@ def test_a_hugging_face_processor_is_read_as_it_works(kind: str, tmp_path: Path)
         pytest.skip(f"this transformers has no {kind}")
     processor = made(**HF[kind])
     processor.save_pretrained(tmp_path)
-    p = preprocessing_of(tmp_path, {})
+    p = preprocessing_in(tmp_path, {})
     assert p is not None
     pixels = image(60, 73)
     theirs = processor(Pillow.fromarray(pixels), return_tensors="pt")["pixel_values"][0]

@@ -14,7 +14,7 @@ from torchvision import models as tv
 from rescale_cli.core.predictions import Preprocessing
 from rescale_cli.errors import BadInput, NeedsDecision
 from rescale_cli.models.classifiers import load_classifier
-from rescale_cli.models.timm_models import config_of
+from rescale_cli.models.mmpretrain import config_of
 
 C = 3
 Namespace = argparse.Namespace

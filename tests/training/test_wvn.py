@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from rescale_cli.errors import BadHead
-from rescale_cli.models.torch_modules import CosineHead, give_cosine_head
+from rescale_cli.models.layers import CosineHead, give_cosine_head
 from rescale_cli.training import wvn
 
 C, D = 5, 8
@@ -217,7 +217,7 @@ def test_a_row_of_zeros_does_not_become_nan() -> None:
 
 def test_a_cosine_head_answers_with_scaled_cosines_whatever_the_lengths() -> None:
     model = network()
-    head = give_cosine_head(model, "2", scale=30.0)
+    head = give_cosine_head(model, "2")
     assert model[2] is head
     assert isinstance(head, CosineHead)
     features = torch.randn(4, D)
