@@ -32,7 +32,8 @@ from rescale_cli.commands import progress
 settings.register_profile("house", deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("house")
 
-torch.set_num_threads(2)
+#: With one worker a core, as in `.ci/run`, each has one thread.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def pytest_configure(config: pytest.Config) -> None:

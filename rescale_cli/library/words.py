@@ -21,7 +21,7 @@ FLAGS = {
     "accept-order", "accept-poor-accuracy", "channels-last", "compile", "compose", "download",
     "dry-run", "fit-temperature", "force", "head-bias", "in-place", "json", "normalize", "only",
     "plain-head", "print-config", "quiet", "record-command", "require-gain", "resume", "skip-bad",
-    "tensorboard", "undo", "unlabeled", "wvn",
+    "tensorboard", "undo", "unlabeled", "weights-partial", "wvn",
 }  # fmt: skip
 #: Options that Python calls otherwise.
 _OTHER_NAMES = {"tau": "gamma", "data": "logits"}
