@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -61,6 +62,16 @@ def test_the_lines_of_python_run_and_write_the_checkpoint_of_the_state_dict(
     assert isinstance(state, dict)
     assert all((written[name] == state[name]).all() for name in state)
     assert getattr(names["fit"], "verdict", None) == "helps"
+
+
+def test_the_example_of_the_library_ends_in_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("vl_convert", reason="the extra plot is not installed")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "library.py"))
+    assert "Fit: helps" in capsys.readouterr().out
+    assert (tmp_path / "library.svg").read_text("utf-8").startswith("<svg")
 
 
 def test_the_readme_shows_each_command_once() -> None:

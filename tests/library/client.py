@@ -1,4 +1,4 @@
-"""A program written from the documentation alone; mypy --strict reads it."""
+"""A program written from the documentation alone, for mypy --strict and pyright."""
 
 from __future__ import annotations
 
@@ -33,3 +33,10 @@ def run(model: Net, logits: torch.Tensor, labels: torch.Tensor, file: Path) -> N
         print(error.what, error.saw, error.fix)
     same: Net = rc.rescale_(model, fit, compose=True)
     return rc.unscale_(same)
+
+
+def train(model: Net, optimizer: torch.optim.Optimizer) -> None:
+    wvn = rc.WVN(model.fc).attach(optimizer)
+    wvn.remove()
+    callbacks = [rc.WVNCallback()]
+    print(callbacks)
