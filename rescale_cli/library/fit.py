@@ -206,6 +206,16 @@ class Fit:
         """`fit`, then `transform` of the same logits."""
         return self.fit(logits, labels).transform(logits)
 
+    def __sklearn_tags__(self) -> Any:
+        """What a scikit-learn Pipeline asks for."""
+        from sklearn.utils import (  # type: ignore[import-untyped]
+            Tags,
+            TargetTags,
+            TransformerTags,
+        )
+
+        return Tags(None, TargetTags(required=False), transformer_tags=TransformerTags())
+
     @property
     def fitted(self) -> Fitted:
         """The result, with what `rescale_` and `apply` need."""

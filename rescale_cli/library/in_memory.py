@@ -12,9 +12,10 @@ from rescale_cli.core.floats import Float64, to_bits, to_float64
 from rescale_cli.data.counts import CountsLike
 from rescale_cli.data.labels import Names
 from rescale_cli.errors import BadHead, NoClassifier, OtherModel, UsageError
+from rescale_cli.finding.find_head import HeadKeys
 from rescale_cli.library.fit import Fit
 from rescale_cli.library.head_job import MADE, Gamma, HeadJob, Options, place_of
-from rescale_cli.library.heads import bits_of, sha256_of
+from rescale_cli.library.heads import bits_of, head_of, sha256_of
 from rescale_cli.library.words import speaks_python
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def rescale_(
     """Re-scale the head of a live classifier: w_i <- (n_1 / n_i)^gamma * w_i, in place.
 
     The bits are those that `apply` writes for a checkpoint, on any device. The module is marked: a
-    second call is refused until its head is trained or loaded anew, and `unscale_` undoes the
-    first. The mark is a plain attribute; the state dict does not change.
+    second call is refused until its head is trained or loaded anew, also if it was converted to
+    another dtype, and `unscale_` undoes the first. The mark is a plain attribute; the state dict
+    does not change.
 
     Args:
         module: a classifier, or the final layer itself.
@@ -88,7 +90,7 @@ def rescale_(
     for keys in job.find(counts, gamma, head, options):
         place, names = place_of(keys)
         mark = vars(parts.get(place, inner)).get(MARK)
-        if mark is not None and mark["head_sha256"] == job.sha256_of(keys):
+        if mark is not None and _is_still(mark, job, keys):
             job.done[keys.weight] = mark["how"]
     new, how = job.new_values(options)
     for keys in job.found.heads:
@@ -101,10 +103,32 @@ def rescale_(
         after = job.sha256_of(keys)
         if after != before:
             earlier = vars(part).get(MARK) if keys.weight in job.done else None
-            object.__setattr__(part, MARK, {"head_sha256": after, "how": how, "before": old,
-                                            "earlier": earlier})  # fmt: skip
+            object.__setattr__(part, MARK, {
+                "head_sha256": after, "how": how, "before": old, "before_sha256": before,
+                "values": _sizes(job, keys), "earlier": earlier,
+            })  # fmt: skip
             MADE[after] = how
     return module
+
+
+#: Relative changes of the row norms and the bias up to this are those of another dtype.
+_SAME = 0.02
+
+
+def _sizes(job: HeadJob, keys: HeadKeys) -> list[float]:
+    """The row norms (C,) of a head and, if it has one, its bias (C,)."""
+    bias = None if keys.bias is None else job.tensors[keys.bias]
+    head = head_of(job.tensors[keys.weight], bias)
+    return [*head.norms.tolist(), *([] if head.bias is None else head.bias.tolist())]
+
+
+def _is_still(mark: Mapping[str, Any], job: HeadJob, keys: HeadKeys) -> bool:
+    """Whether a head is the one that was marked, perhaps rounded to another dtype."""
+    own = job.sha256_of(keys)
+    if own in (mark["head_sha256"], mark["before_sha256"]):
+        return bool(own == mark["head_sha256"])
+    then, now = np.array(mark["values"]), np.array(_sizes(job, keys))
+    return then.shape == now.shape and np.allclose(now, then, rtol=_SAME, atol=_SAME * 0.01)
 
 
 @speaks_python

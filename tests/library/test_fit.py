@@ -191,3 +191,12 @@ def test_a_fit_and_its_file_write_the_checkpoint_of_the_command(play: Path) -> N
         rc.apply("by_fit.safetensors", fit, output="again.safetensors")
     rc.rescale_(layer, fit)
     assert torch.equal(layer.weight.detach(), tensors["linear.weight"])
+
+
+def test_a_fit_is_a_step_of_a_pipeline() -> None:
+    pipeline = pytest.importorskip("sklearn.pipeline")
+    labels = np.arange(300) % 3
+    logits = np.eye(3)[labels] + np.random.default_rng(0).normal(size=(300, 3))
+    fit = rc.Fit([300, 30, 3], method="logit-adjust")
+    steps = pipeline.make_pipeline(fit)
+    assert (steps.fit(logits, labels).transform(logits) == fit.transform(logits)).all()

@@ -211,3 +211,15 @@ def test_a_fit_carries_its_counts_its_strength_and_its_head() -> None:
     with pytest.raises(rc.OtherCounts):
         rc.rescale_(model, [n + 1 for n in COUNTS], fit)
     rc.rescale_(model, fit)
+
+
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.double, nn.Module.bfloat16])
+def test_a_converted_module_is_still_re_scaled(convert: Any) -> None:
+    model = net(7)
+    state = copy.deepcopy(model.state_dict())
+    rc.rescale_(model, COUNTS, 0.2)
+    convert(model)
+    with pytest.raises(rc.AlreadyRescaled):
+        rc.rescale_(model, COUNTS, 0.2)
+    model.float().load_state_dict(state)
+    rc.rescale_(model, COUNTS, 0.2)
