@@ -124,17 +124,13 @@ def apply(
     """
     from rescale_cli.checkpoints.checkpoint import open_checkpoint
     from rescale_cli.checkpoints.locate_head import HeadChoice
-    from rescale_cli.commands.github import append_outputs, unwritten
     from rescale_cli.data.labels import row_hints
     from rescale_cli.data.spec import paths_of
     from rescale_cli.patching.patch import Applied, Target, apply_plan, default_output
     from rescale_cli.patching.plan import CountsChoice, make_plan
 
-    if in_place and output is not None:
-        both = "--in-place and --output exclude each other"
-        raise UsageError(both, saw=f"--output {output}", fix="leave one of them out")
-    if gamma.startswith("@") and output is not None:
-        refuse_input(output, [Path(gamma[1:])])
+    if output is not None:
+        _refuse_output(output, gamma, in_place)
     strength = Strength.read(gamma)
     adjustment = strength.adjustment(method, normalize, bias, max_factor, temperature)
     unproven, swept = strength.warnings(), strength.chosen_for
@@ -143,9 +139,9 @@ def apply(
     )
     heads, accept = HeadChoice(tuple(head or ()), only, plain_head), frozenset(accept_global or ())
     with last_step(), long_work(f"patching {model.name}"):
-        hints = row_hints(classes, label_order, order or counted.order)
         choice = CountsChoice.read(
-            counts, hints, zero=counted.zero_count, exclude=counted.exclude_class,
+            counts, row_hints(classes, label_order, order or counted.order),
+            zero=counted.zero_count, exclude=counted.exclude_class,
             target_prior=counted.target_prior,
         )  # fmt: skip
         checkpoint = open_checkpoint(model, accept)
@@ -157,17 +153,35 @@ def apply(
         )  # fmt: skip
         if swept is not None:
             swept.refuse_other_counts(plan.counts)
-        read = paths_of(counts, classes, label_order, counted.target_prior, record)
         target = Target(
             output or default_output(checkpoint.path), force, in_place, not no_undo,
-            recorded_command(record_command), read,
+            recorded_command(record_command),
+            paths_of(counts, classes, label_order, counted.target_prior, record),
         )  # fmt: skip
         applied = Applied(plan, None if dry_run else apply_plan(plan, target))
+        other = swept.applied_to(checkpoint) if swept else ()
+    _report(applied, [*unproven, *other, *_stale_beside(applied)], json)
+
+
+def _refuse_output(output: Path, gamma: str, in_place: bool) -> None:
+    """Refuse --output beside --in-place, and the file of the sweep as the output."""
+    if in_place:
+        raise UsageError(
+            "--in-place and --output exclude each other",
+            saw=f"--output {output}",
+            fix="leave one of them out",
+        )
+    if gamma.startswith("@"):
+        refuse_input(output, [Path(gamma[1:])])
+
+
+def _report(applied: Applied, doubts: list[tuple[str, str]], json: bool) -> None:
+    """Tell GitHub Actions and the user what was done."""
+    from rescale_cli.commands.github import append_outputs, unwritten
+
     result = apply_result(applied)
     if applied.patched is not None:
         append_outputs({name: result[name] for name in ("output", "sha256", "gamma")})
-    other = () if swept is None else swept.applied_to(checkpoint)
-    doubts = (*unproven, *other, *_stale_beside(applied))
     warnings = [*applied.plan.warnings, *doubts, *unwritten()]
     Screen("apply", json).result(result, warnings, lambda: show_apply(applied))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -152,16 +152,7 @@ def show_trained(trained: Trained) -> None:
     if validation := trained.data.get("validation"):
         split = f" (split {validation['split']})" if validation["split"] else ""
         say(f"validated on {validation['source']}{split}, {validation['samples']:,} samples")
-    if "val_error" in last:
-        named = [f"{name} {_percent(last[name])}" for name in ("many", "medium", "few")]
-        say(
-            f"validation error {_percent(last['val_error'])}, balanced error "
-            f"{_percent(last['val_balanced_error'])}, top-5 accuracy "
-            f"{_percent(last.get('val_top_5'))}; recalls by class frequency: {', '.join(named)}"
-        )
-        recalls = [_percent(share) for share in last.get("val_recalls", ())]
-        if 0 < len(recalls) <= 20:
-            say(f"recall of each class: {', '.join(recalls)}")
+    _show_validation(last)
     if final := final_of(trained):
         best = f", best epoch {final['best_epoch']} ({_percent(final['best_error'])} error)"
         say(
@@ -180,6 +171,21 @@ def show_trained(trained: Trained) -> None:
         if on:
             line = compare_line(folder, recipe, on)
             say(Whole(f"after `apply`, compare the two models: {line}"))
+
+
+def _show_validation(last: Mapping[str, Any]) -> None:
+    """The errors and recalls on the validation images, if there are any."""
+    if "val_error" not in last:
+        return
+    named = [f"{name} {_percent(last[name])}" for name in ("many", "medium", "few")]
+    say(
+        f"validation error {_percent(last['val_error'])}, balanced error "
+        f"{_percent(last['val_balanced_error'])}, top-5 accuracy "
+        f"{_percent(last.get('val_top_5'))}; recalls by class frequency: {', '.join(named)}"
+    )
+    recalls = [_percent(share) for share in last.get("val_recalls", ())]
+    if 0 < len(recalls) <= 20:
+        say(f"recall of each class: {', '.join(recalls)}")
 
 
 def _written(folder: RunFolder, recipe: Recipe) -> list[str]:

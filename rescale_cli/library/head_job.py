@@ -16,7 +16,7 @@ from rescale_cli.checkpoints.formats.sharded_folder import names_in_config
 from rescale_cli.checkpoints.locate_head import HeadChoice, locate, one_size, refuse_no_effect
 from rescale_cli.checkpoints.read_tensors import share_bytes
 from rescale_cli.core.classes import HeadRows
-from rescale_cli.core.counts import ZeroPolicy, warnings_of
+from rescale_cli.core.counts import ClassCounts, ZeroPolicy, warnings_of
 from rescale_cli.core.floats import ITEM_SIZES, Float64, to_bits, to_float64
 from rescale_cli.core.head import NO_BIAS, adjusting_line, one_row, refuse_rescaling
 from rescale_cli.core.methods import Adjustment
@@ -135,19 +135,42 @@ class HeadJob:
         own = next((n for n in names_in_config(self.config) if len(n) == first.classes), None)
         title = f"{first.weight} ({first.num_classes}, {first.feature_dim}) of {self.title}"
         resolved, aligned = self.choice.resolve(HeadRows(first.classes, own, "", title))
-        unproven, swept = self.strength.warnings(), self.strength.chosen_for
-        if swept is not None:
-            if swept.head_sha256 not in (None, self.sha256_of(first)):
-                raise OtherModel(
-                    f"the strength in {swept.sweep} belongs to another head than {first.weight} "
-                    f"of {self.title}",
-                    saw="the SHA-256 of the two heads differ",
-                    fix="sweep the logits of this head; or insist with the number: "
-                    f"--gamma {swept.gamma!r}",
-                )
-            swept.refuse_other_counts(resolved)
+        unproven = self.strength.warnings()
+        self._refuse_other(first, resolved)
         if first.binary and adjustment.needs_counts and adjustment.method != "logit-adjust":
             refuse_rescaling(adjustment.method, adjusting_line() if first.bias else NO_BIAS)
+        new, planned = self._changed(adjustment, resolved)
+        for name, values in new.items():
+            _refuse_overflow(name, values, str(self.tensors[name].dtype))
+        JointHead(tuple(p.keys.weight for p in planned if not p.keys.is_copy),
+                  tuple(p.before for p in planned if not p.keys.is_copy)).refuse(
+                      adjustment, written=True)  # fmt: skip
+        norms = [] if self.done else warnings_of(planned[0].before, resolved, named=aligned.named)
+        notes = [*about_choice(self.choice, own, planned[0]), *unproven, *norms]
+        notes += [("class-order", text) for text in aligned.notes]
+        notes += [("head", text) for text in self.found.warnings]
+        warn(notes)
+        return new, _how(adjustment)
+
+    def _refuse_other(self, first: HeadKeys, resolved: ClassCounts) -> None:
+        """Stop if a sweep chose the strength for another head or with other counts."""
+        swept = self.strength.chosen_for
+        if swept is None:
+            return
+        if swept.head_sha256 not in (None, self.sha256_of(first)):
+            raise OtherModel(
+                f"the strength in {swept.sweep} belongs to another head than {first.weight} "
+                f"of {self.title}",
+                saw="the SHA-256 of the two heads differ",
+                fix="sweep the logits of this head; or insist with the number: "
+                f"--gamma {swept.gamma!r}",
+            )
+        swept.refuse_other_counts(resolved)
+
+    def _changed(
+        self, adjustment: Adjustment, resolved: ClassCounts
+    ) -> tuple[dict[str, Float64], list[PlannedHead]]:
+        """The new values of the tensors, and what was planned for each head."""
         new, planned = dict[str, Float64](), []
         for keys in self.found.heads:
             weight = self.tensors[keys.weight]
@@ -161,17 +184,7 @@ class HeadJob:
             if keys.bias is not None:
                 shift = to_float64(*bits_of(bias))
                 new[keys.bias] = rows.on_bias(shift.reshape(-1)).reshape(shift.shape)
-        for name, values in new.items():
-            _refuse_overflow(name, values, str(self.tensors[name].dtype))
-        JointHead(tuple(p.keys.weight for p in planned if not p.keys.is_copy),
-                  tuple(p.before for p in planned if not p.keys.is_copy)).refuse(
-                      adjustment, written=True)  # fmt: skip
-        norms = [] if self.done else warnings_of(planned[0].before, resolved, named=aligned.named)
-        notes = [*about_choice(self.choice, own, planned[0]), *unproven, *norms]
-        notes += [("class-order", text) for text in aligned.notes]
-        notes += [("head", text) for text in self.found.warnings]
-        warn(notes)
-        return new, _how(adjustment)
+        return new, planned
 
 
 def asked(

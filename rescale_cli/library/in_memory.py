@@ -61,10 +61,23 @@ def rescale_(
         AlreadyRescaled: it was re-scaled before, and `compose` is not set.
         BadCounts, UnknownClassOrder, OtherModel, OtherCounts: see `apply`.
     """
-    import torch
-
     inner = _unwrapped(module)
     parts = dict(inner.named_modules())
+    job, name = _job_of(inner, parts, head)
+    for keys in job.find(counts, gamma, name, options):
+        mark = vars(parts.get(place_of(keys)[0], inner)).get(MARK)
+        if mark is not None and _is_still(mark, job, keys):
+            job.done[keys.weight] = mark["how"]
+    new, how = job.new_values(options)
+    for keys in job.found.heads:
+        _write(job, keys, parts.get(place_of(keys)[0], inner), new, how)
+    return module
+
+
+def _job_of(inner: Any, parts: Mapping[str, Any], head: Any) -> tuple[HeadJob, Names]:
+    """The tensors of a module, and the name of a head that is given as a layer."""
+    import torch
+
     tensors = {
         f"{prefix}.{name}" if prefix else name: tensor
         for prefix, part in parts.items()
@@ -87,28 +100,25 @@ def rescale_(
             saw=f"weight {job.infos['weight'].shape}",
             fix="pass the final linear layer, or the whole model",
         )
-    for keys in job.find(counts, gamma, head, options):
-        place, names = place_of(keys)
-        mark = vars(parts.get(place, inner)).get(MARK)
-        if mark is not None and _is_still(mark, job, keys):
-            job.done[keys.weight] = mark["how"]
-    new, how = job.new_values(options)
-    for keys in job.found.heads:
-        place, names = place_of(keys)
-        part, before = parts.get(place, inner), job.sha256_of(keys)
-        old = {name: bits_of(tensors[full])[0].tobytes() for full, name in names.items()}
-        for full in names:
-            if full in new:
-                _set(tensors[full], new[full])
-        after = job.sha256_of(keys)
-        if after != before:
-            earlier = vars(part).get(MARK) if keys.weight in job.done else None
-            object.__setattr__(part, MARK, {
-                "head_sha256": after, "how": how, "before": old, "before_sha256": before,
-                "values": _sizes(job, keys), "earlier": earlier,
-            })  # fmt: skip
-            MADE[after] = how
-    return module
+    return job, head
+
+
+def _write(job: HeadJob, keys: HeadKeys, part: Any, new: Mapping[str, Float64], how: str) -> None:
+    """Write the new values of a head into its module, and mark it if its bits have changed."""
+    names, before = place_of(keys)[1], job.sha256_of(keys)
+    old = {name: bits_of(job.tensors[full])[0].tobytes() for full, name in names.items()}
+    for full in names:
+        if full in new:
+            _set(job.tensors[full], new[full])
+    after = job.sha256_of(keys)
+    if after == before:
+        return
+    earlier = vars(part).get(MARK) if keys.weight in job.done else None
+    object.__setattr__(part, MARK, {
+        "head_sha256": after, "how": how, "before": old, "before_sha256": before,
+        "values": _sizes(job, keys), "earlier": earlier,
+    })  # fmt: skip
+    MADE[after] = how
 
 
 #: Relative changes of the row norms and the bias up to this are those of another dtype.
