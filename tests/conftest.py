@@ -32,6 +32,9 @@ from rescale_cli.commands import progress
 settings.register_profile("house", deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("house")
 
+# Workers of pytest-xdist set it, and then text that goes to no terminal is wrapped, too.
+os.environ.pop("COLUMNS", None)
+
 #: With one worker a core, as in `.ci/run`, each has one thread.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
