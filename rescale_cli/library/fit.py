@@ -24,7 +24,7 @@ from rescale_cli.evaluating.run_on_data import check_logits
 from rescale_cli.files.staging import write_texts
 from rescale_cli.finding.refusals import JointHead
 from rescale_cli.library.display import page, sketch
-from rescale_cli.library.heads import ArrayLike, head_of, sha256_of
+from rescale_cli.library.heads import ArrayLike, head_of, parts_of_module, sha256_of
 from rescale_cli.library.measuring import predictions_of
 from rescale_cli.library.words import speaks_python, warn
 from rescale_cli.patching.plan import CountsChoice
@@ -208,11 +208,7 @@ class Fit:
 
     def __sklearn_tags__(self) -> Any:
         """What a scikit-learn Pipeline asks for."""
-        from sklearn.utils import (  # type: ignore[import-untyped]
-            Tags,
-            TargetTags,
-            TransformerTags,
-        )
+        from sklearn.utils import Tags, TargetTags, TransformerTags  # type: ignore[import-untyped]
 
         return Tags(None, TargetTags(required=False), transformer_tags=TransformerTags())
 
@@ -385,21 +381,6 @@ def sweep(
         options: those of `Fit`, such as `head=model.fc`.
     """
     return Fit(counts, **options).fit(logits, labels)
-
-
-def parts_of_module(module: Any) -> tuple[Any, Any]:
-    """Weight and bias of a layer.
-
-    Raises:
-        UsageError: it has none.
-    """
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not hasattr(weight, "detach") or not (bias is None or hasattr(bias, "detach")):
-        raise UsageError(
-            f"{type(module).__name__} has no weight of its own",
-            fix="give the final linear layer: head=model.fc, or head=(weight, bias)",
-        )
-    return weight, bias
 
 
 def _pair(ends: Sequence[float] | None) -> tuple[float, float] | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rescale_cli.core.floats import HEAD_DTYPES, Bits, to_float64
 from rescale_cli.core.head import Head, two_rows
-from rescale_cli.errors import BadHead
+from rescale_cli.errors import BadHead, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -96,3 +96,18 @@ def sha256_of(*tensors: Any) -> str:
         if tensor is not None:
             found.update(bits_of(tensor)[0].tobytes())
     return found.hexdigest()
+
+
+def parts_of_module(module: Any) -> tuple[Any, Any]:
+    """Weight and bias of a layer.
+
+    Raises:
+        UsageError: it has none.
+    """
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not hasattr(weight, "detach") or not (bias is None or hasattr(bias, "detach")):
+        raise UsageError(
+            f"{type(module).__name__} has no weight of its own",
+            fix="give the final linear layer: head=model.fc, or head=(weight, bias)",
+        )
+    return weight, bias
