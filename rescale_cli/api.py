@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,7 +22,7 @@ from rescale_cli.errors import BadHead, RescaleError
 from rescale_cli.finding.find_head import FoundHeads
 from rescale_cli.patching.find_records import find_records
 from rescale_cli.patching.patch import Applied, Target, apply_plan, default_output
-from rescale_cli.patching.plan import CountsChoice, make_plan
+from rescale_cli.patching.plan import CountsChoice, Plan, make_plan
 from rescale_cli.patching.record import Record
 
 
@@ -149,6 +149,7 @@ def apply(
     record: str | PathLike[str] | None = None,
     accept_global: Names = (),
     command: str = "",
+    approve: Callable[[Plan], None] = lambda plan: None,
 ) -> Applied:
     """Write a checkpoint in which the head is adjusted and nothing else changes.
 
@@ -183,6 +184,7 @@ def apply(
         accept_global: full names of pickle globals to accept; they are never run.
         command: a command line to store in the record, which otherwise does not say who made the
             change, where and when.
+        approve: called with the plan before anything is written; it may raise.
 
     Raises:
         RescaleError: one of its kinds; see `inspect`, `patch.apply_plan` and `plan.make_plan`.
@@ -197,6 +199,7 @@ def apply(
         checkpoint, choice, adjustment, heads=HeadChoice(names_of(heads), only, plain_head),
         num_classes=num_classes, compose=compose, record=_path(record),
     )  # fmt: skip
+    approve(plan)
     if dry_run:
         return Applied(plan, None)
     target = Target(

@@ -108,8 +108,7 @@ def apply(
         accept, size = frozenset(names_of(options.get("accept_global"))), options.get("num_classes")
         checkpoint = open_checkpoint(Path(path), accept)
         swept.refuse_other_model(checkpoint, HeadChoice(names, only, plain), size, accept)
-        dry = api.apply(path, source, adjustment.strength, **{**given, "dry_run": True})
-        swept.refuse_other_counts(dry.plan.counts)
+        given["approve"] = lambda plan: swept.refuse_other_counts(plan.counts)
     applied = api.apply(path, source, adjustment.strength, **given)
     warn([*applied.plan.warnings, *unproven])
     return applied
